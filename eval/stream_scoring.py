@@ -1,0 +1,142 @@
+"""Scores documents with a checkpoint, stream by stream, and keeps what every token got.
+
+B streams, T tokens, V vocabulary.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from typing import Dict, Iterator, List, Optional
+
+import numpy as np
+import torch
+from fairseq import checkpoint_utils
+from tqdm import tqdm
+
+from longmem_fairseq.tasks import LongMemLanguageModelingTask
+from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
+
+MEMORIES = ("own", "empty", "other")
+
+
+@dataclass
+class DocumentScores:
+    """One document: negative log-likelihood (nats) and top prediction for each of its tokens."""
+
+    name: str
+    words: int
+    tokens: np.ndarray
+    nll: np.ndarray
+    predicted: np.ndarray
+
+
+def load_model(path: str, data: str, tokens_per_sample: int, **options):
+    """Model and task of a checkpoint, in evaluation mode.
+
+    Args:
+        path: checkpoint
+        data: folder made by preprocess/prepare_corpus.py
+        options: fields of the task to set, such as memory_size or compute_dtype
+    """
+    cfg = LongMemLanguageModelingConfig(data=data, tokens_per_sample=tokens_per_sample, **options)
+    task = LongMemLanguageModelingTask(cfg)
+    (model,), _, _ = checkpoint_utils.load_model_ensemble_and_task([path], task=task)
+    return model.eval(), task
+
+
+def use_memory(model, memory: str) -> None:
+    """Makes a model read its own memory, an empty one, or that of the next stream.
+
+    The two controls show the memory's own share: what is left without it, and what any memory gives
+    that is not of this document.
+
+    Raises:
+        ValueError: the model has no memory
+    """
+    if memory == "own":
+        return
+    bank = getattr(model.decoder, "memory", None)
+    if bank is None:
+        raise ValueError(f"--memory {memory} needs a model with a memory bank")
+    read = bank.retrieve
+    if memory == "empty":
+        bank.retrieve = lambda queries: None
+    else:
+        bank.retrieve = lambda queries: _shifted(read, queries)
+
+
+def _shifted(read, queries):
+    # stream b asks the bank of stream b + 1, which is reading another document
+    retrieved = read(queries.roll(1, dims=0))
+    return None if retrieved is None else type(retrieved)(*(t.roll(-1, 0) for t in retrieved))
+
+
+@torch.no_grad()
+def score_documents(
+    model, task, split: str, batch_size: int, progress: bool = True
+) -> Iterator[DocumentScores]:
+    """Reads every document of a split whole, in *batch_size* streams; yields it when it is done."""
+    task.load_dataset(split)
+    documents = task.dataset(split)
+    descriptions = read_json_lines(os.path.join(task.cfg.data, f"{split}.documents.jsonl"))
+    batches = task.eval_lm_dataloader(documents, batch_size=batch_size, num_workers=0)
+    device = next(model.parameters()).device
+    pad = task.target_dictionary.pad()
+    open_documents: Dict[int, DocumentScores] = {}
+    bar = tqdm(total=int(documents.sizes.sum()), unit="tok", unit_scale=True, disable=not progress)
+    for batch in batches:
+        target = batch["target"].to(device)
+        net_input = {name: tensor.to(device) for name, tensor in batch["net_input"].items()}
+        logits, _ = model(**net_input)
+        nll = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), target.flatten(), reduction="none", ignore_index=pad
+        )
+        nll = nll.view_as(target).cpu().numpy()
+        predicted = logits.argmax(dim=-1).cpu().numpy()
+        target = target.cpu().numpy()
+        for row, (number, start) in enumerate(zip(batch["id"], batch["position"], strict=True)):
+            number, start = int(number), int(start)
+            if number < 0:
+                continue
+            if start == 0:
+                size = int(documents.sizes[number])
+                described = descriptions[number]
+                open_documents[number] = DocumentScores(
+                    described["name"],
+                    described["words"],
+                    np.empty(size, dtype=np.int32),
+                    np.empty(size, dtype=np.float32),
+                    np.empty(size, dtype=np.int32),
+                )
+            scores = open_documents[number]
+            length = int((target[row] != pad).sum())
+            stop = start + length
+            scores.tokens[start:stop] = target[row, :length]
+            scores.nll[start:stop] = nll[row, :length]
+            scores.predicted[start:stop] = predicted[row, :length]
+            bar.update(length)
+            if stop == len(scores.tokens):
+                yield number, open_documents.pop(number)
+    bar.close()
+
+
+def read_json_lines(path: str) -> List[Dict]:
+    with open(path, encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self):
+        self.start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+
+def perplexity(nll: float, count: int) -> Optional[float]:
+    """exp(nll / count), None for no tokens."""
+    return float(np.exp(nll / count)) if count else None

@@ -1,0 +1,126 @@
+"""Batches of contiguous document streams.
+
+B streams of this shard, W shards, T tokens of a segment.
+"""
+
+from typing import Dict, List, NamedTuple, Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from longmem_fairseq.data.stream_layout import Piece, lay_out_streams
+
+
+class _Segment(NamedTuple):
+    piece: Piece
+    start: int  # of this segment in the document
+
+
+class DocumentStreamDataset(torch.utils.data.Dataset):
+    """Every item is a whole batch: the next segment of each of B streams.
+
+    Row b of batch t + 1 continues row b of batch t, until its document (or span) ends and the next
+    one starts, which ``new_document`` announces. Every token of every document is a target exactly
+    once: the first of a document is predicted from *bos*, the first of a later span from the token
+    before it. A last segment is padded on the right; a stream that has run out is padding.
+
+    fairseq's iterator gives batches i, i + W, i + 2W, ... to shard i, so batch t of shard i is item
+    t * W + i, and streams stay with their shard.
+
+    Args:
+        documents: indexed dataset, one item per document
+        pad, bos: padding symbol, and the one that stands before a document
+        batch_size: B
+        tokens_per_sample: T
+        stream_span: segments that a stream reads before it jumps, 0 for whole documents
+        num_shards: W
+        seed: of order and phases; None reads in a fixed order (evaluation)
+    """
+
+    def __init__(
+        self,
+        documents,
+        pad: int,
+        bos: int,
+        batch_size: int,
+        tokens_per_sample: int,
+        stream_span: int = 0,
+        num_shards: int = 1,
+        seed: Optional[int] = None,
+    ):
+        self.documents, self.pad, self.bos = documents, pad, bos
+        self.batch_size, self.num_shards = batch_size, num_shards
+        streams = lay_out_streams(
+            documents.sizes,
+            batch_size * num_shards,
+            tokens_per_sample,
+            stream_span,
+            np.random.default_rng(seed) if seed is not None else None,
+        )
+        self.tokens_per_sample = tokens_per_sample
+        # cumulative segments of every stream, to find the piece of a step without listing them all
+        self.streams = streams
+        self._ends = [
+            np.cumsum([self._num_segments(piece) for piece in stream], dtype=np.int64)
+            for stream in streams
+        ]
+        self.num_steps = max((int(ends[-1]) for ends in self._ends if len(ends)), default=0)
+        self._open: Dict[int, tuple] = {}  # stream -> (document, its tokens), the one being read
+
+    def __len__(self) -> int:
+        return self.num_steps * self.num_shards
+
+    def __getitem__(self, index: int) -> Dict:
+        step, shard = divmod(index, self.num_shards)
+        first = shard * self.batch_size
+        rows = [self._segment(s, step) for s in range(first, first + self.batch_size)]
+        sources, targets = [], []
+        for stream, row in enumerate(rows, start=first):
+            source, target = self._read(stream, row)
+            sources.append(source)
+            targets.append(target)
+        target = _pad_right(targets, self.pad)
+        return {
+            "id": torch.tensor([row.piece.document if row else -1 for row in rows]),
+            "position": torch.tensor([row.start if row else -1 for row in rows]),
+            "nsentences": self.batch_size,
+            "ntokens": sum(len(t) for t in targets),
+            "net_input": {
+                "src_tokens": _pad_right(sources, self.pad),
+                "new_document": torch.tensor(
+                    [row is not None and row.start == row.piece.start for row in rows]
+                ),
+            },
+            "target": target,
+        }
+
+    def _num_segments(self, piece: Piece) -> int:
+        return -(-(piece.stop - piece.start) // self.tokens_per_sample)
+
+    def _segment(self, stream: int, step: int) -> Optional[_Segment]:
+        ends = self._ends[stream]
+        number = int(np.searchsorted(ends, step, side="right"))
+        if number == len(ends):
+            return None
+        piece = self.streams[stream][number]
+        before = int(ends[number - 1]) if number else 0
+        return _Segment(piece, piece.start + (step - before) * self.tokens_per_sample)
+
+    def _read(self, stream: int, segment: Optional[_Segment]):
+        """Source and target tokens, each at most T."""
+        if segment is None:
+            return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
+        piece, start = segment
+        # an indexed dataset only gives whole documents: keep the one that this stream is reading
+        if self._open.get(stream, (None,))[0] != piece.document:
+            self._open[stream] = (piece.document, self.documents[piece.document])
+        tokens: Tensor = self._open[stream][1]
+        stop = min(start + self.tokens_per_sample, piece.stop)
+        target = tokens[start:stop].long()
+        before = tokens[start - 1 : start].long() if start else target.new_tensor([self.bos])
+        return torch.cat([before, target[:-1]]), target
+
+
+def _pad_right(rows: List[Tensor], pad: int) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)

@@ -1,0 +1,75 @@
+"""Which stream reads which part of which document, and when.
+
+B streams, T tokens of a segment, S segments of a span.
+"""
+
+import heapq
+from collections import deque
+from typing import Deque, List, NamedTuple, Optional, Sequence
+
+import numpy as np
+
+
+class Piece(NamedTuple):
+    """Tokens start to stop (exclusive) of a document, read by one stream without interruption."""
+
+    document: int
+    start: int
+    stop: int
+
+
+def lay_out_streams(
+    sizes: Sequence[int],
+    num_streams: int,
+    segment: int,
+    span: int = 0,
+    rng: Optional[np.random.Generator] = None,
+) -> List[List[Piece]]:
+    """Deals all tokens of all documents out to streams, each token to exactly one.
+
+    Every stream takes the next piece when it has finished the last one. Without *rng* several
+    streams take the longest documents first, so that they end at about the same time; a single
+    stream reads in file order. With *rng* the order is random. With *span* a document is cut, at a
+    random phase, into pieces of S segments (the first and the last are shorter), and the first piece
+    of every stream is shortened so that the streams do not all start afresh in the same step.
+
+    Args:
+        sizes: tokens of every document
+        num_streams: B
+        segment: T
+        span: S, 0 for whole documents
+        rng: for order and phases; None for evaluation
+
+    Returns:
+        B lists of pieces, in reading order
+    """
+    pieces: List[Piece] = []
+    for document, size in enumerate(sizes):
+        cuts = [0, int(size)]
+        if span > 0:
+            phase = int(rng.integers(span * segment)) if rng is not None else 0
+            cuts = sorted({0, int(size), *range(phase, int(size), span * segment)})
+        pieces += [Piece(document, a, b) for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+    if rng is not None:
+        pieces = [pieces[i] for i in rng.permutation(len(pieces))]
+    elif num_streams > 1:
+        pieces.sort(key=lambda piece: piece.start - piece.stop)
+    return _deal(deque(pieces), num_streams, segment, span)
+
+
+def _deal(queue: Deque[Piece], num_streams: int, segment: int, span: int) -> List[List[Piece]]:
+    streams: List[List[Piece]] = [[] for _ in range(num_streams)]
+    ready = [(0, stream) for stream in range(num_streams)]  # (segments read, stream): a heap
+    while queue:
+        steps, stream = heapq.heappop(ready)
+        piece = queue.popleft()
+        if span > 0 and not streams[stream]:
+            # stream b starts with (b + 1) / B of a span; the rest of that piece is read at the end
+            limit = -(-span * (stream + 1) // num_streams) * segment
+            if piece.stop - piece.start > limit:
+                queue.append(piece._replace(start=piece.start + limit))
+                piece = piece._replace(stop=piece.start + limit)
+        streams[stream].append(piece)
+        steps += -(-(piece.stop - piece.start) // segment)
+        heapq.heappush(ready, (steps, stream))
+    return streams

@@ -1,0 +1,71 @@
+"""Reading a backbone's checkpoint, and telling one backbone from another."""
+
+import hashlib
+import os
+from typing import Dict, Tuple
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.data import Dictionary
+from torch import Tensor
+
+from longmem_fairseq.models.backbone import BackboneDecoder
+
+
+def fingerprint(state_dict: Dict[str, Tensor]) -> Tensor:
+    """SHA-256 over names, shapes and float32 values of a state dict, as 32 numbers (uint8).
+
+    A tensor, so that it can be part of a model's own state dict.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        tensor = state_dict[name].float().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy())
+    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+
+
+def dictionary_hash(dictionary: Dictionary) -> str:
+    """SHA-256 over the symbols of a dictionary, in order."""
+    return hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()
+
+
+def load_backbone(path: str, dictionary: Dictionary, **overrides) -> Tuple[BackboneDecoder, Tensor]:
+    """The backbone of a checkpoint and its fingerprint.
+
+    Args:
+        path: a checkpoint of ``longmem_backbone``
+        dictionary: the one in use, which has to be the backbone's
+        overrides: fields of its configuration to change
+
+    Raises:
+        FileNotFoundError: there is no such file
+        ValueError: it is not a checkpoint, not one of a backbone, or has another dictionary
+    """
+    if not path:
+        raise ValueError("--pretrained-model-path is missing: give the backbone's checkpoint")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"--pretrained-model-path ({path}): no such file")
+    state = checkpoint_utils.load_checkpoint_to_cpu(path)
+    cfg = state["cfg"]["model"] if state.get("cfg") else None
+    name = str(cfg["_name"]) if cfg is not None else "unknown"
+    if not name.startswith("longmem_backbone"):
+        raise ValueError(
+            f"--pretrained-model-path ({path}) holds a model of architecture {name}, expected "
+            "longmem_backbone; a released LongMem checkpoint goes through "
+            "preprocess/convert_longmem_checkpoint.py first"
+        )
+    rows = state["model"]["decoder.embed_tokens.weight"].size(0)
+    expected = (state.get("task_state") or {}).get("dictionary_hash")
+    if rows != len(dictionary) or expected not in (None, dictionary_hash(dictionary)):
+        raise ValueError(
+            f"--pretrained-model-path ({path}) was trained with another dictionary ({rows} symbols) "
+            f"than the data's dict.txt ({len(dictionary)} symbols): prepare the data with the "
+            "backbone's dictionary and tokenizer"
+        )
+    for field, value in overrides.items():
+        cfg[field] = value
+    decoder = BackboneDecoder(cfg, dictionary)
+    weights = {name.removeprefix("decoder."): w for name, w in state["model"].items()}
+    decoder.load_state_dict(weights)
+    return decoder, fingerprint(weights)

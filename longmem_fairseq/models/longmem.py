@@ -1,0 +1,209 @@
+"""LongMem: a frozen backbone and a SideNet that reads the backbone's past from a memory bank.
+
+B streams, T tokens, C embed_dim, H heads, L backbone layers, r layer reduction factor,
+S = L / r SideNet layers, m retrieval layer index, V vocabulary.
+"""
+
+import logging
+import os
+from dataclasses import dataclass, field
+
+import torch
+from fairseq.dataclass import ChoiceEnum
+from fairseq.models import FairseqDecoder, FairseqLanguageModel, register_model
+from omegaconf import open_dict
+from torch import Tensor, nn
+
+from longmem_fairseq.models.backbone import ACTIVATION_CHOICES, BackboneDecoder
+from longmem_fairseq.models.checkpoints import load_backbone
+from longmem_fairseq.models.memory_config import MemoryConfig, build_memory, log_parameters
+from longmem_fairseq.modules import DecoderBlock
+
+logger = logging.getLogger(__name__)
+
+SIDENET_INIT_CHOICES = ChoiceEnum(["released", "identity"])
+
+
+@dataclass
+class LongMemConfig(MemoryConfig):
+    layer_reduction_factor: int = field(
+        default=2, metadata={"help": "backbone layers per SideNet layer; must divide their number"}
+    )
+    sidenet_init: SIDENET_INIT_CHOICES = field(
+        default="released",
+        metadata={
+            "help": "released: SideNet layers start as copies of backbone layers, as in the paper; "
+            "identity: their output matrices start at zero and the last residual is taken before "
+            "the final LayerNorm, so that training starts from the backbone's own predictions"
+        },
+    )
+    activation_fn: ACTIVATION_CHOICES = field(
+        default="gelu", metadata={"help": "activation of the SideNet's MLP"}
+    )
+    dropout: float = field(
+        default=0.0, metadata={"help": "dropout probability of both branches of a SideNet block"}
+    )
+
+
+class SideNetDecoder(FairseqDecoder):
+    """The SideNet with the backbone inside (section 3.2 of arXiv 2306.07174).
+
+    Its state dict holds the SideNet and the backbone's fingerprint, never the backbone.
+
+    Args:
+        cfg: see :class:`LongMemConfig`
+        backbone: will be frozen and stored in ``cfg.compute_dtype``
+        fingerprint: of the backbone, see :func:`load_backbone`
+        tokens_per_sample: tokens of a segment, for the checks
+
+    Raises:
+        ValueError: naming the option that does not fit
+    """
+
+    def __init__(
+        self,
+        cfg: LongMemConfig,
+        backbone: BackboneDecoder,
+        fingerprint: Tensor,
+        tokens_per_sample: int,
+    ):
+        super().__init__(backbone.dictionary)
+        num_layers, reduction = len(backbone.layers), cfg.layer_reduction_factor
+        if reduction < 1 or num_layers % reduction != 0:
+            raise ValueError(
+                f"--layer-reduction-factor ({reduction}) must divide the backbone's {num_layers} "
+                "layers"
+            )
+        embed_dim = backbone.embed_tokens.embedding_dim
+        num_heads = backbone.layers[0].self_attn.num_heads
+        self.memory = build_memory(cfg, num_layers, embed_dim, num_heads, tokens_per_sample)
+        self.retrieval_layer = cfg.retrieval_layer_index
+        self.memory_layer = cfg.retrieval_layer_index // reduction
+        if self.memory is not None and self.retrieval_layer % reduction != reduction - 1:
+            logger.warning(
+                f"--retrieval-layer-index {self.retrieval_layer}: the SideNet's queries start as those "
+                f"of backbone layer {self.memory_layer * reduction + reduction - 1}, not as queries to "
+                "the keys that are cached"
+            )
+        self.reduction = reduction
+        self.identity = str(cfg.sidenet_init) == "identity"
+        self.padding_idx = backbone.padding_idx
+        self.layers = nn.ModuleList(
+            DecoderBlock(
+                embed_dim,
+                num_heads,
+                activation=str(cfg.activation_fn),
+                layer_norm_eps=1e-5,
+                dropout=cfg.dropout,
+                smeared_keys=backbone.layers[
+                    reduction * layer + reduction - 1
+                ].self_attn.smeared_keys,
+                has_memory=self.memory is not None and layer == self.memory_layer,
+                gate_lr_multiplier=cfg.gate_lr_multiplier,
+            )
+            for layer in range(num_layers // reduction)
+        )
+        eps = backbone.layer_norm.eps if self.identity else 1e-5
+        self.layer_norm = nn.LayerNorm(embed_dim, eps=eps)
+        self._init_from(backbone)
+        self.register_buffer("backbone_fingerprint", fingerprint)
+        self._freeze(backbone)
+
+    def _init_from(self, backbone: BackboneDecoder) -> None:
+        for i, layer in enumerate(self.layers):
+            # strict=False: the memory layer has a gate, which no backbone layer has
+            source = backbone.layers[self.reduction * i + self.reduction - 1]
+            layer.load_state_dict(source.state_dict(), strict=False)
+            if self.identity:
+                for matrix in (layer.self_attn.out_proj.weight, layer.fc2.weight, layer.fc2.bias):
+                    nn.init.zeros_(matrix)
+        self.layer_norm.load_state_dict(backbone.layer_norm.state_dict())
+
+    def _freeze(self, backbone: BackboneDecoder) -> None:
+        backbone.requires_grad_(False)
+        for module in backbone.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):  # LayerNorms stay float32
+                module.to(backbone.compute_dtype)
+        self.backbone = backbone.eval()
+        self.register_state_dict_post_hook(_drop_backbone)
+        self.register_load_state_dict_pre_hook(_keep_backbone)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def forward(self, src_tokens: Tensor, new_document: Tensor = None, **unused):
+        """Reads a segment of every stream, predicts, and memorises it.
+
+        Args:
+            src_tokens: B x T, padded on the right
+            new_document: B, True for rows whose memory is to be forgotten first
+
+        Returns:
+            logits B x T x V, and :meth:`ExternalMemory.statistics` (empty without memory)
+        """
+        memory = self.memory
+        if memory is not None:
+            dtype, device = self.backbone.compute_dtype, src_tokens.device
+            memory.begin(src_tokens.size(0), new_document, self.training, dtype, device)
+        with self.backbone.autocast(src_tokens.device):
+            with torch.no_grad():
+                encoded = self.backbone.encode(src_tokens, self.retrieval_layer, self.reduction)
+            states = encoded.hidden_states
+            if not self.identity:
+                # faithful: the list's last entry is after the final LayerNorm
+                states = states[:-1] + [encoded.normed]
+            bias = self.backbone.attention_bias(
+                src_tokens.size(1), self.backbone.compute_dtype, src_tokens.device
+            )
+            x = states[0]
+            for i, layer in enumerate(self.layers):
+                below = self.reduction * i
+                residual = states[below + self.reduction] - states[below]
+                reads = memory is not None and i == self.memory_layer
+                x = layer(x, bias, memory.retrieve if reads else None, residual).x
+            logits = self.backbone.output_layer(self.layer_norm(x))
+        if memory is None:
+            return logits, {}
+        extra = memory.statistics(self.layers[self.memory_layer].self_attn.gate)
+        memory.write(encoded.keys, encoded.values, src_tokens.ne(self.padding_idx))
+        return logits, extra
+
+    def max_positions(self) -> int:
+        return self.backbone.max_positions()
+
+
+def _drop_backbone(module: SideNetDecoder, state_dict, prefix: str, metadata) -> None:
+    for name in [name for name in state_dict if name.startswith(prefix + "backbone.")]:
+        del state_dict[name]
+
+
+def _keep_backbone(module: SideNetDecoder, state_dict, prefix: str, *unused) -> None:
+    """Refuses the SideNet of another backbone; lets a strict load find the backbone in place."""
+    saved = state_dict.get(prefix + "backbone_fingerprint")
+    if saved is not None and not torch.equal(saved.cpu(), module.backbone_fingerprint.cpu()):
+        raise ValueError(
+            f"this SideNet was trained with the backbone {saved.numpy().tobytes().hex()[:16]}, not "
+            f"with {module.backbone_fingerprint.cpu().numpy().tobytes().hex()[:16]}: give its own "
+            "backbone as --pretrained-model-path"
+        )
+    for name, tensor in module.backbone.state_dict().items():
+        state_dict[prefix + "backbone." + name] = tensor
+
+
+@register_model("longmem", dataclass=LongMemConfig)
+class LongMem(FairseqLanguageModel):
+    """Backbone, SideNet and memory; only the SideNet is trained and saved."""
+
+    @classmethod
+    def build_model(cls, cfg: LongMemConfig, task):
+        backbone, fingerprint = load_backbone(
+            cfg.pretrained_model_path, task.source_dictionary, compute_dtype=str(cfg.compute_dtype)
+        )
+        with open_dict(cfg):  # so that the checkpoint is found from any working directory
+            cfg.pretrained_model_path = os.path.abspath(cfg.pretrained_model_path)
+        tokens_per_sample = task.cfg.tokens_per_sample
+        model = cls(SideNetDecoder(cfg, backbone, fingerprint, tokens_per_sample))
+        log_parameters(model)
+        return model

@@ -1,0 +1,85 @@
+"""Which document is in which split, and how much text each split holds."""
+
+import hashlib
+import itertools
+import random
+from typing import Iterator, List, Sequence
+
+from corpus_source import SPLITS, Document, Source
+
+MAX_TRAINING_CHARACTERS = 30_000_000  # for SentencePiece; more text changes hardly a piece
+
+
+class SplitCorpus:
+    """A source with its splits settled.
+
+    Reads every document once, so that bad input shows before any work is done on it.
+
+    Args:
+        valid_share, test_share: share of the documents, where the source has no splits of its own.
+        seed: of that split.
+
+    Raises ValueError where there are no documents, or none to train on.
+    """
+
+    def __init__(self, source: Source, valid_share: float, test_share: float, seed: int):
+        self.source = source
+        self.seed = seed
+        self.split_of: List[str] = []  # of each document in reading order, where we split
+        self.num_documents = dict.fromkeys(SPLITS, 0)
+        self.num_characters = dict.fromkeys(SPLITS, 0)
+        if source.has_splits:
+            for split in source.split_files:
+                for document in source.documents(split):
+                    self._count(split, len(document.text))
+        else:
+            hashes, lengths = [], []
+            for document in source.documents():
+                hashes.append(hashlib.sha256(f"{seed} {document.name}".encode()).digest()[:8])
+                lengths.append(len(document.text))
+            self.split_of = split_by_rank(hashes, valid_share, test_share)
+            for split, length in zip(self.split_of, lengths, strict=True):
+                self._count(split, length)
+        if not any(self.num_documents.values()):
+            raise ValueError(f"--source ({source.path}) holds no documents")
+        if not self.num_documents["train"]:
+            raise ValueError(f"--source ({source.path}) has no documents in its train split")
+
+    def _count(self, split: str, num_characters: int) -> None:
+        self.num_documents[split] += 1
+        self.num_characters[split] += num_characters
+
+    def documents(self, split: str) -> Iterator[Document]:
+        if not self.num_documents[split]:
+            return iter(())
+        if self.source.has_splits:
+            return self.source.documents(split)
+        return itertools.compress(self.source.documents(), [s == split for s in self.split_of])
+
+    def training_texts(self) -> Iterator[str]:
+        """Train documents, thinned by line to about MAX_TRAINING_CHARACTERS."""
+        share = MAX_TRAINING_CHARACTERS / max(1, self.num_characters["train"])
+        rng = random.Random(self.seed)
+        for document in self.documents("train"):
+            if share >= 1:
+                yield document.text
+            else:
+                lines = document.text.split("\n")
+                yield "\n".join(line for line in lines if rng.random() < share)
+
+
+def split_by_rank(hashes: Sequence[bytes], valid_share: float, test_share: float) -> List[str]:
+    """The split of each document: those with the smallest hashes are valid, the next ones test.
+
+    A share above 0 gets at least one document, as long as one is left for train.
+    """
+    order = sorted(range(len(hashes)), key=lambda i: (hashes[i], i))
+    splits = ["train"] * len(hashes)
+    start = 0
+    for split, share in (("valid", valid_share), ("test", test_share)):
+        count = max(1, round(share * len(hashes))) if share > 0 else 0
+        count = max(0, min(count, len(hashes) - 1 - start))
+        for i in order[start : start + count]:
+            splits[i] = split
+        start += count
+    return splits

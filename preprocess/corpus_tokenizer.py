@@ -1,0 +1,61 @@
+"""What every tokenizer of prepare_corpus.py has in common.
+
+Every token stands for a run of UTF-8 bytes. That makes the round trip checkable, and maps a
+character offset to its token in the same way for every tokenizer.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Dict, Iterable, List
+
+import numpy as np
+from fairseq.data import Dictionary
+
+
+class Tokenizer:
+    """A tokenizer, its fairseq dictionary, and the table between their ids."""
+
+    kind: str
+    dictionary: Dictionary
+    token_bytes: List[bytes]  # of each id of the tokenizer
+    to_dictionary: np.ndarray  # id of the tokenizer -> index in the dictionary
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of the tokenizer (not of the dictionary)."""
+        raise NotImplementedError
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's own files; the dictionary is saved apart from it."""
+        raise NotImplementedError
+
+    def joined_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that ids of the tokenizer stand for."""
+        return b"".join([self.token_bytes[i] for i in ids])
+
+    def token_ends(self, ids: np.ndarray) -> np.ndarray:
+        """The byte offset at which each token ends: token i covers [ends[i - 1], ends[i])."""
+        return np.cumsum(self._num_bytes[ids])
+
+    def decode(self, indices: Iterable[int]) -> str:
+        """Text of dictionary indices; those of no token (eos, padding) stand for nothing."""
+        table = self._bytes_of_index
+        return b"".join([table.get(int(i), b"") for i in indices]).decode(errors="replace")
+
+    @cached_property
+    def _num_bytes(self) -> np.ndarray:
+        return np.array([len(token) for token in self.token_bytes], dtype=np.int64)
+
+    @cached_property
+    def _bytes_of_index(self) -> Dict[int, bytes]:
+        known = np.flatnonzero(self.to_dictionary >= self.dictionary.nspecial)
+        return {int(self.to_dictionary[i]): self.token_bytes[i] for i in known}
+
+
+def load_dictionary(path: Path) -> Dictionary:
+    """A fairseq dictionary; FileNotFoundError or ValueError name the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--dict ({path}) does not exist")
+    try:
+        return Dictionary.load(str(path))
+    except Exception as error:  # fairseq raises bare Exceptions here
+        raise ValueError(f"--dict ({path}) is not a fairseq dictionary: {error}") from None

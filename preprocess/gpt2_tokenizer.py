@@ -1,0 +1,55 @@
+"""GPT-2's byte-pair encoding, from the files that fairseq publishes for it."""
+
+import shutil
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+from fairseq.data import Dictionary
+from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode, get_encoder
+
+from corpus_tokenizer import Tokenizer, load_dictionary
+
+GPT2_FILES = ("encoder.json", "vocab.bpe", "dict.txt")
+CACHED_WORDS = 1_000_000  # fairseq's encoder remembers every word it has met, without a limit
+
+
+class GPT2Tokenizer(Tokenizer):
+    """GPT-2 BPE as fairseq uses it: the dictionary's symbols are GPT-2's ids in digits.
+
+    Args:
+        folder: holds encoder.json, vocab.bpe and, unless `dictionary` is given, dict.txt.
+    """
+
+    kind = "gpt2"
+
+    def __init__(self, folder: Path, dictionary: Optional[Dictionary] = None):
+        self.folder = folder
+        for name in GPT2_FILES if dictionary is None else GPT2_FILES[:2]:
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"--gpt2-bpe-dir ({folder}) has no {name}: expected {', '.join(GPT2_FILES)}"
+                )
+        byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+        try:
+            self.bpe = get_encoder(str(folder / "encoder.json"), str(folder / "vocab.bpe"))
+            self.token_bytes = [b""] * (max(self.bpe.decoder) + 1)
+            for i, token in self.bpe.decoder.items():
+                self.token_bytes[i] = bytes(byte_of[character] for character in token)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(
+                f"--gpt2-bpe-dir ({folder}): encoder.json or vocab.bpe is not GPT-2's"
+            ) from None
+        self.dictionary = dictionary or load_dictionary(folder / "dict.txt")
+        # Ids that the dictionary leaves out become unknown; a text with one is refused later.
+        indices = [self.dictionary.index(str(i)) for i in range(len(self.token_bytes))]
+        self.to_dictionary = np.array(indices, dtype=np.int32)
+
+    def encode(self, text: str) -> np.ndarray:
+        if len(self.bpe.cache) > CACHED_WORDS:
+            self.bpe.cache.clear()
+        return np.array(self.bpe.encode(text), dtype=np.int32)
+
+    def save(self, folder: Path) -> None:
+        for name in GPT2_FILES[:2]:
+            shutil.copyfile(self.folder / name, folder / name)

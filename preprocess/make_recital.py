@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Write documents of random tokens that repeat themselves, to teach a small backbone to copy first.
+
+Example:
+    python preprocess/make_recital.py --data data/books --dest data/books-recital
+    fairseq-train data/books-recital:data/books ...
+
+A model that reads its past has to find the place where the same thing stood before (induction). In
+natural text a small model learns that late or never; in a recital half of the tokens can be known
+in no other way, and a few hundred updates are enough. fairseq takes the first folder of a list for
+the first epoch, the second for the second, and so on.
+
+Documents are runs of 6 to 32 tokens, drawn by the square root of their frequency in the train split;
+every second run is one of the last four again.
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import List
+
+import numpy as np
+import torch
+from fairseq.data import Dictionary, indexed_dataset
+
+import quiet_fairseq  # noqa: F401  before fairseq
+from longmem_fairseq.cli import run
+from output_folder import is_up_to_date, replaced_folder
+
+FORMAT = 2
+TOKENS_PER_DOCUMENT = 8192
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder made by prepare_corpus.py")
+    add("--dest", type=Path, required=True, help="folder to write, new or empty")
+    add("--tokens", type=int, default=700_000, help="tokens to write")
+    add("--seed", type=int, default=1, help="same seed and options, same files")
+    add("--overwrite", action="store_true", help="replace an earlier, different result in --dest")
+    return parser
+
+
+def recital(rng: np.random.Generator, probabilities: np.ndarray, num_tokens: int) -> np.ndarray:
+    """One document of at least *num_tokens* tokens."""
+    runs: List[np.ndarray] = []
+    length = 0
+    while length < num_tokens:
+        runs.append(rng.choice(len(probabilities), size=rng.integers(6, 33), p=probabilities))
+        recent = runs[-7::2]  # the last four that were new when they came
+        runs.append(recent[rng.integers(len(recent))])
+        length += len(runs[-2]) + len(runs[-1])
+    return np.concatenate(runs)
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    if args.tokens < 1:
+        raise ValueError(f"--tokens ({args.tokens}) must be at least 1")
+    path = args.data / "dict.txt"
+    if not path.is_file():
+        raise FileNotFoundError(f"--data ({args.data}) holds no dict.txt: run prepare_corpus.py")
+    manifest = {
+        "format": FORMAT,
+        "dictionary": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "tokens": args.tokens,
+        "seed": args.seed,
+    }
+    if is_up_to_date(args.dest, "recital.json", manifest, args.overwrite):
+        print(f"{args.dest}: up to date")
+        return
+    dictionary = Dictionary.load(str(path))
+    probabilities = np.sqrt(np.array(dictionary.count, dtype=np.float64))
+    probabilities[: dictionary.nspecial] = 0
+    probabilities /= probabilities.sum()
+    rng = np.random.default_rng(args.seed)
+    frequencies = np.zeros(len(dictionary), dtype=np.int64)
+    with replaced_folder(args.dest) as folder:
+        builder = indexed_dataset.make_builder(
+            str(folder / "train.bin"), "mmap", vocab_size=len(dictionary)
+        )
+        documents = -(-args.tokens // TOKENS_PER_DOCUMENT)
+        for _ in range(documents):
+            tokens = recital(rng, probabilities, args.tokens // documents)
+            frequencies += np.bincount(tokens, minlength=len(dictionary))
+            builder.add_item(torch.from_numpy(np.append(tokens, dictionary.eos())))
+        builder.finalize(str(folder / "train.idx"))
+        # the backbone's first prediction is these frequencies: see BackboneDecoder
+        dictionary.count = frequencies.tolist()
+        dictionary.save(str(folder / "dict.txt"))
+        (folder / "recital.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    print(f"{args.dest}: {documents} documents")
+
+
+if __name__ == "__main__":
+    run(main)

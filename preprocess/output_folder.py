@@ -1,0 +1,51 @@
+"""A folder that is complete or absent: written beside its destination, then renamed into place."""
+
+import contextlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, Iterator
+
+
+def is_up_to_date(dest: Path, marker: str, wanted: Dict[str, Any], overwrite: bool) -> bool:
+    """Whether `dest` is this very result: the JSON file `marker` in it holds all of `wanted`.
+
+    Raises ValueError where `dest` holds anything else, unless it is an older result (it has a
+    `marker`) and `overwrite` is set: a folder that is not ours is never replaced.
+    """
+    if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())):
+        return False
+    path = dest / marker
+    if not path.is_file():
+        raise ValueError(
+            f"--dest ({dest}) holds something else (no {marker} in it): give a new or empty folder"
+        )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = {}
+    if isinstance(found, dict) and all(found.get(key) == value for key, value in wanted.items()):
+        return True
+    if not overwrite:
+        raise ValueError(
+            f"--dest ({dest}) was made from other input or options: "
+            "give another folder or --overwrite to replace it"
+        )
+    return False
+
+
+@contextlib.contextmanager
+def replaced_folder(dest: Path) -> Iterator[Path]:
+    """A new folder beside `dest`, which takes its place when the block ends well."""
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))
+    work = scratch / "new"
+    work.mkdir()  # with the user's own permissions, which mkdtemp does not give
+    try:
+        yield work
+        if dest.exists():
+            dest.rename(scratch / "old")
+        work.rename(dest)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

