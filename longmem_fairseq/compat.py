@@ -8,13 +8,29 @@ bag of options. fairseq's loader is wrapped so that whatever goes wrong is one c
 import argparse
 import os
 import pickle
+import struct
+from contextlib import contextmanager
 
 import torch
 from fairseq import checkpoint_utils
 
+# what torch.load raises for a damaged file, depending on where the damage is
+_DAMAGE = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+)
 
-def _load_checkpoint_to_cpu(path, *args, **kwargs):
-    """``fairseq.checkpoint_utils.load_checkpoint_to_cpu`` with errors for people.
+
+@contextmanager
+def clear_errors(path):
+    """Around the loading of a checkpoint: errors for people.
 
     Raises:
         FileNotFoundError: there is no such file
@@ -23,16 +39,33 @@ def _load_checkpoint_to_cpu(path, *args, **kwargs):
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
-        state = _original(path, *args, **kwargs)
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+        yield
+    except _DAMAGE as error:
+        if "unsupported global" in str(error).lower():  # PyTorch has two spellings
             raise ValueError(
                 f"{path}: refused, it would execute code when loaded (its pickle names objects other "
                 "than tensors and plain containers)"
             ) from error
         raise ValueError(f"{path} is not a checkpoint, or a damaged one") from error
-    except (RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        if error.filename is not None:  # not allowed to read it, and the like
+            raise
         raise ValueError(f"{path} is not a checkpoint, or a damaged one") from error
+
+
+def _load_checkpoint_to_cpu(path, *args, **kwargs):
+    """``fairseq.checkpoint_utils.load_checkpoint_to_cpu`` with :func:`clear_errors`."""
+    unknown = None
+    with clear_errors(path):
+        try:
+            state = _original(path, *args, **kwargs)
+        except KeyError as error:  # fairseq looks up the architecture that the checkpoint names
+            unknown = error
+    if unknown is not None:
+        raise ValueError(
+            f"{path} is not a checkpoint that can be read here ({unknown} is unknown or missing); one "
+            "of the released LongMem goes through preprocess/convert_longmem_checkpoint.py first"
+        ) from unknown
     if not isinstance(state, dict) or "model" not in state:
         raise ValueError(f"{path} is not a fairseq checkpoint: it holds no model")
     return state

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Write a corpus of long documents that state facts about people and ask for them far later.
 
-A document is one paragraph of plain English sentences: statements (`Ada paints.`),
-questions with their answer, which restates the statement (`What does Ada do? Ada paints.`), and filler. Which value belongs to a name and relation is drawn anew and uniformly for
-each document, so that nothing else can tell it: who does not find the earlier mention guesses, and
-is right in 1 of --values cases.
+A document is one paragraph of plain English sentences: statements (`Ada paints.`), questions with
+their answer, which restates the statement (`Do you remember? Ada paints.`), and filler. Which value
+belongs to a name is drawn anew and uniformly for each document, so that nothing else can tell it:
+who does not find the earlier mention guesses, and is right in 1 of --values cases.
 
 Example:
     python preprocess/make_recall_corpus.py --dest data/recall
@@ -42,7 +42,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--dest", type=Path, required=True, help="folder to write, new or empty")
     add("--train-documents", type=int, default=400, help="documents of the train split")
     add("--valid-documents", type=int, default=4, help="documents of the valid split")
-    add("--test-documents", type=int, default=16, help="documents of the test split")
+    add("--test-documents", type=int, default=8, help="documents of the test split")
     add("--train-words", type=int, default=6000, help="words of a train document")
     add("--test-words", type=int, default=16000, help="words of a valid or test document")
     add("--names", type=int, default=240, help=f"people in a document, at most {len(NAMES)}")

@@ -10,13 +10,14 @@ natural text a small model learns that late or never; in a recital half of the t
 in no other way, and a few hundred updates are enough. fairseq takes the first folder of a list for
 the first epoch, the second for the second, and so on.
 
-Documents are runs of 6 to 32 tokens, drawn by the square root of their frequency in the train split;
-every second run is one of the last four again.
+Documents are runs of 6 to 32 tokens, drawn by the square root of their frequency in the train
+split; every second run is one of the last four again.
 """
 
 import argparse
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import List
 
@@ -30,6 +31,7 @@ from output_folder import is_up_to_date, replaced_folder
 
 FORMAT = 2
 TOKENS_PER_DOCUMENT = 8192
+TOKENIZER_FILES = ("sentencepiece.model", "encoder.json", "vocab.bpe")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -41,6 +43,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--data", type=Path, required=True, help="folder made by prepare_corpus.py")
     add("--dest", type=Path, required=True, help="folder to write, new or empty")
     add("--tokens", type=int, default=700_000, help="tokens to write")
+    add("--mix", action="store_true", help="put the train split of --data beside the recital")
     add("--seed", type=int, default=1, help="same seed and options, same files")
     add("--overwrite", action="store_true", help="replace an earlier, different result in --dest")
     return parser
@@ -70,6 +73,7 @@ def main() -> None:
         "dictionary": hashlib.sha256(path.read_bytes()).hexdigest(),
         "tokens": args.tokens,
         "seed": args.seed,
+        "mix": args.mix,
     }
     if is_up_to_date(args.dest, "recital.json", manifest, args.overwrite):
         print(f"{args.dest}: up to date")
@@ -81,18 +85,22 @@ def main() -> None:
     rng = np.random.default_rng(args.seed)
     frequencies = np.zeros(len(dictionary), dtype=np.int64)
     with replaced_folder(args.dest) as folder:
-        builder = indexed_dataset.make_builder(
-            str(folder / "train.bin"), "mmap", vocab_size=len(dictionary)
-        )
+        prefix = folder / ("train1" if args.mix else "train")
+        builder = indexed_dataset.make_builder(f"{prefix}.bin", "mmap", vocab_size=len(dictionary))
         documents = -(-args.tokens // TOKENS_PER_DOCUMENT)
         for _ in range(documents):
             tokens = recital(rng, probabilities, args.tokens // documents)
             frequencies += np.bincount(tokens, minlength=len(dictionary))
             builder.add_item(torch.from_numpy(np.append(tokens, dictionary.eos())))
-        builder.finalize(str(folder / "train.idx"))
+        builder.finalize(f"{prefix}.idx")
+        for name in ("train.bin", "train.idx") if args.mix else ():
+            (folder / name).symlink_to((args.data / name).resolve(strict=True))
         # the backbone's first prediction is these frequencies: see BackboneDecoder
         dictionary.count = frequencies.tolist()
         dictionary.save(str(folder / "dict.txt"))
+        for name in TOKENIZER_FILES:
+            if (args.data / name).is_file():
+                shutil.copy(args.data / name, folder)
         (folder / "recital.json").write_text(json.dumps(manifest, indent=2) + "\n")
     print(f"{args.dest}: {documents} documents")
 

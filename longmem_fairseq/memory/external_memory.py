@@ -49,7 +49,7 @@ class ExternalMemory:
             return
         if bank is None or bank.num_streams != num_streams or bank.keys.device != device:
             in_document = new_document is None or not new_document.all()
-            if bank is not None and any(bank.num_written) and in_document:
+            if bank is not None and any(bank.num_written + bank.num_pending) and in_document:
                 raise ValueError(
                     f"{num_streams} streams cannot continue the documents of {bank.num_streams}: "
                     "keep --batch-size constant until every stream starts a new document"

@@ -191,7 +191,7 @@ class MemoryBank:
         )
         if self.scope == "batch":
             # the rows ask the same bank: one search for all of them
-            queries = queries.transpose(0, 1).reshape(1, heads, streams * tokens, -1)
+            queries = queries.transpose(0, 1).reshape(1, heads, streams * tokens, self.head_dim)
             found = found.view(1, heads, streams * tokens, num_retrieved)
         for bank, stored in enumerate(self.num_chunks):
             for head in range(heads if stored else 0):

@@ -6,11 +6,15 @@ Two implementations of one function: ``flat`` calls faiss on the stored keys in 
 build or keep up to date), ``torch`` is the obvious matrix product that the tests hold against it.
 """
 
+import logging
+
 import torch
 from torch import Tensor
 
 
 def _import_faiss():
+    # it reports at length which instruction sets its wheel was not built for
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     try:
         import faiss
     except ImportError as error:

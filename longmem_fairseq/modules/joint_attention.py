@@ -97,5 +97,5 @@ class JointAttention(nn.Module):
 def smear(x: Tensor) -> Tensor:
     """The first half of the channels of every token is that of the token before it; B x T x C."""
     half = x.size(-1) // 2
-    previous = F.pad(x[:, :-1, :half], (0, 0, 1, 0))
+    previous = F.pad(x[:, :, :half], (0, 0, 1, 0))[:, :-1]  # also of no tokens
     return torch.cat([previous, x[:, :, half:]], dim=-1)

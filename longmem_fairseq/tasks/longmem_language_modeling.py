@@ -109,13 +109,16 @@ class LongMemLanguageModelingTask(FairseqTask):
         """
         paths = utils.split_paths(self.cfg.data)
         path = os.path.join(paths[(epoch - 1) % len(paths)], split)
+        no_documents = f"{path}.idx holds no documents: prepare the corpus again"
+        if os.path.isfile(f"{path}.bin") and os.path.getsize(f"{path}.bin") == 0:
+            raise ValueError(no_documents)  # fairseq cannot map an empty file
         documents = data_utils.load_indexed_dataset(path, self.dictionary, combine=combine)
         if documents is None:
             raise FileNotFoundError(
                 f"{path}.idx: no such file; make the data folder with preprocess/prepare_corpus.py"
             )
         if len(documents) == 0 or documents.sizes.sum() == 0:
-            raise ValueError(f"{path}.idx holds no documents: prepare the corpus again")
+            raise ValueError(no_documents)
         logger.info(f"{split}: {len(documents):,} documents, {documents.sizes.sum():,} tokens")
         self.datasets[split] = documents
 

@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""Compare our models with what the paper authors' released code computed.
+
+Example:
+    python eval/parity.py ../shared/parity/original_tiny
+
+FIXTURE_DIR holds backbone.pt and longmem.pt in the released layout, dict.txt, and expected.pt: the
+segments `tokens` S x B x T, `backbone_logits` and `longmem_logits` S x B x T x V, and
+`retrieved_chunks`, one entry a segment, None or H x (T * B, time-major) x R. The segments are read in
+order with an empty memory before the first. Exit 0 if all logits are within 1e-4 and 99.9% of the
+queries retrieve the same set of chunks, exit 1 otherwise.
+
+S segments, B streams, T tokens, V vocabulary, H heads, R chunks retrieved per query.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "preprocess"))
+from convert_longmem_checkpoint import convert, load_safely  # noqa: E402
+from longmem_fairseq.cli import run  # noqa: E402
+from stream_scoring import load_model  # noqa: E402
+
+MAX_LOGIT_DIFFERENCE = 1e-4
+MIN_EQUAL_CHUNKS = 0.999
+EXPECTED = ("tokens", "backbone_logits", "longmem_logits", "retrieved_chunks")
+
+
+class Parity(NamedTuple):
+    """Largest differences of a logit, and the share of queries with equal sets of chunks."""
+
+    backbone: float
+    longmem: float
+    chunks: float
+
+    @property
+    def passed(self) -> bool:
+        # one by one: max() may drop a NaN
+        within = [d <= MAX_LOGIT_DIFFERENCE for d in (self.backbone, self.longmem)]
+        return all(within) and self.chunks >= MIN_EQUAL_CHUNKS
+
+    def __str__(self) -> str:
+        return (
+            f"backbone max|dlogit| = {self.backbone:.2e}, longmem max|dlogit| = {self.longmem:.2e}, "
+            f"retrieved chunks equal = {100 * self.chunks:.2f}%"
+        )
+
+
+def measure(fixture: Path) -> Parity:
+    """Converts a fixture and runs it through our models.
+
+    Raises:
+        FileNotFoundError, ValueError: it is not of the form above
+    """
+    path = fixture / "expected.pt"
+    expected = load_safely(path)
+    for name in EXPECTED:
+        if name not in expected:
+            raise ValueError(f"{path} is not what a fixture expects: no {name}")
+    tokens = expected["tokens"]
+    with tempfile.TemporaryDirectory() as scratch:
+        dest = Path(scratch) / "converted"
+        convert(fixture / "backbone.pt", fixture / "longmem.pt", fixture / "dict.txt", dest)
+        backbone, longmem = (
+            load_model(str(dest / name / "checkpoint.pt"), str(dest / name), tokens.size(-1))[0]
+            for name in ("backbone", "longmem")
+        )
+    differences = {"backbone_logits": [], "longmem_logits": []}
+    equal = queries = 0
+    for number, segment in enumerate(tokens):
+        new_document = torch.full((segment.size(0),), number == 0)
+        for model, name in ((backbone, "backbone_logits"), (longmem, "longmem_logits")):
+            with torch.no_grad():
+                logits, extra = model(segment, new_document=new_document)
+            differences[name].append((logits - expected[name][number]).abs().max())
+        compared = compare_chunks(extra["retrieved_chunks"], expected["retrieved_chunks"][number])
+        equal, queries = equal + compared[0], queries + compared[1]
+    largest = [torch.stack(of_segments).max().item() for of_segments in differences.values()]
+    return Parity(*largest, chunks=equal / queries if queries else 1.0)
+
+
+def compare_chunks(ours: Optional[Tensor], expected: Optional[Tensor]) -> Tuple[int, int]:
+    """Queries that retrieve the same set of chunks, and all queries.
+
+    Nothing was evicted, so that the slot of a chunk is its number.
+
+    Args:
+        ours: B x H x T x R
+        expected: H x (T * B) x R
+    """
+    if ours is None or expected is None:
+        some = expected if ours is None else ours
+        return 0, 0 if some is None else some[..., 0].numel()
+    ours = ours.permute(1, 2, 0, 3).flatten(1, 2)  # H x (T * B) x R
+    same = (ours.sort(dim=-1).values == expected.sort(dim=-1).values).all(dim=-1)
+    return int(same.sum()), same.numel()
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("fixture", metavar="FIXTURE_DIR", type=Path, help="see above")
+    parity = measure(parser.parse_args(argv).fixture)
+    print(parity)
+    if not parity.passed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    # what a model logs when it is built is about training
+    logging.getLogger("longmem_fairseq").setLevel(logging.WARNING)
+    run(main)

@@ -1,0 +1,437 @@
+"""longmem_fairseq/memory against the slow obvious version: lists of tokens."""
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from torch.testing import assert_close
+
+from longmem_fairseq.memory import ExternalMemory, MemoryBank, check_sizes
+from longmem_fairseq.memory.search import search_flat, search_torch
+
+HEAD_DIM = 3
+
+
+class ListOfTokens:
+    """One bank as a list. A token is (keys H x D, values H x D); nothing is ever taken out of it."""
+
+    def __init__(self, chunk_size, num_slots):
+        self.chunk_size, self.num_slots = chunk_size, num_slots
+        self.tokens = []
+
+    @property
+    def chunks(self):
+        """The chunks that can be found, oldest first, each a list of tokens."""
+        size = self.chunk_size
+        whole = len(self.tokens) // size
+        chunks = [self.tokens[i * size : (i + 1) * size] for i in range(whole)]
+        return chunks[-self.num_slots :]
+
+    def scores(self, query, head):
+        """Of every chunk, for a query of D numbers."""
+        means = [torch.stack([keys[head] for keys, _ in chunk]).mean(0) for chunk in self.chunks]
+        return [float(mean.double() @ query.double()) for mean in means]
+
+
+class BankAgainstLists(RuleBasedStateMachine):
+    """The first channel of a value is the number of its token, so that what is found has a name."""
+
+    @initialize(
+        streams=st.integers(1, 3),
+        heads=st.integers(1, 2),
+        chunk_size=st.integers(1, 4),
+        slots=st.integers(1, 6),
+        scope=st.sampled_from(["stream", "batch"]),
+        index=st.sampled_from(["flat", "torch"]),
+        data=st.data(),
+    )
+    def make(self, streams, heads, chunk_size, slots, scope, index, data):
+        self.streams, self.heads, self.chunk_size = streams, heads, chunk_size
+        self.num_retrieved = data.draw(st.integers(1, slots), label="chunks per query")
+        self.scope = scope
+        self.arguments = dict(
+            memory_size=slots * chunk_size,
+            chunk_size=chunk_size,
+            k=self.num_retrieved * chunk_size,
+            scope=scope,
+            index=index,
+        )
+        self.bank = self.new_bank()
+        self.oracles = [
+            ListOfTokens(chunk_size, slots) for _ in range(streams if scope == "stream" else 1)
+        ]
+        self.random = torch.Generator().manual_seed(1)
+        self.by_number = []  # (keys, values) of all tokens ever written
+
+    def new_bank(self):
+        return MemoryBank(self.streams, self.heads, HEAD_DIM, **self.arguments)
+
+    def oracle(self, row):
+        return self.oracles[row if self.scope == "stream" else 0]
+
+    def normal(self, tokens):
+        shape = (self.streams, self.heads, tokens, HEAD_DIM)
+        return torch.randn(shape, generator=self.random)
+
+    @rule(tokens=st.integers(0, 30), data=st.data())
+    def write(self, tokens, data):
+        keys, values = self.normal(tokens), self.normal(tokens)
+        numbers = torch.arange(self.streams * tokens).view(self.streams, 1, tokens)
+        values[..., 0] = numbers + len(self.by_number)
+        for row in range(self.streams):
+            self.by_number += [(keys[row, :, t], values[row, :, t]) for t in range(tokens)]
+        mask = None
+        if data.draw(st.booleans(), label="padded"):
+            row_mask = st.lists(st.booleans(), min_size=tokens, max_size=tokens)
+            rows = st.lists(row_mask, min_size=self.streams, max_size=self.streams)
+            mask = torch.tensor(data.draw(rows, label="mask"), dtype=torch.bool)
+            mask = mask.view(self.streams, tokens)
+        self.bank.write(keys, values, mask)
+        for row in range(self.streams):
+            for t in range(tokens):
+                if mask is None or mask[row, t]:
+                    self.oracle(row).tokens.append((keys[row, :, t], values[row, :, t]))
+
+    @rule(data=st.data())
+    def reset_rows(self, data):
+        rows = st.lists(st.booleans(), min_size=self.streams, max_size=self.streams)
+        rows = data.draw(rows, label="rows")
+        self.bank.reset(torch.tensor(rows))
+        if self.scope == "stream":
+            for oracle, forgotten in zip(self.oracles, rows, strict=True):
+                if forgotten:
+                    oracle.tokens.clear()
+        elif all(rows):
+            self.oracles[0].tokens.clear()
+
+    @rule()
+    def reset_all(self):
+        self.bank.reset()
+        for oracle in self.oracles:
+            oracle.tokens.clear()
+
+    @rule()
+    def save_and_load(self):
+        """Into a bank that already holds something else."""
+        state = self.bank.state_dict()
+        other = self.new_bank()
+        other.write(self.normal(13), self.normal(13))
+        other.load_state_dict(state)
+        self.bank.write(self.normal(7), self.normal(7))  # the saved state is a copy
+        self.bank = other
+
+    @rule(tokens=st.integers(1, 3))
+    def retrieve(self, tokens):
+        queries = self.normal(tokens)
+        found = self.bank.retrieve(queries)
+        if not any(oracle.chunks for oracle in self.oracles):
+            assert found is None
+            return
+        shape = (self.streams, self.heads, tokens, self.num_retrieved)
+        assert found.chunks.shape == shape
+        assert found.valid.shape == (*shape[:3], self.num_retrieved * self.chunk_size)
+        for row in range(self.streams):
+            for head in range(self.heads):
+                for t in range(tokens):
+                    self.check(found, row, head, t, queries[row, head, t])
+
+    def check(self, found, row, head, t, query):
+        oracle = self.oracle(row)
+        scores = oracle.scores(query, head)
+        expected = min(self.num_retrieved, len(scores))
+        valid = found.valid[row, head, t]
+        assert valid.tolist() == [i < expected * self.chunk_size for i in range(len(valid))]
+        chunks = found.chunks[row, head, t]
+        assert (chunks >= 0).sum() == expected and (chunks[expected:] == -1).all()
+        stored = [[int(values[0, 0]) for _, values in chunk] for chunk in oracle.chunks]
+        numbers = [int(n) for n in found.values[row, head, t, valid, 0]]
+        size = self.chunk_size
+        numbers = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+        places = [stored.index(chunk) for chunk in numbers]  # ValueError: not a stored chunk
+        assert len(set(places)) == expected
+        best = sorted(scores, reverse=True)[:expected]
+        assert_close([scores[place] for place in places], best, rtol=0, atol=1e-5)
+        for i, number in enumerate(n for chunk in numbers for n in chunk):
+            keys, values = self.by_number[number]
+            assert torch.equal(found.keys[row, head, t, i], keys[head])
+            assert torch.equal(found.values[row, head, t, i], values[head])
+
+    @invariant()
+    def counts(self):
+        if not hasattr(self, "bank"):
+            return
+        written = [len(oracle.tokens) for oracle in self.oracles]
+        stored = [len(oracle.chunks) for oracle in self.oracles]
+        assert self.bank.num_written == [tokens // self.chunk_size for tokens in written]
+        assert self.bank.num_pending == [tokens % self.chunk_size for tokens in written]
+        assert self.bank.num_chunks == stored
+        assert self.bank.num_tokens == [chunks * self.chunk_size for chunks in stored]
+
+
+TestBankAgainstLists = BankAgainstLists.TestCase
+TestBankAgainstLists.settings = settings(max_examples=60, stateful_step_count=15, deadline=None)
+
+
+def numbered(start, stop, streams=1):
+    """Keys and values B x 1 x T x 1 holding the numbers start to stop."""
+    tokens = torch.arange(start, stop, dtype=torch.float).view(1, 1, -1, 1)
+    return tokens.repeat(streams, 1, 1, 1), -tokens.repeat(streams, 1, 1, 1)
+
+
+def found_tokens(bank, row=0, query=1.0):
+    found = bank.retrieve(torch.full((bank.num_streams, 1, 1, 1), query))
+    keys, values, valid = (tensor[row, 0, 0] for tensor in found[:3])
+    assert torch.equal(keys, -values)
+    return keys[valid].flatten().tolist()
+
+
+@pytest.mark.parametrize("index", ["flat", "torch"])
+def test_the_oldest_chunks_go_first(index):
+    bank = MemoryBank(1, 1, 1, memory_size=8, chunk_size=2, k=8, index=index)
+    for start in range(0, 10, 2):
+        bank.write(*numbered(start, start + 2))
+    assert found_tokens(bank) == [8, 9, 6, 7, 4, 5, 2, 3]  # best first: larger keys score more
+    assert found_tokens(bank, query=-1) == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert bank.num_written == [5] and bank.num_chunks == [4]
+
+
+def test_a_segment_larger_than_the_bank_leaves_its_end():
+    bank = MemoryBank(1, 1, 1, memory_size=8, chunk_size=2, k=8)
+    bank.write(*numbered(0, 2))
+    bank.write(*numbered(2, 23))
+    assert found_tokens(bank, query=-1) == [14, 15, 16, 17, 18, 19, 20, 21]
+    bank.write(*numbered(23, 24))
+    assert found_tokens(bank, query=-1) == [16, 17, 18, 19, 20, 21, 22, 23]
+
+
+def test_a_partial_chunk_waits_for_its_tokens():
+    bank = MemoryBank(1, 1, 1, memory_size=16, chunk_size=4, k=16)
+    bank.write(*numbered(0, 3))
+    assert bank.retrieve(torch.ones(1, 1, 1, 1)) is None
+    bank.write(*numbered(3, 6))
+    assert found_tokens(bank) == [0, 1, 2, 3]
+    assert bank.num_tokens == [4] and bank.num_pending == [2]
+    bank.write(*numbered(6, 8))
+    assert found_tokens(bank, query=-1) == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+def test_padding_never_enters():
+    bank = MemoryBank(2, 1, 1, memory_size=8, chunk_size=2, k=8)
+    valid = torch.tensor([[True, False, True, True, False, True], [False] * 6])
+    bank.write(*numbered(1, 7, streams=2), valid)
+    assert found_tokens(bank, row=0, query=-1) == [1, 3, 4, 6]
+    assert found_tokens(bank, row=1) == []
+    assert bank.num_tokens == [4, 0]
+
+
+def test_an_underfull_bank_is_masked_not_padded():
+    bank = MemoryBank(1, 1, 1, memory_size=16, chunk_size=2, k=8)
+    bank.write(*numbered(5, 10))
+    found = bank.retrieve(torch.ones(1, 1, 1, 1))
+    assert found.chunks.tolist() == [[[[1, 0, -1, -1]]]]
+    assert found.valid.tolist() == [[[[True] * 4 + [False] * 4]]]
+    assert found.keys[0, 0, 0, :4, 0].tolist() == [7, 8, 5, 6]
+
+
+def test_a_negative_best_score_beats_an_empty_slot():
+    bank = MemoryBank(1, 1, 1, memory_size=16, chunk_size=1, k=2)
+    bank.write(*numbered(3, 5))
+    assert found_tokens(bank, query=-1) == [3, 4]
+
+
+def test_a_reset_row_does_not_touch_the_others():
+    bank = MemoryBank(3, 1, 1, memory_size=8, chunk_size=2, k=4)
+    bank.write(*numbered(1, 6, streams=3))
+    bank.reset(torch.tensor([False, True, False]))
+    assert bank.num_tokens == [4, 0, 4] and bank.num_pending == [1, 0, 1]
+    bank.write(*numbered(6, 8, streams=3))
+    assert found_tokens(bank, row=0) == [5, 6, 3, 4]
+    assert found_tokens(bank, row=1) == [6, 7]
+
+
+def test_batch_scope_pools_the_rows_in_order():
+    bank = MemoryBank(2, 1, 1, memory_size=16, chunk_size=2, k=16, scope="batch")
+    keys = torch.arange(10.0).view(2, 1, 5, 1)
+    bank.write(keys, -keys)
+    assert found_tokens(bank, row=0, query=-1) == list(range(10))
+    assert found_tokens(bank, row=1, query=-1) == list(range(10))
+    bank.reset(torch.tensor([True, False]))
+    assert bank.num_tokens == [10]
+    bank.reset(torch.tensor([True, True]))
+    assert bank.num_tokens == [0]
+
+
+def test_chunk_keys_of_a_half_precision_bank_are_float32_means():
+    bank = MemoryBank(1, 2, 4, memory_size=8, chunk_size=4, k=4, dtype=torch.bfloat16)
+    keys = torch.randn(1, 2, 4, 4)
+    bank.write(keys, keys)
+    expected = keys.bfloat16().float().mean(dim=2)
+    assert bank.chunk_keys.dtype == torch.float32
+    assert_close(bank.chunk_keys[:, :, 0], expected)
+    assert bank.num_bytes == 2 * 2 * 4 * 4 + 2 * (2 * 8 * 4 * 2)  # 2 chunk keys; keys and values
+
+
+@pytest.mark.parametrize("scope", ["stream", "batch"])
+@pytest.mark.parametrize("index", ["flat", "torch"])
+def test_a_segment_of_no_tokens(scope, index):
+    """What a shard whose streams have all run out reads while another still has some."""
+    bank = MemoryBank(2, 1, 3, memory_size=8, chunk_size=2, k=4, scope=scope, index=index)
+    keys = torch.randn(2, 1, 5, 3)
+    bank.write(keys, keys)
+    before = bank.num_written, bank.num_pending
+    found = bank.retrieve(torch.zeros(2, 1, 0, 3))
+    assert found.keys.shape == (2, 1, 0, 4, 3) and found.valid.shape == (2, 1, 0, 4)
+    bank.write(keys[:, :, :0], keys[:, :, :0], torch.ones(2, 0, dtype=torch.bool))
+    assert (bank.num_written, bank.num_pending) == before
+
+
+@pytest.mark.parametrize("stored", [1, 5, 8, 200])
+def test_searches_agree(stored):
+    torch.manual_seed(stored)
+    queries, keys = torch.randn(17, 16), torch.randn(stored, 16)
+    flat, plain = search_flat(queries, keys, 8), search_torch(queries, keys, 8)
+    scores = queries @ keys.t()
+    real = min(stored, 8)
+    brute = scores.sort(dim=1, descending=True).values[:, :real]
+    for found in (flat, plain):
+        assert found.shape == (17, 8) and found.dtype == torch.int64
+        assert (found[:, real:] == -1).all()
+        assert_close(scores.gather(1, found[:, :real]), brute)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stored", [1, 5, 8, 200])
+def test_searches_agree_on_a_gpu(stored):
+    faiss = pytest.importorskip("faiss")
+    if not hasattr(faiss, "knn_gpu"):
+        pytest.skip("faiss without GPU support: install the extra gpu")
+    torch.manual_seed(stored)
+    queries, keys = torch.randn(17, 16), torch.randn(stored, 16)
+    found = search_flat(queries.cuda(), keys.cuda(), 8).cpu()
+    real = min(stored, 8)
+    scores = queries @ keys.t()
+    assert (found[:, real:] == -1).all()
+    best = scores.sort(dim=1, descending=True).values[:, :real]
+    assert_close(scores.gather(1, found[:, :real]), best)
+
+
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ((0, 4, 64), "--memory-size (0) must be at least 1"),
+        ((64, 0, 64), "--chunk-size (0) must be at least 1"),
+        ((64, 4, -4), "--k (-4) must be at least 1"),
+        ((66, 4, 64), "--memory-size (66) must be a multiple of --chunk-size (4)"),
+        ((64, 4, 62), "--k (62) must be a multiple of --chunk-size (4)"),
+        ((64, 4, 68), "--k (68) must not exceed --memory-size (64)"),
+    ],
+)
+def test_sizes_that_no_bank_can_have(sizes, message):
+    with pytest.raises(ValueError) as error:
+        check_sizes(*sizes)
+    assert str(error.value) == message
+    with pytest.raises(ValueError) as error:
+        MemoryBank(1, 1, 1, *sizes)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ({"scope": "all"}, "--memory-scope (all) must be stream or batch"),
+        ({"index": "ivf"}, "--memory-index (ivf) must be one of flat, torch"),
+    ],
+)
+def test_unknown_names(option, message):
+    with pytest.raises(ValueError) as error:
+        MemoryBank(1, 1, 1, memory_size=64, **option)
+    assert str(error.value) == message
+
+
+def test_tensors_that_do_not_fit():
+    bank = MemoryBank(2, 3, 4, memory_size=8, chunk_size=2, k=4)
+    wrong = torch.zeros(2, 3, 5, 8)
+    fits = "do not fit a bank of (streams, heads, head_dim) (2, 3, 4)"
+    with pytest.raises(ValueError) as error:
+        bank.write(wrong, wrong)
+    assert str(error.value) == f"keys of shape (2, 3, 5, 8) {fits}"
+    with pytest.raises(ValueError) as error:
+        bank.retrieve(torch.zeros(1, 3, 5, 4))
+    assert str(error.value) == f"queries of shape (1, 3, 5, 4) {fits}"
+
+
+def test_state_of_another_bank_is_refused_and_changes_nothing():
+    bank = MemoryBank(1, 1, 1, memory_size=8, chunk_size=2, k=8)
+    bank.write(*numbered(1, 6))
+    other = MemoryBank(1, 1, 1, memory_size=16, chunk_size=2, k=8)
+    other.write(*numbered(20, 26))
+    with pytest.raises(ValueError) as error:
+        bank.load_state_dict(other.state_dict())
+    assert str(error.value) == "memory with memory_size 16 does not fit a bank with 8"
+    assert found_tokens(bank, query=-1) == [1, 2, 3, 4] and bank.num_pending == [1]
+
+
+def external(**options):
+    return ExternalMemory(1, 1, **{"memory_size": 8, "chunk_size": 2, "k": 4, **options})
+
+
+def begin(memory, streams, new_document, training=True):
+    flags = torch.tensor(new_document)
+    memory.begin(streams, flags, training, torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("tokens", [1, 4])  # one that still waits for its chunk is memory as well
+def test_streams_do_not_change_in_the_middle_of_documents(tokens):
+    memory = external()
+    begin(memory, 2, [True, True])
+    memory.write(*numbered(0, tokens, streams=2), torch.ones(2, tokens, dtype=torch.bool))
+    with pytest.raises(ValueError) as error:
+        begin(memory, 3, [True, True, False])
+    assert str(error.value) == (
+        "3 streams cannot continue the documents of 2: keep --batch-size constant until every "
+        "stream starts a new document"
+    )
+    begin(memory, 3, [True, True, True])
+    assert memory.bank.num_streams == 3 and memory.bank.num_tokens == [0, 0, 0]
+
+
+def test_training_and_evaluation_have_their_own_banks():
+    memory = external()
+    everything = torch.ones(1, 4, dtype=torch.bool)
+    begin(memory, 1, [True])
+    memory.write(*numbered(0, 4), everything)
+    begin(memory, 1, [True], training=False)
+    assert memory.retrieve(torch.ones(1, 1, 1, 1)) is None
+    memory.write(*numbered(10, 14), everything)
+    begin(memory, 1, [False])
+    assert found_tokens(memory.bank, query=-1) == [0, 1, 2, 3]
+    memory.reset()
+    begin(memory, 1, [False])
+    assert memory.bank.num_tokens == [0]
+
+
+def test_frozen_memory_is_neither_written_nor_reset():
+    memory = external()
+    everything = torch.ones(1, 4, dtype=torch.bool)
+    begin(memory, 1, [True])
+    memory.write(*numbered(0, 4), everything)
+    with memory.frozen():
+        begin(memory, 1, [True])
+        memory.write(*numbered(10, 14), everything)
+        assert found_tokens(memory.bank, query=-1) == [0, 1, 2, 3]
+    memory.write(*numbered(4, 6), everything[:, :2])
+    assert memory.bank.num_tokens == [6]
+
+
+def test_statistics_of_a_forward():
+    memory = external()
+    begin(memory, 2, [True, True])
+    memory.write(*numbered(0, 4, streams=2), torch.tensor([[True] * 4, [True, True, False, False]]))
+    begin(memory, 2, [False, False])
+    found = memory.retrieve(torch.ones(2, 1, 1, 1))
+    statistics = memory.statistics(torch.tensor([0.2, 0.4]))
+    assert_close(statistics["gate"], torch.tensor(0.3))
+    assert statistics["memory_tokens"] == 3.0  # 4 and 2
+    assert statistics["retrieval_seconds"] > 0
+    assert torch.equal(statistics["retrieved_chunks"], found.chunks)

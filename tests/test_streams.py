@@ -1,0 +1,427 @@
+"""longmem_fairseq/data and the task's iterators: every token is predicted exactly once, in order."""
+
+import numpy as np
+import pytest
+import torch
+from fairseq.data import Dictionary
+from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longmem_fairseq.data import DocumentStreamDataset, Piece, lay_out_streams
+from longmem_fairseq.tasks import LongMemLanguageModelingTask
+from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
+
+# fairseq's iterator asks for pinned memory everywhere, and two workers on any number of cores
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+]
+
+PAD, BOS = 1, 2
+FIRST = 100  # tokens are numbered through all documents from here
+
+
+class Documents:
+    """Documents in memory, with what an indexed dataset offers."""
+
+    def __init__(self, sizes):
+        self.sizes = np.array(sizes, dtype=np.int32)
+        self.tokens = torch.arange(FIRST, FIRST + int(self.sizes.sum()), dtype=torch.int32)
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def __getitem__(self, index):
+        return self.tokens[self.starts[index] : self.starts[index + 1]]
+
+
+def streams_of(documents, batch_size, segment, span=0, shards=1, seed=None):
+    return DocumentStreamDataset(
+        documents,
+        pad=PAD,
+        bos=BOS,
+        batch_size=batch_size,
+        tokens_per_sample=segment,
+        stream_span=span,
+        num_shards=shards,
+        seed=seed,
+    )
+
+
+def batches_of(dataset):
+    return [dataset[index] for index in range(len(dataset))]
+
+
+def flattened(batch):
+    """A batch as a dictionary of plain values, to compare batches."""
+    net_input = batch["net_input"]
+    return {
+        **{name: value for name, value in batch.items() if name != "net_input"},
+        **net_input,
+    }
+
+
+def assert_same_batches(batches, others):
+    batches, others = list(batches), list(others)
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        batch, other = flattened(batch), flattened(other)
+        assert list(batch) == list(other)
+        for name, value in batch.items():
+            same = (
+                torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name]
+            )
+            assert same, name
+
+
+def check_accounting(documents, dataset, batch_size, segment, shards, span=0):
+    """All that the docstring of DocumentStreamDataset promises; returns the steps."""
+    first_of_document = {FIRST + int(start) for start in documents.starts[:-1]}
+    predicted = []
+    steps, left = divmod(len(dataset), shards)
+    assert left == 0
+    for shard in range(shards):
+        last = [None] * batch_size  # token, of each stream
+        run_out = [False] * batch_size
+        read = [0] * batch_size  # segments since the last new document
+        for step in range(steps):
+            batch = dataset[step * shards + shard]
+            source, target = batch["net_input"]["src_tokens"], batch["target"]
+            flags = batch["net_input"]["new_document"].tolist()
+            assert source.shape == target.shape
+            assert source.size(0) == batch["nsentences"] == len(flags) == batch_size
+            assert source.size(1) <= segment
+            assert batch["ntokens"] == int((target != PAD).sum())
+            for row in range(batch_size):
+                tokens = target[row][target[row] != PAD].tolist()
+                inputs = source[row][source[row] != PAD].tolist()
+                # padding on the right alone, of both alike
+                assert target[row].tolist() == tokens + [PAD] * (source.size(1) - len(tokens))
+                assert source[row].tolist() == inputs + [PAD] * (source.size(1) - len(tokens))
+                number, start = int(batch["id"][row]), int(batch["position"][row])
+                if not tokens:
+                    assert (number, start, flags[row]) == (-1, -1, False)
+                    run_out[row] = True
+                    continue
+                assert not run_out[row]  # a stream that has run out stays so
+                begin = documents.starts[number] + start + FIRST
+                assert tokens == list(range(begin, begin + len(tokens)))
+                assert inputs[1:] == tokens[:-1]
+                assert inputs[0] == (BOS if tokens[0] in first_of_document else tokens[0] - 1)
+                if not flags[row]:
+                    assert tokens[0] == last[row] + 1 and tokens[0] not in first_of_document
+                read[row] = 1 if flags[row] else read[row] + 1
+                assert span == 0 or read[row] <= span
+                if span == 0:
+                    assert flags[row] == (tokens[0] in first_of_document)
+                last[row] = tokens[-1]
+                predicted += tokens
+    assert sorted(predicted) == list(range(FIRST, FIRST + int(documents.sizes.sum())))
+    return steps
+
+
+SIZES = st.lists(
+    st.one_of(st.integers(0, 3), st.integers(0, 40), st.integers(200, 400)), max_size=12
+)
+
+
+@settings(max_examples=100)
+@given(
+    sizes=SIZES,
+    batch_size=st.integers(1, 5),
+    segment=st.integers(1, 9),
+    span=st.integers(0, 4),
+    shards=st.integers(1, 3),
+    seed=st.one_of(st.none(), st.integers(0, 1000)),
+)
+def test_every_token_is_predicted_once_and_streams_are_contiguous(
+    sizes, batch_size, segment, span, shards, seed
+):
+    documents = Documents(sizes)
+    dataset = streams_of(documents, batch_size, segment, span, shards, seed)
+    steps = check_accounting(documents, dataset, batch_size, segment, shards, span)
+    assert (steps == 0) == (sum(sizes) == 0)
+
+
+@settings(max_examples=100)
+@given(sizes=SIZES, streams=st.integers(1, 6), segment=st.integers(1, 9), span=st.integers(0, 4))
+def test_streams_without_order_end_at_about_the_same_time(sizes, streams, segment, span):
+    """Greedily dealt, no stream ends later than the mean by more than the longest piece."""
+    layout = lay_out_streams(sizes, streams, segment, span)
+    segments = [[-(-(piece.stop - piece.start) // segment) for piece in s] for s in layout]
+    longest = max((n for stream in segments for n in stream), default=0)
+    totals = [sum(stream) for stream in segments]
+    assert max(totals) <= sum(totals) / streams + longest
+
+
+@given(sizes=SIZES, segment=st.integers(1, 9), span=st.integers(1, 4), seed=st.integers(0, 99))
+def test_pieces_are_at_most_a_span(sizes, segment, span, seed):
+    layout = lay_out_streams(sizes, 3, segment, span, np.random.default_rng(seed))
+    pieces = sorted(piece for stream in layout for piece in stream)
+    assert all(0 < piece.stop - piece.start <= span * segment for piece in pieces)
+    for document, size in enumerate(sizes):
+        own = [piece for piece in pieces if piece.document == document]
+        stops = [0] + [piece.stop for piece in own]
+        assert [piece.start for piece in own] + [size] == stops
+
+
+def test_layout_by_hand():
+    assert lay_out_streams([5, 0, 9, 2], 1, 4) == [[Piece(0, 0, 5), Piece(2, 0, 9), Piece(3, 0, 2)]]
+    # longest first; 9 tokens are 3 segments, 5 are 2, so the last piece goes to stream 1
+    assert lay_out_streams([5, 0, 9, 2], 2, 4) == [
+        [Piece(2, 0, 9)],
+        [Piece(0, 0, 5), Piece(3, 0, 2)],
+    ]
+    assert lay_out_streams([3], 3, 4) == [[Piece(0, 0, 3)], [], []]
+    assert lay_out_streams([], 2, 4) == [[], []]
+    # stream 0 of 2 starts with half a span of 2 segments, and reads the rest at the end
+    spans = lay_out_streams([8, 8], 2, 4, span=2)
+    assert spans == [[Piece(0, 0, 4), Piece(0, 4, 8)], [Piece(1, 0, 8)]]
+
+
+def test_batches_by_hand():
+    dataset = streams_of(Documents([5, 1]), batch_size=2, segment=3)
+    assert len(dataset) == 2
+    first, second = flattened(dataset[0]), flattened(dataset[1])
+    assert first["src_tokens"].tolist() == [[BOS, 100, 101], [BOS, PAD, PAD]]
+    assert first["target"].tolist() == [[100, 101, 102], [105, PAD, PAD]]
+    assert first["new_document"].tolist() == [True, True]
+    assert first["id"].tolist() == [0, 1] and first["position"].tolist() == [0, 0]
+    assert first["ntokens"] == 4 and first["nsentences"] == 2
+    assert second["src_tokens"].tolist() == [[102, 103], [PAD, PAD]]
+    assert second["target"].tolist() == [[103, 104], [PAD, PAD]]
+    assert second["new_document"].tolist() == [False, False]
+    assert second["id"].tolist() == [0, -1] and second["position"].tolist() == [3, -1]
+    assert second["ntokens"] == 2
+
+
+def test_a_span_starts_from_the_token_before_it():
+    dataset = streams_of(Documents([40]), batch_size=1, segment=4, span=2, seed=3)
+    starts = {}
+    for batch in batches_of(dataset):
+        if batch["net_input"]["new_document"][0]:
+            source = batch["net_input"]["src_tokens"]
+            starts[int(batch["position"][0])] = int(source[0, 0])
+    assert len(starts) >= 5 and 0 in starts
+    assert starts == {start: FIRST + start - 1 if start else BOS for start in starts}
+
+
+def test_streams_with_spans_do_not_all_start_afresh_together():
+    dataset = streams_of(Documents([4000] * 8), batch_size=8, segment=5, span=8, seed=1)
+    fresh = [int(batch["net_input"]["new_document"].sum()) for batch in batches_of(dataset)]
+    assert fresh[0] == 8
+    assert max(fresh[1:40]) <= 5
+
+
+def test_a_document_longer_than_anything():
+    documents = Documents([3, 100_003, 0, 1])
+    dataset = streams_of(documents, batch_size=2, segment=512)
+    assert check_accounting(documents, dataset, 2, 512, 1) == -(-100_003 // 512)
+
+
+def test_more_streams_than_documents():
+    documents = Documents([7, 3])
+    dataset = streams_of(documents, batch_size=5, segment=4, shards=2)
+    assert check_accounting(documents, dataset, 5, 4, 2) == 2
+    assert dataset[1]["ntokens"] == 0 and dataset[1]["target"].shape == (5, 0)  # the second shard
+
+
+def test_order_is_that_of_the_seed():
+    documents = Documents([9, 30, 4, 17, 25, 8, 40, 2])
+    for span in (0, 2):
+        one, same, other = (
+            batches_of(streams_of(documents, 2, 4, span, 1, seed)) for seed in (1, 1, 2)
+        )
+        assert_same_batches(one, same)
+        assert [b["id"].tolist() for b in one] != [b["id"].tolist() for b in other]
+    evaluated = batches_of(streams_of(documents, 1, 4))
+    assert list(range(8)) == list(dict.fromkeys(int(b["id"][0]) for b in evaluated))
+
+
+def test_shards_read_different_documents():
+    documents = Documents([9, 30, 4, 17, 25, 8, 40, 2])
+    dataset = streams_of(documents, 2, 4, shards=3, seed=5)
+    read = [set(), set(), set()]
+    for index in range(len(dataset)):
+        read[index % 3] |= set(dataset[index]["id"].tolist()) - {-1}
+    assert sorted(document for shard in read for document in shard) == list(range(8))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Real fairseq binaries, without an empty document, which fairseq's builder cannot write."""
+    folder = tmp_path_factory.mktemp("corpus")
+    dictionary = Dictionary()
+    for i in range(300):
+        dictionary.add_symbol(str(i))
+    dictionary.save(str(folder / "dict.txt"))
+    sizes = {"train": [30, 1, 55, 12, 41, 8, 19, 27], "valid": [21, 14], "test": [33, 1, 18, 9]}
+    for split, lengths in sizes.items():
+        builder = MMapIndexedDatasetBuilder(str(folder / f"{split}.bin"), dtype=np.uint16)
+        generator = torch.Generator().manual_seed(len(lengths))
+        for length in lengths:
+            item = torch.randint(4, 304, (length,), generator=generator)
+            item[-1] = dictionary.eos()
+            builder.add_item(item)
+        builder.finalize(str(folder / f"{split}.idx"))
+    return folder
+
+
+def make_task(folder, **options):
+    cfg = LongMemLanguageModelingConfig(data=str(folder), tokens_per_sample=8, **options)
+    return LongMemLanguageModelingTask(cfg)
+
+
+def predicted_documents(batches, pad):
+    """Tokens by document, put together from (id, position)."""
+    documents = {}
+    for batch in batches:
+        for row, (number, start) in enumerate(zip(batch["id"], batch["position"], strict=True)):
+            tokens = batch["target"][row][batch["target"][row] != pad].tolist()
+            if tokens:
+                documents.setdefault(int(number), []).append((int(start), tokens))
+    return {
+        number: [token for _, part in sorted(parts) for token in part]
+        for number, parts in documents.items()
+    }
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_eval_lm_reads_real_binaries_whole(corpus, batch_size):
+    task = make_task(corpus)
+    task.load_dataset("test")
+    documents = task.dataset("test")
+    batches = list(task.eval_lm_dataloader(documents, batch_size=batch_size, num_workers=0))
+    expected = {number: documents[number].tolist() for number in range(4)}
+    assert predicted_documents(batches, task.dictionary.pad()) == expected
+    assert sum(batch["ntokens"] for batch in batches) == documents.sizes.sum() == 61
+    first = batches[0]["net_input"]["src_tokens"][:, 0]
+    assert set(first.tolist()) - {task.dictionary.pad()} == {task.dictionary.eos()}
+    if batch_size == 1:  # file order
+        numbers = list(dict.fromkeys(int(batch["id"][0]) for batch in batches))
+        assert numbers == [0, 1, 2, 3]
+
+
+def test_eval_lm_shards_partition_the_documents(corpus):
+    task = make_task(corpus)
+    task.load_dataset("test")
+    documents, read = task.dataset("test"), {}
+    for shard in range(2):
+        batches = task.eval_lm_dataloader(
+            documents, batch_size=3, num_workers=0, num_shards=2, shard_id=shard
+        )
+        own = predicted_documents(list(batches), task.dictionary.pad())
+        assert not set(own) & set(read)
+        read.update(own)
+    assert read == {number: documents[number].tolist() for number in range(4)}
+
+
+def test_eval_lm_refuses_a_context_window(corpus):
+    task = make_task(corpus)
+    task.load_dataset("test")
+    with pytest.raises(ValueError) as error:
+        task.eval_lm_dataloader(task.dataset("test"), batch_size=1, context_window=4)
+    assert str(error.value) == (
+        "--context-window (4) does not go with document streams, whose context is the memory: "
+        "leave it out"
+    )
+
+
+def test_max_tokens_says_how_many_streams_there_are(corpus):
+    task = make_task(corpus)
+    task.load_dataset("test")
+    documents = task.dataset("test")
+    batches = list(task.eval_lm_dataloader(documents, max_tokens=31, num_workers=0))
+    expected = list(task.eval_lm_dataloader(documents, batch_size=3, num_workers=0))
+    assert_same_batches(batches, expected)
+    with pytest.raises(ValueError) as error:
+        task.eval_lm_dataloader(documents, max_tokens=7)
+    assert str(error.value) == (
+        "--batch-size is missing, and --max-tokens (7) is less than one segment of "
+        "--tokens-per-sample (8)"
+    )
+
+
+def training_batches(task, epoch=1, seed=1, workers=0, split="train", **options):
+    iterator = task.get_batch_iterator(
+        task.dataset(split), max_sentences=2, seed=seed, epoch=epoch, num_workers=workers, **options
+    )
+    return list(iterator.next_epoch_itr(shuffle=True))
+
+
+@pytest.mark.parametrize("span", [0, 2])
+def test_epochs_are_shuffled_anew_and_reproducible(corpus, span):
+    task = make_task(corpus, stream_span=span)
+    task.load_dataset("train")
+    task.load_dataset("valid")
+    documents = task.dataset("train")
+    expected = {number: documents[number].tolist() for number in range(8)}
+    pad, orders = task.dictionary.pad(), []
+    for epoch in (1, 2, 3):
+        batches = training_batches(task, epoch)
+        assert_same_batches(batches, training_batches(task, epoch))
+        assert predicted_documents(batches, pad) == expected
+        orders.append([(batch["id"].tolist(), batch["position"].tolist()) for batch in batches])
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    other_seed = training_batches(task, epoch=1, seed=7)
+    assert [batch["id"].tolist() for batch in other_seed] != [ids for ids, _ in orders[0]]
+    validation = training_batches(task, 1, split="valid")
+    assert_same_batches(validation, training_batches(task, 2, split="valid"))
+    flags = sum(int(batch["net_input"]["new_document"].sum()) for batch in validation)
+    assert flags == 2  # whole documents, whatever the span
+
+
+def test_workers_give_the_same_batches(corpus):
+    task = make_task(corpus, stream_span=2)
+    task.load_dataset("train")
+    alone = training_batches(task)
+    assert len(alone) > 4
+    assert_same_batches(alone, training_batches(task, workers=2))
+    assert_same_batches(alone, training_batches(task, workers=2, data_buffer_size=3))
+
+
+def test_an_epoch_resumes_in_the_middle(corpus):
+    task = make_task(corpus, stream_span=2)
+    task.load_dataset("train")
+    options = {"max_sentences": 2, "seed": 1, "epoch": 2}
+    whole = task.get_batch_iterator(task.dataset("train"), **options)
+    batches = whole.next_epoch_itr(shuffle=True)
+    for _ in range(3):
+        next(batches)
+    state = whole.state_dict()
+    rest = list(batches)
+    resumed = task.get_batch_iterator(task.dataset("train"), **options)
+    resumed.load_state_dict(state)
+    assert_same_batches(rest, resumed.next_epoch_itr(shuffle=True))
+
+
+def test_the_task_refuses_what_would_drop_tokens(corpus):
+    task = make_task(corpus)
+    task.load_dataset("train")
+    with pytest.raises(ValueError) as error:
+        training_batches(task, skip_remainder_batch=True)
+    assert str(error.value) == "--skip-remainder-batch would drop tokens: leave it out"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"tokens_per_sample": 0}, "--tokens-per-sample (0) must be at least 1"),
+        ({"stream_span": -1}, "--stream-span (-1) must not be negative"),
+    ],
+)
+def test_sizes_of_the_task(corpus, options, message):
+    cfg = LongMemLanguageModelingConfig(data=str(corpus), **options)
+    with pytest.raises(ValueError) as error:
+        LongMemLanguageModelingTask(cfg)
+    assert str(error.value) == message
+
+
+def test_a_missing_split_is_named(corpus):
+    with pytest.raises(FileNotFoundError) as error:
+        make_task(corpus).load_dataset("nothing")
+    assert str(error.value) == (
+        f"{corpus}/nothing.idx: no such file; make the data folder with preprocess/prepare_corpus.py"
+    )
