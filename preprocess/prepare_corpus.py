@@ -118,7 +118,7 @@ def write_corpus(folder: Path, corpus: SplitCorpus, args: argparse.Namespace) ->
             encoded, split, corpus.num_documents[split], unit=" documents", disable=None
         )
         splits[split], frequencies = write_split(folder, split, bar, len(tokenizer.dictionary))
-        if split == "train" and not args.dict:
+        if split == "train" and tokenizer.kind == "sentencepiece" and not args.dict:
             # what a new backbone predicts before it has learnt anything
             tokenizer.dictionary.count = frequencies.tolist()
     tokenizer.dictionary.save(str(folder / "dict.txt"))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 
+import numpy as np
 import pytest
 import sentencepiece
 from fairseq.data import Dictionary
@@ -113,11 +114,14 @@ def test_sentencepiece_gives_back_every_text(odd_corpus):
 def test_manifest_counts_what_the_binaries_hold(odd_corpus):
     _, dest, manifest = odd_corpus
     dictionary = load_dictionary(dest / "dict.txt")
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert manifest["vocab_size"] == len(dictionary) == 408  # 4 + 400 - unknown, to 8
     assert len(dictionary) % 8 == 0
     assert manifest["tokenizer"] == {"kind": "sentencepiece", "pieces": 400}
     assert "chance" not in manifest
+    frequencies = np.bincount(np.concatenate(items_of(dest, "train")), minlength=len(dictionary))
+    special = dictionary.nspecial  # whose counts fairseq does not save
+    assert dictionary.count[special:] == frequencies[special:].tolist()
     for split, texts in (("train", [PLAIN]), ("valid", [PLAIN]), ("test", ODD_TEXTS.values())):
         items = items_of(dest, split)
         assert manifest["splits"][split] == {

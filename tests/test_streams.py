@@ -379,7 +379,7 @@ def test_workers_give_the_same_batches(corpus):
     alone = training_batches(task)
     assert len(alone) > 4
     assert_same_batches(alone, training_batches(task, workers=2))
-    assert_same_batches(alone, training_batches(task, workers=2, data_buffer_size=3))
+    assert_same_batches(alone, training_batches(task, data_buffer_size=3))
 
 
 def test_an_epoch_resumes_in_the_middle(corpus):

@@ -53,6 +53,8 @@ class JointAttention(nn.Module):
         self.v_proj = nn.Linear(embed_dim, embed_dim, bias=False)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False)
         self.memory_bias = nn.Parameter(torch.zeros(num_heads)) if has_memory else None
+        if not has_memory:
+            self.register_load_state_dict_pre_hook(_drop_gate)
 
     @property
     def gate(self) -> Tensor:
@@ -92,6 +94,11 @@ class JointAttention(nn.Module):
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # B x H x T x D
+
+
+def _drop_gate(module: JointAttention, state_dict, prefix: str, *unused) -> None:
+    # a checkpoint trained with memory may be evaluated without: its gate has nothing to weigh
+    state_dict.pop(prefix + "memory_bias", None)
 
 
 def smear(x: Tensor) -> Tensor:
