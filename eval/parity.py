@@ -14,7 +14,6 @@ S segments, B streams, T tokens, V vocabulary, H heads, R chunks retrieved per q
 """
 
 import argparse
-import logging
 import os
 import sys
 import tempfile
@@ -116,6 +115,4 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 
 if __name__ == "__main__":
-    # what a model logs when it is built is about training
-    logging.getLogger("longmem_fairseq").setLevel(logging.WARNING)
     run(main)

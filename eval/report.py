@@ -10,7 +10,6 @@ word_ppl and, for a corpus with questions, recall within and beyond the window, 
 
 import argparse
 import json
-import logging
 from pathlib import Path
 from typing import Dict, List
 
@@ -74,7 +73,6 @@ def table(results: Dict[str, Dict], baseline: str) -> List[str]:
 def plot(results: Dict[str, Dict], path: Path) -> None:
     """Recall by distance where there are questions, else perplexity by position."""
     matplotlib.use("Agg")
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # or it tells of every font it tries
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5))

@@ -1,5 +1,6 @@
 """What our own commands share: bad input is one line and exit code 2, never a traceback."""
 
+import logging
 import os
 import sys
 from typing import Callable
@@ -7,6 +8,8 @@ from typing import Callable
 
 def run(main: Callable[[], None]) -> None:
     """Calls *main*; a ValueError or OSError it raises becomes ``PROGRAM: error: MESSAGE``."""
+    # importing fairseq leaves the root logger at DEBUG, and everybody talks
+    logging.getLogger().setLevel(logging.WARNING)
     try:
         main()
     except (ValueError, OSError) as error:

@@ -11,13 +11,9 @@ names its backbone by absolute path: after moving the folder, give --pretrained-
 """
 
 import argparse
-import logging
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
-import quiet_fairseq  # noqa: F401  before fairseq
-
-# isort: split
 import torch
 from fairseq.data import Dictionary
 from fairseq.dataclass.configs import FairseqConfig
@@ -299,6 +295,4 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 
 if __name__ == "__main__":
-    # what a model logs when it is built is about training
-    logging.getLogger("longmem_fairseq").setLevel(logging.WARNING)
     run(main)

@@ -23,7 +23,6 @@ import random
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-import quiet_fairseq  # noqa: F401  before longmem_fairseq, which imports fairseq
 import recall_words
 from longmem_fairseq.cli import run
 from output_folder import is_up_to_date, replaced_folder

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from fairseq.data import Dictionary, indexed_dataset
 
-import quiet_fairseq  # noqa: F401  before fairseq
 from longmem_fairseq.cli import run
 from output_folder import is_up_to_date, replaced_folder
 

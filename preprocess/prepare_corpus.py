@@ -20,7 +20,6 @@ from typing import Any, Dict, Optional, Sequence
 
 from tqdm import tqdm
 
-import quiet_fairseq  # noqa: F401  before fairseq
 from corpus_encoding import encode_documents
 from corpus_source import SPLITS, Source
 from corpus_split import SplitCorpus

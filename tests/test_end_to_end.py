@@ -77,6 +77,7 @@ def trained(call, data, tmp_path_factory):
         output = call(
             *("-m", "fairseq_cli.train", data, "--user-dir", "longmem_fairseq", "--cpu"),
             *("--arch", arch, "--save-dir", runs / name, *TRAINING, *options),
+            *("--tensorboard-logdir", runs / name / "tensorboard"),
         )
         lines = [line[line.index("{") :] for line in output.splitlines() if ' | {"' in line]
         models[name] = runs / name / "checkpoint_last.pt", [json.loads(line) for line in lines]
@@ -186,3 +187,10 @@ def test_eval_lm_overrides_the_memory(call, data, trained):
     assert math.log2(perplexity(nll, tokens)) == pytest.approx(loss, abs=1e-3)
     small, _ = load_model(str(path), str(data), SEGMENT, memory_size=SEGMENT)
     assert small.decoder.memory.options["memory_size"] == SEGMENT
+
+
+def test_tensorboard_shows_the_memory(trained):
+    folder = trained["longmem"][0].parent / "tensorboard"
+    events = b"".join(path.read_bytes() for path in folder.rglob("*tfevents*"))
+    for name in (b"loss", b"ppl", b"gate", b"memory_tokens", b"retrieval_ms"):
+        assert name in events
