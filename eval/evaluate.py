@@ -152,7 +152,7 @@ def recall(scored: Dict[int, DocumentScores], questions: List[Dict], segment: in
         # target p is predicted by input p of its segment; a mentioned token is input p + 1
         visible[i] = (question["mention"] + 1) // segment == at // segment
     beyond = distance > segment
-    edges = [1, *(2**power for power in range(5, 1 + int(distance.max()).bit_length()))]
+    edges = [1, *(2**power for power in range(5, 1 + max(5, int(distance.max()).bit_length())))]
     by_distance = []
     for start, stop in zip(edges, edges[1:], strict=False):
         chosen = (distance >= start) & (distance < stop)
