@@ -7,7 +7,7 @@ import json
 import os
 import time
 from dataclasses import dataclass
-from typing import Dict, Iterator, List, Optional
+from typing import Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -75,11 +75,16 @@ def _shifted(read, queries):
 @torch.no_grad()
 def score_documents(
     model, task, split: str, batch_size: int, progress: bool = True
-) -> Iterator[DocumentScores]:
-    """Reads every document of a split whole, in *batch_size* streams; yields it when it is done."""
+) -> Iterator[Tuple[int, DocumentScores]]:
+    """Reads every document of a split whole, in *batch_size* streams (or as many as documents).
+
+    Yields the number of a document and its scores when it is done.
+    """
     task.load_dataset(split)
     documents = task.dataset(split)
     descriptions = read_json_lines(os.path.join(task.cfg.data, f"{split}.documents.jsonl"))
+    # a stream without a document would be padding, and its empty memory no other document's
+    batch_size = min(batch_size, len(documents))
     batches = task.eval_lm_dataloader(documents, batch_size=batch_size, num_workers=0)
     device = next(model.parameters()).device
     pad = task.target_dictionary.pad()

@@ -80,14 +80,14 @@ evaluate() { # NAME MODEL [ARGUMENT ...]
   shift 2
   python "$root/eval/evaluate.py" "$DATA_DIR" --path "$RUN_DIR/$model/checkpoint_last.pt" \
     --name "$name" --results "$RUN_DIR/results.jsonl" --tokens-per-sample "$TOKENS_PER_SAMPLE" \
-    --batch-size 16 --seed "$SEED" "$@" 2>>"$RUN_DIR/evaluation.log"
+    --batch-size 8 --seed "$SEED" "$@" 2>>"$RUN_DIR/evaluation.log"
 }
 log "evaluating"
 rm -f "$RUN_DIR/results.jsonl"
 for model in backbone sidenet memtrm longmem; do
   evaluate "$model" "$model"
   fairseq-eval-lm "$DATA_DIR" --user-dir "$root/longmem_fairseq" --task longmem_language_modeling \
-    --path "$RUN_DIR/$model/checkpoint_last.pt" --batch-size 16 \
+    --path "$RUN_DIR/$model/checkpoint_last.pt" --batch-size 8 \
     --tokens-per-sample "$TOKENS_PER_SAMPLE" 2>&1 | tee -a "$RUN_DIR/evaluation.log" \
     | sed -n 's/.*\(Loss (base 2).*\)/  fairseq-eval-lm: \1/p'
 done
