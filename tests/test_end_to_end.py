@@ -68,7 +68,7 @@ def data(call, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(call, data, tmp_path_factory):
+def trained(call, data, root, tmp_path_factory):
     """Name -> (checkpoint, what training logged as JSON)."""
     runs = tmp_path_factory.mktemp("runs")
     models = {}
@@ -83,7 +83,8 @@ def trained(call, data, tmp_path_factory):
         models[name] = runs / name / "checkpoint_last.pt", [json.loads(line) for line in lines]
 
     train("backbone", "longmem_backbone", *SIZES)
-    backbone = ["--pretrained-model-path", models["backbone"][0]]
+    # a relative path, as scripts give it
+    backbone = ["--pretrained-model-path", os.path.relpath(models["backbone"][0], root)]
     train("longmem", "longmem", *backbone, *MEMORY)
     train("memtrm", "memtrm", *backbone, *MEMORY)
     return models
@@ -194,3 +195,18 @@ def test_tensorboard_shows_the_memory(trained):
     events = b"".join(path.read_bytes() for path in folder.rglob("*tfevents*"))
     for name in (b"loss", b"ppl", b"gate", b"memory_tokens", b"retrieval_ms"):
         assert name in events
+
+
+def test_checkpoints_say_what_evaluation_needs(trained):
+    longmem, memtrm = (
+        torch.load(trained[name][0], weights_only=True)["cfg"]["model"]
+        for name in ("longmem", "memtrm")
+    )
+    # found from any working directory
+    assert longmem["pretrained_model_path"] == str(trained["backbone"][0])
+    # MemTRM has the backbone's sizes, not its own defaults
+    assert [memtrm[name] for name in ("embed_dim", "num_layers", "num_attention_heads")] == [
+        32,
+        2,
+        4,
+    ]

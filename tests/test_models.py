@@ -81,7 +81,9 @@ def build(task, backbone_path):
         torch.manual_seed(2)
         options = {"pretrained_model_path": path, **MEMORY, **options}
         cls = LongMem if config is LongMemConfig else MemTRM
-        model = cls.build_model(OmegaConf.structured(config(**options)), task)
+        cfg = OmegaConf.structured(config(**options))
+        cls.settle_config(cfg, from_checkpoint=False)  # as the task does
+        model = cls.build_model(cfg, task)
         if perturb:  # as if it had been trained
             torch.manual_seed(3)
             with torch.no_grad():
@@ -508,9 +510,10 @@ def test_the_trainers_dummy_batch_leaves_memory_alone(build, task, config):
 
 def test_memtrm_starts_as_its_backbone(build, backbone):
     model, tokens = build(MemTRMConfig, embed_dim=64), document(1, 2 * SEGMENT, rows=2)
-    cfg = model.decoder.cfg
-    assert (cfg.embed_dim, cfg.num_layers, cfg.num_attention_heads) == (32, 4, 4)
-    assert cfg.smeared_key_layers == [3] and cfg.pretrained_model_path == ""
+    layers = model.decoder.layers
+    assert model.decoder.embed_tokens.embedding_dim == 32
+    assert [layer.self_attn.num_heads for layer in layers] == [4] * 4
+    assert [layer.self_attn.smeared_keys for layer in layers] == [False, False, False, True]
     output = read(model, tokens)
     assert_close(output[:, :SEGMENT], backbone(tokens[:, :SEGMENT])[0], rtol=0, atol=1e-5)
     assert differ(output[:, SEGMENT:], backbone(tokens[:, SEGMENT:])[0])
@@ -520,6 +523,15 @@ def test_memtrm_starts_as_its_backbone(build, backbone):
     without = build(MemTRMConfig, no_memory=True)
     expected = torch.cat([backbone(part)[0] for part in tokens.split(SEGMENT, dim=1)], dim=1)
     assert_close(read(without, tokens), expected, rtol=0, atol=1e-5)
+
+
+def test_a_saved_memtrm_does_not_need_its_backbone(backbone_path):
+    cfg = OmegaConf.structured(MemTRMConfig(pretrained_model_path=backbone_path))
+    MemTRM.settle_config(cfg, from_checkpoint=False)
+    assert (cfg.embed_dim, cfg.num_layers, cfg.num_attention_heads) == (32, 4, 4)
+    assert cfg.smeared_key_layers == [3] and cfg.pretrained_model_path == backbone_path
+    MemTRM.settle_config(cfg, from_checkpoint=True)
+    assert cfg.pretrained_model_path == ""
 
 
 def test_empty_memory_is_the_sidenet_without_a_bank(build):

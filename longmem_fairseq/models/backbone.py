@@ -91,7 +91,6 @@ class BackboneDecoder(FairseqDecoder):
         gate_lr_multiplier: float = 1.0,
     ):
         super().__init__(dictionary)
-        self.cfg = cfg
         if cfg.embed_dim % cfg.num_attention_heads != 0:
             raise ValueError(
                 f"--embed-dim ({cfg.embed_dim}) must be a multiple of --num-attention-heads "

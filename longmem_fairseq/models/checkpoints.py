@@ -30,17 +30,12 @@ def dictionary_hash(dictionary: Dictionary) -> str:
     return hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()
 
 
-def load_backbone(path: str, dictionary: Dictionary, **overrides) -> Tuple[BackboneDecoder, Tensor]:
-    """The backbone of a checkpoint and its fingerprint.
-
-    Args:
-        path: a checkpoint of ``longmem_backbone``
-        dictionary: the one in use, which has to be the backbone's
-        overrides: fields of its configuration to change
+def read_backbone(path: str) -> Dict:
+    """The checkpoint of a backbone.
 
     Raises:
         FileNotFoundError: there is no such file
-        ValueError: it is not a checkpoint, not one of a backbone, or has another dictionary
+        ValueError: it is not a checkpoint, or not one of a backbone
     """
     if not path:
         raise ValueError("--pretrained-model-path is missing: give the backbone's checkpoint")
@@ -55,6 +50,23 @@ def load_backbone(path: str, dictionary: Dictionary, **overrides) -> Tuple[Backb
             "longmem_backbone; a released LongMem checkpoint goes through "
             "preprocess/convert_longmem_checkpoint.py first"
         )
+    return state
+
+
+def load_backbone(path: str, dictionary: Dictionary, **overrides) -> Tuple[BackboneDecoder, Tensor]:
+    """The backbone of a checkpoint and its fingerprint.
+
+    Args:
+        path: a checkpoint of ``longmem_backbone``
+        dictionary: the one in use, which has to be the backbone's
+        overrides: fields of its configuration to change
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_backbone`
+        ValueError: it has another dictionary
+    """
+    state = read_backbone(path)
+    cfg = state["cfg"]["model"]
     rows = state["model"]["decoder.embed_tokens.weight"].size(0)
     expected = (state.get("task_state") or {}).get("dictionary_hash")
     if rows != len(dictionary) or expected not in (None, dictionary_hash(dictionary)):

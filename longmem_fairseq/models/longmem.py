@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import torch
 from fairseq.dataclass import ChoiceEnum
 from fairseq.models import FairseqDecoder, FairseqLanguageModel, register_model
-from omegaconf import open_dict
 from torch import Tensor, nn
 
 from longmem_fairseq.models.backbone import ACTIVATION_CHOICES, BackboneDecoder
@@ -196,13 +195,19 @@ def _keep_backbone(module: SideNetDecoder, state_dict, prefix: str, *unused) -> 
 class LongMem(FairseqLanguageModel):
     """Backbone, SideNet and memory; only the SideNet is trained and saved."""
 
+    @staticmethod
+    def settle_config(cfg: LongMemConfig, from_checkpoint: bool) -> None:
+        """What is saved with a checkpoint: a path that holds from any working directory."""
+        if os.path.isfile(
+            cfg.pretrained_model_path
+        ):  # else the error is to name it as it was given
+            cfg.pretrained_model_path = os.path.abspath(cfg.pretrained_model_path)
+
     @classmethod
     def build_model(cls, cfg: LongMemConfig, task):
         backbone, fingerprint = load_backbone(
             cfg.pretrained_model_path, task.source_dictionary, compute_dtype=str(cfg.compute_dtype)
         )
-        with open_dict(cfg):  # so that the checkpoint is found from any working directory
-            cfg.pretrained_model_path = os.path.abspath(cfg.pretrained_model_path)
         tokens_per_sample = task.cfg.tokens_per_sample
         model = cls(SideNetDecoder(cfg, backbone, fingerprint, tokens_per_sample))
         log_parameters(model)

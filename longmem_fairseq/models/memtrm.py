@@ -6,12 +6,20 @@ Everything is trained, so what was cached long ago was written by an older model
 from dataclasses import dataclass
 
 from fairseq.models import FairseqLanguageModel, register_model
-from omegaconf import open_dict
 from torch import Tensor
 
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
-from longmem_fairseq.models.checkpoints import load_backbone
+from longmem_fairseq.models.checkpoints import load_backbone, read_backbone
 from longmem_fairseq.models.memory_config import MemoryConfig, build_memory, log_parameters
+
+SIZES = (
+    "embed_dim",
+    "num_layers",
+    "num_attention_heads",
+    "activation_fn",
+    "layer_norm_eps",
+    "smeared_key_layers",
+)
 
 
 @dataclass
@@ -61,21 +69,22 @@ class MemTRMDecoder(BackboneDecoder):
 class MemTRM(FairseqLanguageModel):
     """A language model with memory in one of its own layers, trained as a whole."""
 
+    @staticmethod
+    def settle_config(cfg: MemTRMConfig, from_checkpoint: bool) -> None:
+        """What is saved with a checkpoint: the backbone's sizes, and no need for the backbone."""
+        if from_checkpoint:
+            cfg.pretrained_model_path = ""  # the checkpoint holds every weight
+        elif cfg.pretrained_model_path:
+            backbone = read_backbone(cfg.pretrained_model_path)["cfg"]["model"]
+            for name in SIZES:
+                cfg[name] = backbone[name]
+
     @classmethod
     def build_model(cls, cfg: MemTRMConfig, task):
-        weights = None
+        decoder = MemTRMDecoder(cfg, task.source_dictionary, task.cfg.tokens_per_sample)
         if cfg.pretrained_model_path:
             backbone, _ = load_backbone(cfg.pretrained_model_path, task.source_dictionary)
-            weights = backbone.state_dict()
-            with open_dict(cfg):
-                for name in LongMemBackboneConfig.__dataclass_fields__:
-                    if name in backbone.cfg and name not in ("_name", "compute_dtype", "dropout"):
-                        cfg[name] = backbone.cfg[name]
-                # the checkpoint holds every weight: it must not ask for the backbone again
-                cfg.pretrained_model_path = ""
-        decoder = MemTRMDecoder(cfg, task.source_dictionary, task.cfg.tokens_per_sample)
-        if weights is not None:
-            decoder.load_state_dict(weights, strict=False)  # the gate is new
+            decoder.load_state_dict(backbone.state_dict(), strict=False)  # the gate is new
         model = cls(decoder)
         log_parameters(model)
         return model

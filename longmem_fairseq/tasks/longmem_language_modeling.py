@@ -8,6 +8,7 @@ from typing import Dict, Optional
 from fairseq import utils
 from fairseq.data import Dictionary, data_utils, iterators
 from fairseq.dataclass import FairseqDataclass
+from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING, open_dict
 
@@ -222,6 +223,11 @@ class LongMemLanguageModelingTask(FairseqTask):
                 raise ValueError(f"{option} ({value}) does not apply to a {cfg._name} model")
             with open_dict(cfg):
                 cfg[name] = value
+        model_class = ARCH_MODEL_REGISTRY.get(cfg._name)
+        if hasattr(model_class, "settle_config"):
+            # here and not in the model's build_model, which fairseq gives a copy: this one is saved
+            with open_dict(cfg):
+                model_class.settle_config(cfg, from_checkpoint)
         return super().build_model(cfg, from_checkpoint)
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
