@@ -148,7 +148,7 @@ def recall(scored: Dict[int, DocumentScores], questions: List[Dict], segment: in
     for i, question in enumerate(questions):
         scores, at = scored[question["document"]], question["position"]
         answer = slice(at, at + question["tokens"])
-        right[i] = (scores.predicted[answer] == scores.tokens[answer]).all()
+        right[i] = scores.right[answer].all()
         # target p is predicted by input p of its segment; a mentioned token is input p + 1
         visible[i] = (question["mention"] + 1) // segment == at // segment
     beyond = distance > segment

@@ -7,13 +7,17 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fairseq import checkpoint_utils
+from torch import Tensor
 from tqdm import tqdm
 
+from longmem_fairseq.modules import token_losses
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
 
@@ -22,13 +26,14 @@ MEMORIES = ("own", "empty", "other")
 
 @dataclass
 class DocumentScores:
-    """One document: negative log-likelihood (nats) and top prediction for each of its tokens."""
+    """One document: for each of its tokens the negative log-likelihood (nats), and whether it alone was
+    the model's first choice."""
 
     name: str
     words: int
     tokens: np.ndarray
     nll: np.ndarray
-    predicted: np.ndarray
+    right: np.ndarray
 
 
 def load_model(path: str, data: str, tokens_per_sample: int, **options):
@@ -56,20 +61,25 @@ def use_memory(model, memory: str) -> None:
     """
     if memory == "own":
         return
-    bank = getattr(model.decoder, "memory", None)
-    if bank is None:
+    own = getattr(model.decoder, "memory", None)
+    if own is None:
         raise ValueError(f"--memory {memory} needs a model with a memory bank")
-    read = bank.retrieve
     if memory == "empty":
-        bank.retrieve = lambda queries: None
+        own.retrieve = lambda queries: None
     else:
-        bank.retrieve = lambda queries: _shifted(read, queries)
+        own.retrieve = partial(_shifted, own, own.retrieve)
 
 
-def _shifted(read, queries):
-    # stream b asks the bank of stream b + 1, which is reading another document
-    retrieved = read(queries.roll(1, dims=0))
-    return None if retrieved is None else type(retrieved)(*(t.roll(-1, 0) for t in retrieved))
+def _shifted(memory, read, queries):
+    # Stream b asks the bank of stream b + 1, which is reading another document. The banks of streams
+    # that have run out are still there, full of their last document.
+    missing = memory.bank.num_streams - queries.size(0)
+    queries = F.pad(queries, (0, 0, 0, 0, 0, 0, 0, missing)).roll(1, dims=0)
+    retrieved = read(queries)
+    if retrieved is None:
+        return None
+    chunks, rows = (found.roll(-1, dims=0)[: queries.size(0) - missing] for found in retrieved[:2])
+    return retrieved._replace(chunks=chunks, rows=rows)
 
 
 @torch.no_grad()
@@ -94,11 +104,9 @@ def score_documents(
         target = batch["target"].to(device)
         net_input = {name: tensor.to(device) for name, tensor in batch["net_input"].items()}
         logits, _ = model(**net_input)
-        nll = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), target.flatten(), reduction="none", ignore_index=pad
+        nll, right = (
+            scored.view_as(target).cpu().numpy() for scored in _score(logits, target, pad)
         )
-        nll = nll.view_as(target).cpu().numpy()
-        predicted = logits.argmax(dim=-1).cpu().numpy()
         target = target.cpu().numpy()
         for row, (number, start) in enumerate(zip(batch["id"], batch["position"], strict=True)):
             number, start = int(number), int(start)
@@ -112,18 +120,32 @@ def score_documents(
                     described["words"],
                     np.empty(size, dtype=np.int32),
                     np.empty(size, dtype=np.float32),
-                    np.empty(size, dtype=np.int32),
+                    np.empty(size, dtype=bool),
                 )
             scores = open_documents[number]
             length = int((target[row] != pad).sum())
             stop = start + length
             scores.tokens[start:stop] = target[row, :length]
             scores.nll[start:stop] = nll[row, :length]
-            scores.predicted[start:stop] = predicted[row, :length]
+            scores.right[start:stop] = right[row, :length]
             bar.update(length)
             if stop == len(scores.tokens):
                 yield number, open_documents.pop(number)
     bar.close()
+
+
+def _score(logits: Tensor, target: Tensor, pad: int) -> Tuple[Tensor, Tensor]:
+    """Negative log-likelihood of every target, and whether no other token was as likely; B * T."""
+    losses, first_choices = [], []
+    # blocks of rows for the same reason as in token_losses
+    blocks = zip(logits.flatten(0, 1).split(64), target.flatten().split(64), strict=True)
+    for block, expected in blocks:
+        block = block.float()
+        losses.append(token_losses(block, expected, pad))
+        likelihood = block.gather(-1, expected.unsqueeze(-1))
+        others = block.scatter(-1, expected.unsqueeze(-1), float("-inf"))
+        first_choices.append(others.amax(dim=-1) < likelihood.squeeze(-1))
+    return torch.cat(losses), torch.cat(first_choices)
 
 
 def read_json_lines(path: str) -> List[Dict]:

@@ -1,8 +1,12 @@
-"""What fairseq 0.12 needs to read checkpoints safely with today's PyTorch.
+"""What fairseq 0.12 needs to read checkpoints safely with today's PyTorch, and to resume exactly.
 
 ``torch.load`` unpickles nothing but tensors and plain containers unless told otherwise, and we keep
 it that way. Checkpoints of the released LongMem code also hold an ``argparse.Namespace``, a plain
 bag of options. fairseq's loader is wrapped so that whatever goes wrong is one clear error.
+
+fairseq tells a task of a save on the first rank alone, and of a load without model and folder. Its
+functions are wrapped so that a task that has ``before_save``, ``after_save`` and ``after_load``
+hears of both in full.
 """
 
 import argparse
@@ -13,6 +17,11 @@ from contextlib import contextmanager
 
 import torch
 from fairseq import checkpoint_utils
+
+_original_read = checkpoint_utils.load_checkpoint_to_cpu
+_original_save = checkpoint_utils.save_checkpoint
+_original_load = checkpoint_utils.load_checkpoint
+_original_copy = checkpoint_utils.PathManager.copy
 
 # what torch.load raises for a damaged file, depending on where the damage is
 _DAMAGE = (
@@ -58,7 +67,7 @@ def _load_checkpoint_to_cpu(path, *args, **kwargs):
     unknown = None
     with clear_errors(path):
         try:
-            state = _original(path, *args, **kwargs)
+            state = _original_read(path, *args, **kwargs)
         except KeyError as error:  # fairseq looks up the architecture that the checkpoint names
             unknown = error
     if unknown is not None:
@@ -71,7 +80,45 @@ def _load_checkpoint_to_cpu(path, *args, **kwargs):
     return state
 
 
-if checkpoint_utils.load_checkpoint_to_cpu is not _load_checkpoint_to_cpu:
-    _original = checkpoint_utils.load_checkpoint_to_cpu
-    checkpoint_utils.load_checkpoint_to_cpu = _load_checkpoint_to_cpu
-    torch.serialization.add_safe_globals([argparse.Namespace])
+def _save_checkpoint(cfg, trainer, epoch_itr, val_loss):
+    """``fairseq.checkpoint_utils.save_checkpoint`` between ``before_save`` and ``after_save``."""
+    hooks = hasattr(trainer.task, "before_save") and not cfg.no_save
+    if hooks:
+        trainer.task.before_save(trainer, epoch_itr, cfg.save_dir)
+    saved = _original_save(cfg, trainer, epoch_itr, val_loss)
+    if hooks:
+        trainer.task.after_save(trainer, epoch_itr, cfg.save_dir)
+    return saved
+
+
+def _load_checkpoint(cfg, trainer, **kwargs):
+    """``fairseq.checkpoint_utils.load_checkpoint``, then ``after_load``."""
+    if cfg.restore_file != "checkpoint_last.pt":
+        folder = os.path.dirname(cfg.restore_file)
+    elif cfg.continue_once and not os.path.exists(os.path.join(cfg.save_dir, cfg.restore_file)):
+        folder = os.path.dirname(cfg.continue_once)
+    else:
+        folder = cfg.save_dir
+    if trainer.data_parallel_world_size > 1:
+        # else the first rank sends the others its configuration, which torch.load refuses to unpickle
+        cfg.load_checkpoint_on_all_dp_ranks = True
+    extra_state, epoch_itr = _original_load(cfg, trainer, **kwargs)
+    if hasattr(trainer.task, "after_load"):
+        trainer.task.after_load(trainer, epoch_itr, folder)
+    return extra_state, epoch_itr
+
+
+def _copy(source, target, overwrite=False):
+    """``PathManager.copy`` that never leaves half a checkpoint_last.pt to a run that was killed."""
+    if not checkpoint_utils.PathManager.supports_rename(target):
+        return _original_copy(source, target, overwrite)
+    copied = _original_copy(source, target + ".tmp", overwrite=True)
+    checkpoint_utils.PathManager.rename(target + ".tmp", target)
+    return copied
+
+
+checkpoint_utils.load_checkpoint_to_cpu = _load_checkpoint_to_cpu
+checkpoint_utils.save_checkpoint = _save_checkpoint
+checkpoint_utils.load_checkpoint = _load_checkpoint
+checkpoint_utils.PathManager.copy = staticmethod(_copy)
+torch.serialization.add_safe_globals([argparse.Namespace])

@@ -56,3 +56,39 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"no folder {path}: set LONGMEM_SHARED to the folder of shared fixtures")
     return path.resolve()
+
+
+# the models of small_models.py, imported where they are used: fairseq takes seconds to import
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory):
+    from tests.small_models import make_task
+
+    return make_task(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def backbone_path(tmp_path_factory, task):
+    """A backbone's checkpoint."""
+    from tests.small_models import save_backbone
+
+    path = tmp_path_factory.mktemp("backbone") / "checkpoint.pt"
+    return save_backbone(path, task.source_dictionary, seed=1, smeared_key_layers=[3])
+
+
+@pytest.fixture(scope="session")
+def backbone(backbone_path, task):
+    from tests.small_models import load_backbone
+
+    return load_backbone(backbone_path, task)
+
+
+@pytest.fixture
+def build(task, backbone_path):
+    """Builds a longmem or memtrm on the backbone, with options; see ``build_model``."""
+    from tests.small_models import build_model
+
+    return lambda *arguments, path=backbone_path, **options: build_model(
+        task, path, *arguments, **options
+    )

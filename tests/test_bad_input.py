@@ -5,14 +5,12 @@ checkpoint is executed.
 """
 
 import os
-import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
-from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
 from fairseq_cli import eval_lm, train
@@ -23,6 +21,7 @@ import parity
 import prepare_corpus
 from longmem_fairseq.cli import run
 from longmem_fairseq.models.checkpoints import fingerprint
+from tests.malicious import Malicious
 
 WORDS = 12  # and four special symbols
 DOCUMENTS = [[4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 2], [9, 8, 7, 2]]
@@ -109,6 +108,31 @@ FAIRSEQ_CASES = {
         ValueError,
         "--memory-size (6) must be at least one segment, --tokens-per-sample (8); 0 for no memory",
     ),
+    "memory index": (
+        "fairseq-train",
+        "{data} " + LONGMEM + " --pretrained-model-path {backbone} --memory-index IVF2,Flat",
+        ValueError,
+        "--memory-index (IVF2,Flat) needs 78 chunks to be trained, but --memory-size holds 8: make it "
+        "larger, or the index coarser",
+    ),
+    "memory index parameters": (
+        "fairseq-train",
+        "{data} --arch memtrm "
+        + MEMORY
+        + " --pretrained-model-path {backbone} --memory-index HNSW4 "
+        "--memory-index-parameters nprobe=4",
+        ValueError,
+        "--memory-index-parameters (nprobe=4) do not fit --memory-index HNSW4, for which nprobe=32 "
+        "(IVF) or efSearch=64 (HNSW) are known",
+    ),
+    "memory folder": (
+        "fairseq-train",
+        "{data} " + LONGMEM + " --pretrained-model-path {backbone} --memory-storage disk "
+        "--memory-dir {missing}",
+        ValueError,
+        "--memory-storage disk: cannot make a file of 2,048 bytes in {missing} (No such file or "
+        "directory); choose another --memory-dir or a smaller --memory-size",
+    ),
     "reduction factor": (
         "fairseq-train",
         "{data} " + LONGMEM + " --pretrained-model-path {backbone} --layer-reduction-factor 3",
@@ -157,6 +181,20 @@ FAIRSEQ_CASES = {
         "{data} --path {longmem} --k 5",
         ValueError,
         "--k (5) must be a multiple of --chunk-size (2)",
+    ),
+    "evaluate: memory index": (
+        "fairseq-eval-lm",
+        "{data} --path {longmem} --memory-index ivf",
+        ValueError,
+        "--memory-index (ivf) is neither torch nor flat nor an index that faiss can make for 8 "
+        "dimensions, such as IVF1024,Flat",
+    ),
+    "evaluate: memory folder": (
+        "fairseq-eval-lm",
+        "{data} --path {longmem} --memory-storage disk --memory-dir {missing} --memory-dtype int8",
+        ValueError,
+        "--memory-storage disk: cannot make a file of 512 bytes in {missing} (No such file or "
+        "directory); choose another --memory-dir or a smaller --memory-size",
     ),
     "evaluate: missing backbone": (
         "fairseq-eval-lm",
@@ -307,16 +345,6 @@ SCRIPT_CASES = {
 }
 
 
-class Malicious:
-    """Calls a function when it is unpickled."""
-
-    def __init__(self, function, *arguments):
-        self.function, self.arguments = function, arguments
-
-    def __reduce__(self):
-        return self.function, self.arguments
-
-
 def write_data(folder: Path, documents, splits=("train", "valid", "test"), letter="w") -> Path:
     folder.mkdir()
     dictionary = Dictionary()
@@ -406,29 +434,3 @@ def test_scripts_print_one_line_and_exit_with_2(case, made, monkeypatch, capsys)
     assert captured.err == f"{program}: error: {message.format(**made)}\n"
     assert not made["executed"].exists()
     assert not made["scratch"].exists()
-
-
-# PyTorch words its refusal in one way for modules that it blocks and in another for all others
-@pytest.mark.parametrize("function", [os.mkdir, shutil.rmtree])
-@pytest.mark.parametrize("zipped", [True, False])
-def test_malicious_checkpoints_are_refused_by_that_name(function, zipped, tmp_path):
-    folder, path = tmp_path / "folder", tmp_path / "malicious.pt"
-    attack = {"model": Malicious(function, str(folder))}
-    torch.save(attack, path, _use_new_zipfile_serialization=zipped)
-    existed = function is shutil.rmtree
-    if existed:
-        folder.mkdir()
-    with pytest.raises(ValueError, match="refused, it would execute code"):
-        checkpoint_utils.load_checkpoint_to_cpu(str(path))
-    assert folder.exists() == existed
-    torch.load(path, weights_only=False)  # it is an attack: without care it is executed
-    assert folder.exists() != existed
-
-
-def test_truncated_checkpoints_are_damaged(made, tmp_path):
-    """Wherever the copy broke off: PyTorch has a different error for almost every place."""
-    whole, path = made["backbone"].read_bytes(), tmp_path / "truncated.pt"
-    for length in [0, 1, 3, 100, *range(1000, len(whole), len(whole) // 10), len(whole) - 1]:
-        path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="is not a checkpoint, or a damaged one"):
-            checkpoint_utils.load_checkpoint_to_cpu(str(path))

@@ -11,11 +11,11 @@ from longmem_fairseq import cli
 from stream_scoring import DocumentScores
 
 
-def document(nll, words=1, name="d", tokens=None, predicted=None):
+def document(nll, words=1, name="d", tokens=None, right=None):
     nll = np.array(nll, dtype=np.float32)
     tokens = np.zeros(len(nll), dtype=np.int32) if tokens is None else np.array(tokens)
-    predicted = tokens if predicted is None else np.array(predicted)
-    return DocumentScores(name, words, tokens, nll, predicted)
+    right = np.ones(len(tokens), dtype=bool) if right is None else right
+    return DocumentScores(name, words, tokens, nll, right)
 
 
 def test_perplexity_per_token_word_and_document():
@@ -42,9 +42,7 @@ def test_positions_double_and_cover_every_token():
 
 def test_recall_within_and_beyond_the_window():
     # segments of 4: targets 0-3, 4-7, 8-11; input p is target p - 1
-    predicted = np.arange(12)
-    predicted[10] = 99
-    scored = {0: document(np.zeros(12), tokens=np.arange(12), predicted=predicted)}
+    scored = {0: document(np.zeros(12), tokens=np.arange(12), right=np.arange(12) != 10)}
     questions = [
         # mention 1 is input 2, in the segment of position 3: visible, right
         {"document": 0, "position": 3, "tokens": 1, "mention": 1, "distance": 2},

@@ -6,16 +6,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from longmem_fairseq.memory import Retrieved
-from longmem_fairseq.modules import (
-    CausalAlibiBias,
-    DecoderBlock,
-    JointAttention,
-    alibi_slopes,
-    memory_attention,
-)
+from longmem_fairseq.memory.chunk_store import ChunkStore, Placement
+from longmem_fairseq.modules import CausalAlibiBias, DecoderBlock, JointAttention, alibi_slopes
 from longmem_fairseq.modules.joint_attention import smear
 
-STREAMS, TOKENS, HEADS, HEAD_DIM, RETRIEVED = 3, 5, 2, 4, 6
+STREAMS, TOKENS, HEADS, HEAD_DIM = 3, 5, 2, 4
+CHUNKS, CHUNK_SIZE = 3, 2  # that each query has retrieved
 EMBED_DIM = HEADS * HEAD_DIM
 
 
@@ -88,14 +84,15 @@ def naive_smear(x):
     return torch.stack(rows, dim=1)
 
 
-def naive_memory(queries, keys, values, valid):
+def naive_memory(queries, found):
     """Softmax over the valid ones alone; zeros where there are none."""
+    keys, values = (tensor.to(queries.dtype) for tensor in found.tokens())
     output = []
     for q, k, v, ok in zip(
         queries.flatten(0, 2),
         keys.flatten(0, 2),
         values.flatten(0, 2),
-        valid.flatten(0, 2),
+        found.valid.flatten(0, 2),
         strict=True,
     ):
         if not ok.any():
@@ -110,16 +107,18 @@ def merged(heads):
     return heads.transpose(1, 2).reshape(STREAMS, TOKENS, EMBED_DIM)
 
 
-def retrieved(dtype=torch.float64):
+def retrieved():
     """Row 0 found everything, row 1 a part (differently for each query), row 2 nothing."""
-    shape = (STREAMS, HEADS, TOKENS, RETRIEVED)
-    keys, values = torch.randn(2, *shape, HEAD_DIM, dtype=dtype)
-    valid = torch.ones(shape, dtype=torch.bool)
-    valid[1] = torch.rand(shape[1:]) < 0.5
-    valid[1, 0, 0] = False  # a query that found nothing, in a row that found something
-    valid[1, :, 1:, 0] = True
-    valid[2] = False
-    return Retrieved(keys, values, valid, torch.zeros(shape, dtype=torch.long))
+    shape = (STREAMS, HEADS, TOKENS, CHUNKS)
+    rows = torch.arange(STREAMS * HEADS * TOKENS * CHUNKS)
+    store = ChunkStore((1, 1, len(rows)), CHUNK_SIZE, HEAD_DIM, "float32", Placement())
+    store.write(rows, *torch.randn(2, len(rows), CHUNK_SIZE, HEAD_DIM))
+    chunks = rows.view(shape).clone()
+    chunks[1][torch.rand(shape[1:]) < 0.5] = -1
+    chunks[1, 0, 0] = -1  # a query that found nothing, in a row that found something
+    chunks[1, :, 1:, 0] = 0
+    chunks[2] = -1
+    return Retrieved(chunks, rows.view(shape), store)
 
 
 def attention(**options):
@@ -130,8 +129,11 @@ def attention(**options):
     return module, bias, torch.randn(STREAMS, TOKENS, EMBED_DIM, dtype=torch.float64)
 
 
+# the whole segment at once, blocks of one query, and two whose last one is smaller
+@pytest.mark.parametrize("query_block", [256, 1, 3])
 @pytest.mark.parametrize("smeared_keys", [False, True])
-def test_local_attention_is_a_plain_softmax(smeared_keys):
+def test_local_attention_is_a_plain_softmax(smeared_keys, query_block, monkeypatch):
+    monkeypatch.setattr("longmem_fairseq.modules.joint_attention.QUERY_BLOCK", query_block)
     module, bias, x = attention(smeared_keys=smeared_keys)
     expected = module.out_proj(merged(naive_local(module, x, alibi_slopes(HEADS))))
     output = module(x, bias)
@@ -159,12 +161,11 @@ def test_fused_attention_is_two_softmaxes_and_a_gate(multiplier):
     queries = module.q_proj(x).view(STREAMS, TOKENS, HEADS, HEAD_DIM).transpose(1, 2)
     assert_close(seen[0], queries)  # unscaled
     local = naive_local(module, x, alibi_slopes(HEADS))
-    memory = naive_memory(queries, *found[:3])
+    memory = naive_memory(queries, found)
     gate = torch.sigmoid(module.memory_bias * multiplier).view(1, -1, 1, 1)
     anything = found.valid.any(-1, keepdim=True)
     fused = torch.where(anything, (1 - gate) * local + gate * memory, local)
-    # the weights of memory are a float32 softmax whatever the input
-    assert_close(output, module.out_proj(merged(fused)), rtol=1e-5, atol=1e-6)
+    assert_close(output, module.out_proj(merged(fused)))
     assert not torch.allclose(fused[0], local[0]) and torch.equal(fused[2], local[2])
 
 
@@ -179,19 +180,19 @@ def test_gradients_of_fused_attention_are_those_of_the_plain_version():
     queries = module.q_proj(x).view(STREAMS, TOKENS, HEADS, HEAD_DIM).transpose(1, 2)
     local = naive_local(module, x, alibi_slopes(HEADS))
     gate = module.gate.view(1, -1, 1, 1)
-    fused = (1 - gate) * local + gate * naive_memory(queries, *found[:3])
+    fused = (1 - gate) * local + gate * naive_memory(queries, found)
     fused = torch.where(found.valid.any(-1, keepdim=True), fused, local)
     expected = module.out_proj(merged(fused))
     expected = torch.autograd.grad((expected * weights).sum(), parameters)
     for gradient, reference in zip(gradients, expected, strict=True):
-        assert_close(gradient, reference, rtol=1e-5, atol=1e-6)
+        assert_close(gradient, reference)
 
 
 def test_nothing_found_is_local_attention_without_nan():
     module, bias, x = attention(has_memory=True)
     x.requires_grad_()
     found = retrieved()
-    found.valid.fill_(False)
+    found.chunks.fill_(-1)
     output = module(x, bias, lambda queries: found).output
     local = module(x, bias).output
     assert torch.equal(output, local)
@@ -212,42 +213,9 @@ def test_a_closed_gate_is_no_memory_and_an_open_one_nothing_else():
         assert torch.equal(module(x, bias, lambda q: found).output, module(x, bias).output)
         module.memory_bias.fill_(1e4)
         queries = module.q_proj(x).view(STREAMS, TOKENS, HEADS, HEAD_DIM).transpose(1, 2)
-        memory = module.out_proj(merged(naive_memory(queries, *found[:3])))
+        memory = module.out_proj(merged(naive_memory(queries, found)))
         output = module(x, bias, lambda q: found).output
-    assert_close(output[0], memory[0], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-6), (torch.float32, 1e-5)])
-def test_memory_attention_and_its_gradient(dtype, tolerance):
-    queries = torch.randn(STREAMS, HEADS, TOKENS, HEAD_DIM, dtype=dtype, requires_grad=True)
-    keys, values, valid, _ = retrieved(dtype)
-    output = memory_attention(queries, keys, values, valid)
-    expected = naive_memory(queries, keys, values, valid)
-    assert_close(output, expected, rtol=tolerance, atol=tolerance)
-    assert torch.equal(output[2], torch.zeros_like(output[2]))
-    weights = torch.randn_like(output)
-    gradient = torch.autograd.grad((output * weights).sum(), queries)[0]
-    reference = torch.autograd.grad((expected * weights).sum(), queries)[0]
-    assert_close(gradient, reference, rtol=tolerance, atol=tolerance)
-
-
-def test_memory_attention_does_not_overflow():
-    queries = torch.full((1, 1, 1, 2), 1e4, requires_grad=True)
-    keys = torch.tensor([[1e4, 1e4], [-1e4, 0.0]]).view(1, 1, 1, 2, 2)
-    values = torch.tensor([[3.0, 4.0], [5.0, 6.0]]).view(1, 1, 1, 2, 2)
-    output = memory_attention(queries, keys, values, torch.ones(1, 1, 1, 2, dtype=torch.bool))
-    output.sum().backward()
-    assert output.flatten().tolist() == [3.0, 4.0]
-    assert queries.grad.flatten().tolist() == [0.0, 0.0]
-
-
-def test_memory_attention_takes_memory_of_another_type():
-    queries = torch.randn(STREAMS, HEADS, TOKENS, HEAD_DIM, dtype=torch.bfloat16)
-    keys, values, valid, _ = retrieved(torch.float32)
-    output = memory_attention(queries, keys, values, valid)
-    assert output.dtype == torch.bfloat16
-    expected = naive_memory(queries.float(), keys, values, valid)
-    assert_close(output.float(), expected, rtol=0.05, atol=0.05)
+    assert_close(output[0], memory[0])
 
 
 def test_smear_by_hand():

@@ -84,17 +84,18 @@ def check_accounting(documents, dataset, batch_size, segment, shards, span=0):
     assert left == 0
     for shard in range(shards):
         last = [None] * batch_size  # token, of each stream
-        run_out = [False] * batch_size
+        num_rows = batch_size
         read = [0] * batch_size  # segments since the last new document
         for step in range(steps):
             batch = dataset[step * shards + shard]
             source, target = batch["net_input"]["src_tokens"], batch["target"]
             flags = batch["net_input"]["new_document"].tolist()
             assert source.shape == target.shape
-            assert source.size(0) == batch["nsentences"] == len(flags) == batch_size
+            assert source.size(0) == batch["nsentences"] == len(flags) <= num_rows
+            num_rows = len(flags)  # a stream that has run out was the last row, and stays away
             assert source.size(1) <= segment
             assert batch["ntokens"] == int((target != PAD).sum())
-            for row in range(batch_size):
+            for row in range(num_rows):
                 tokens = target[row][target[row] != PAD].tolist()
                 inputs = source[row][source[row] != PAD].tolist()
                 # padding on the right alone, of both alike
@@ -102,10 +103,10 @@ def check_accounting(documents, dataset, batch_size, segment, shards, span=0):
                 assert source[row].tolist() == inputs + [PAD] * (source.size(1) - len(tokens))
                 number, start = int(batch["id"][row]), int(batch["position"][row])
                 if not tokens:
-                    assert (number, start, flags[row]) == (-1, -1, False)
-                    run_out[row] = True
+                    # all streams of this shard have run out, those of another have not
+                    assert (number, start, flags[row], num_rows) == (-1, -1, False, 1)
+                    assert shards > 1
                     continue
-                assert not run_out[row]  # a stream that has run out stays so
                 begin = documents.starts[number] + start + FIRST
                 assert tokens == list(range(begin, begin + len(tokens)))
                 assert inputs[1:] == tokens[:-1]
@@ -190,10 +191,10 @@ def test_batches_by_hand():
     assert first["new_document"].tolist() == [True, True]
     assert first["id"].tolist() == [0, 1] and first["position"].tolist() == [0, 0]
     assert first["ntokens"] == 4 and first["nsentences"] == 2
-    assert second["src_tokens"].tolist() == [[102, 103], [PAD, PAD]]
-    assert second["target"].tolist() == [[103, 104], [PAD, PAD]]
-    assert second["new_document"].tolist() == [False, False]
-    assert second["id"].tolist() == [0, -1] and second["position"].tolist() == [3, -1]
+    assert second["src_tokens"].tolist() == [[102, 103]]  # the second stream has run out
+    assert second["target"].tolist() == [[103, 104]]
+    assert second["new_document"].tolist() == [False]
+    assert second["id"].tolist() == [0] and second["position"].tolist() == [3]
     assert second["ntokens"] == 2
 
 
@@ -225,7 +226,8 @@ def test_more_streams_than_documents():
     documents = Documents([7, 3])
     dataset = streams_of(documents, batch_size=5, segment=4, shards=2)
     assert check_accounting(documents, dataset, 5, 4, 2) == 2
-    assert dataset[1]["ntokens"] == 0 and dataset[1]["target"].shape == (5, 0)  # the second shard
+    # one document for each shard, and the second is shorter: a row without tokens is left
+    assert dataset[3]["ntokens"] == 0 and dataset[3]["target"].shape == (1, 0)
 
 
 def test_order_is_that_of_the_seed():

@@ -25,13 +25,15 @@ if [[ -z "$TEXT_DIR" ]]; then
   STREAM_SPAN=${STREAM_SPAN:-16} CHUNK_SIZE=${CHUNK_SIZE:-2} MIXED_TOKENS=${MIXED_TOKENS:-0}
 else
   VOCAB_SIZE=${VOCAB_SIZE:-8000} RECITAL_TOKENS=${RECITAL_TOKENS:-1500000}
-  PRETRAIN_UPDATES=${PRETRAIN_UPDATES:-5000} ADAPT_UPDATES=${ADAPT_UPDATES:-1000}
-  STREAM_SPAN=${STREAM_SPAN:-32} CHUNK_SIZE=${CHUNK_SIZE:-4} MIXED_TOKENS=${MIXED_TOKENS:-6000000}
+  PRETRAIN_UPDATES=${PRETRAIN_UPDATES:-5000} ADAPT_UPDATES=${ADAPT_UPDATES:-500}
+  STREAM_SPAN=${STREAM_SPAN:-32} CHUNK_SIZE=${CHUNK_SIZE:-2} MIXED_TOKENS=${MIXED_TOKENS:-6000000}
+  PRETRAIN_LR=${PRETRAIN_LR:-1.5e-3} EVAL_MEMORY_SIZE=${EVAL_MEMORY_SIZE:-16384}
 fi
 export STREAM_SPAN CHUNK_SIZE COMPUTE_DTYPE
 export ARCH=${ARCH:-longmem_backbone_tiny} TOKENS_PER_SAMPLE=${TOKENS_PER_SAMPLE:-256}
 export BATCH_SIZE=${BATCH_SIZE:-8} LR=${LR:-2e-3} MEMORY_SIZE=${MEMORY_SIZE:-65536} K=${K:-64}
 export RETRIEVAL_LAYER_INDEX=${RETRIEVAL_LAYER_INDEX:-3} SEED=${SEED:-1}
+MORE_SEEDS=${MORE_SEEDS:-} # SideNets to be trained once more with each of these seeds
 # fairseq 0.12 speaks the dialects of hydra and PyTorch of 2020: a page of warnings at every start
 export PYTHONWARNINGS=ignore
 
@@ -68,28 +70,38 @@ if ((MIXED_TOKENS > 0)); then
 fi
 
 DATA_DIR=$pretraining_data RECITAL_DIR=$RUN_DIR/recital SMEARED_KEY_LAYERS=$RETRIEVAL_LAYER_INDEX UPDATES=$PRETRAIN_UPDATES \
-  train backbone pretrain_backbone.sh
+  LR=${PRETRAIN_LR:-$LR} train backbone pretrain_backbone.sh
 export BACKBONE=$RUN_DIR/backbone/checkpoint_last.pt UPDATES=$ADAPT_UPDATES
 unset ARCH
 train sidenet train_longmem.sh --no-memory
-train longmem train_longmem.sh
-train memtrm train_memtrm.sh
+train longmem train_longmem.sh --no-save-memory
+train memtrm train_memtrm.sh --no-save-memory
+for seed in $MORE_SEEDS; do
+  SEED=$seed train "sidenet_seed$seed" train_longmem.sh --no-memory
+  SEED=$seed train "longmem_seed$seed" train_longmem.sh --no-save-memory
+done
 
 evaluate() { # NAME MODEL [ARGUMENT ...]
   local name=$1 model=$2
   shift 2
+  if [[ "$model" == longmem* || "$model" == memtrm ]]; then set -- "${memory[@]}" "$@"; fi
   python "$root/eval/evaluate.py" "$DATA_DIR" --path "$RUN_DIR/$model/checkpoint_last.pt" \
     --name "$name" --results "$RUN_DIR/results.jsonl" --tokens-per-sample "$TOKENS_PER_SAMPLE" \
     --batch-size 8 --seed "$SEED" "$@" 2>>"$RUN_DIR/evaluation.log"
 }
 log "evaluating"
 rm -f "$RUN_DIR/results.jsonl"
+memory=(${EVAL_MEMORY_SIZE:+--memory-size "$EVAL_MEMORY_SIZE"})
 for model in backbone sidenet memtrm longmem; do
   evaluate "$model" "$model"
   fairseq-eval-lm "$DATA_DIR" --user-dir "$root/longmem_fairseq" --task longmem_language_modeling \
     --path "$RUN_DIR/$model/checkpoint_last.pt" --batch-size 8 \
     --tokens-per-sample "$TOKENS_PER_SAMPLE" 2>&1 | tee -a "$RUN_DIR/evaluation.log" \
     | sed -n 's/.*\(Loss (base 2).*\)/  fairseq-eval-lm: \1/p'
+done
+for seed in $MORE_SEEDS; do
+  evaluate "sidenet_seed$seed" "sidenet_seed$seed"
+  evaluate "longmem_seed$seed" "longmem_seed$seed"
 done
 evaluate longmem_empty_memory longmem --memory empty
 evaluate longmem_other_memory longmem --memory other

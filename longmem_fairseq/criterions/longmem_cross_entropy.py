@@ -3,10 +3,11 @@
 import math
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from fairseq import metrics, utils
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
+
+from longmem_fairseq.modules import token_losses
 
 
 @dataclass
@@ -24,12 +25,8 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
 
     def forward(self, model, sample, reduce=True):
         logits, extra = model(**sample["net_input"])
-        loss = F.cross_entropy(
-            logits.float().flatten(0, 1),
-            sample["target"].flatten(),
-            ignore_index=self.padding_idx,
-            reduction="sum" if reduce else "none",
-        )
+        losses = token_losses(logits, sample["target"], self.padding_idx)
+        loss = losses.sum() if reduce else losses.flatten()
         sample_size = sample["ntokens"]
         logging_output = {
             "loss": loss.data,

@@ -23,10 +23,12 @@ class DocumentStreamDataset(torch.utils.data.Dataset):
     Row b of batch t + 1 continues row b of batch t, until its document (or span) ends and the next
     one starts, which ``new_document`` announces. Every token of every document is a target exactly
     once: the first of a document is predicted from *bos*, the first of a later span from the token
-    before it. A last segment is padded on the right; a stream that has run out is padding.
+    before it. A last segment is padded on the right. The streams are ordered by their length, so that
+    those that have run out are the last rows: they are left out (a shard whose streams all have run
+    out while another's have not gets one row without tokens).
 
     fairseq's iterator gives batches i, i + W, i + 2W, ... to shard i, so batch t of shard i is item
-    t * W + i, and streams stay with their shard.
+    t * W + i, and streams stay with their shard: i, i + W, ... are its own.
 
     Args:
         documents: indexed dataset, one item per document
@@ -73,26 +75,24 @@ class DocumentStreamDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> Dict:
         step, shard = divmod(index, self.num_shards)
-        first = shard * self.batch_size
-        rows = [self._segment(s, step) for s in range(first, first + self.batch_size)]
-        sources, targets = [], []
-        for stream, row in enumerate(rows, start=first):
-            source, target = self._read(stream, row)
-            sources.append(source)
-            targets.append(target)
-        target = _pad_right(targets, self.pad)
+        streams = range(shard, len(self.streams), self.num_shards)
+        segments = [(stream, self._segment(stream, step)) for stream in streams]
+        rows = [(stream, row) for stream, row in segments if row is not None] or segments[:1]
+        tokens = [self._read(stream, row) for stream, row in rows]
+        sources, targets = [source for source, _ in tokens], [target for _, target in tokens]
+        rows = [row for _, row in rows]
         return {
             "id": torch.tensor([row.piece.document if row else -1 for row in rows]),
             "position": torch.tensor([row.start if row else -1 for row in rows]),
-            "nsentences": self.batch_size,
-            "ntokens": sum(len(t) for t in targets),
+            "nsentences": len(rows),
+            "ntokens": sum(len(target) for target in targets),
             "net_input": {
                 "src_tokens": _pad_right(sources, self.pad),
                 "new_document": torch.tensor(
                     [row is not None and row.start == row.piece.start for row in rows]
                 ),
             },
-            "target": target,
+            "target": _pad_right(targets, self.pad),
         }
 
     def _num_segments(self, piece: Piece) -> int:

@@ -41,7 +41,7 @@ def lay_out_streams(
         rng: for order and phases; None for evaluation
 
     Returns:
-        B lists of pieces, in reading order
+        B lists of pieces, in reading order; the streams with most segments first
     """
     pieces: List[Piece] = []
     for document, size in enumerate(sizes):
@@ -72,4 +72,5 @@ def _deal(queue: Deque[Piece], num_streams: int, segment: int, span: int) -> Lis
         streams[stream].append(piece)
         steps += -(-(piece.stop - piece.start) // segment)
         heapq.heappush(ready, (steps, stream))
-    return streams
+    num_segments = dict((stream, steps) for steps, stream in ready)
+    return [streams[i] for i in sorted(num_segments, key=num_segments.get, reverse=True)]

@@ -1,6 +1,19 @@
-"""Memory bank and exact search. Needs torch, numpy and faiss; knows nothing of fairseq."""
+"""Memory bank, search and memory files. Needs torch, numpy, safetensors and faiss; knows nothing of
+fairseq."""
 
+from longmem_fairseq.memory.chunk_store import DTYPES, STORAGES, bytes_per_token
 from longmem_fairseq.memory.external_memory import ExternalMemory
-from longmem_fairseq.memory.memory_bank import MemoryBank, Retrieved, check_sizes
+from longmem_fairseq.memory.factory_index import check_index
+from longmem_fairseq.memory.memory_bank import MemoryBank, Retrieved, Source, check_sizes
 
-__all__ = ["ExternalMemory", "MemoryBank", "Retrieved", "check_sizes"]
+__all__ = [
+    "DTYPES",
+    "STORAGES",
+    "ExternalMemory",
+    "MemoryBank",
+    "Retrieved",
+    "Source",
+    "bytes_per_token",
+    "check_index",
+    "check_sizes",
+]

@@ -18,7 +18,7 @@ class ExternalMemory:
 
     Args:
         num_heads, head_dim: H, D of the cached layer
-        options: keyword arguments of :class:`MemoryBank` (memory_size, chunk_size, k, scope, index)
+        options: keyword arguments of :class:`MemoryBank` but for the number of streams and the device
     """
 
     def __init__(self, num_heads: int, head_dim: int, **options):
@@ -26,6 +26,7 @@ class ExternalMemory:
         self.banks: Dict[bool, MemoryBank] = {}
         self.bank: Optional[MemoryBank] = None  # of the current forward
         self.read_only = False
+        self.unwritten: Optional[tuple] = None  # bank, keys, values, valid of the last forward
         self.retrieval_seconds = 0.0  # of the current forward
         self.retrieved_chunks: Optional[Tensor] = None  # of the current forward
 
@@ -34,38 +35,43 @@ class ExternalMemory:
         num_streams: int,
         new_document: Optional[Tensor],
         training: bool,
-        dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         """Chooses the bank of this forward and forgets the rows that start a new document.
 
+        The rows are the first *num_streams* streams of the bank: those that have run out of documents
+        are the last ones and are no longer there.
+
         Raises:
-            ValueError: the number of streams changed in the middle of their documents
+            ValueError: there are more streams than before, in the middle of their documents
         """
+        self.flush()
         self.retrieval_seconds, self.retrieved_chunks = 0.0, None
         bank = self.banks.get(training)
+        if bank is not None and bank.device != device:  # it was loaded before the model was moved
+            bank = self.banks[training] = self._moved(bank, device)
         if self.read_only and bank is not None:
             self.bank = bank
             return
-        if bank is None or bank.num_streams != num_streams or bank.keys.device != device:
+        if bank is None or bank.num_streams < num_streams:
             in_document = new_document is None or not new_document.all()
             if bank is not None and any(bank.num_written + bank.num_pending) and in_document:
                 raise ValueError(
                     f"{num_streams} streams cannot continue the documents of {bank.num_streams}: "
                     "keep --batch-size constant until every stream starts a new document"
                 )
-            bank = MemoryBank(
-                num_streams,
-                self.num_heads,
-                self.head_dim,
-                dtype=dtype,
-                device=device,
-                **self.options,
-            )
-            self.banks[training] = bank
+            bank = self.banks[training] = self._new_bank(num_streams, device)
         elif new_document is not None:
             bank.reset(new_document)
         self.bank = bank
+
+    def _new_bank(self, num_streams: int, device: torch.device) -> MemoryBank:
+        return MemoryBank(num_streams, self.num_heads, self.head_dim, device=device, **self.options)
+
+    def _moved(self, bank: MemoryBank, device: torch.device) -> MemoryBank:
+        moved = self._new_bank(bank.num_streams, device)
+        moved.load_state_dict(bank.header(), bank.state_dict())
+        return moved
 
     def retrieve(self, queries: Tensor) -> Optional[Retrieved]:
         """See :meth:`MemoryBank.retrieve`."""
@@ -76,13 +82,51 @@ class ExternalMemory:
         return retrieved
 
     def write(self, keys: Tensor, values: Tensor, valid: Tensor) -> None:
-        """See :meth:`MemoryBank.write`."""
-        if not self.read_only:
-            self.bank.write(keys.detach(), values.detach(), valid)
+        """See :meth:`MemoryBank.write`.
+
+        Before the backward pass it only takes note: that reads once more what the forward pass
+        retrieved, so the bank has to stay as it is until the next forward pass begins.
+        """
+        if self.read_only:
+            return
+        self.flush()
+        self.unwritten = (self.bank, keys.detach(), values.detach(), valid)
+        if not torch.is_grad_enabled():
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what waits to be written."""
+        if self.unwritten is not None:
+            bank, *segment = self.unwritten
+            self.unwritten = None
+            bank.write(*segment)
 
     def reset(self) -> None:
         """Forgets everything."""
-        self.banks = {}
+        self.banks, self.bank, self.unwritten = {}, None, None
+
+    def save(self, path: str) -> bool:
+        """Writes the training bank to a memory file; False if there is none yet.
+
+        Raises:
+            OSError: the file cannot be written
+        """
+        self.flush()
+        if True not in self.banks:
+            return False
+        self.banks[True].save(path)
+        return True
+
+    def load(self, path: str, device: Optional[torch.device] = None) -> None:
+        """Makes the bank of a memory file the training bank.
+
+        Raises:
+            FileNotFoundError, ValueError: see :meth:`MemoryBank.load`; or the file's sizes are not
+                those of this model's options; the training bank is left as it was
+        """
+        options = {"num_heads": self.num_heads, "head_dim": self.head_dim, **self.options}
+        self.banks[True] = MemoryBank.load(path, device=device, **options)
+        self.unwritten = None
 
     @contextmanager
     def frozen(self):

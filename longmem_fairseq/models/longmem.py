@@ -75,7 +75,9 @@ class SideNetDecoder(FairseqDecoder):
             )
         embed_dim = backbone.embed_tokens.embedding_dim
         num_heads = backbone.layers[0].self_attn.num_heads
-        self.memory = build_memory(cfg, num_layers, embed_dim, num_heads, tokens_per_sample)
+        self.memory = build_memory(
+            cfg, num_layers, embed_dim, num_heads, tokens_per_sample, _hexadecimal(fingerprint)
+        )
         self.retrieval_layer = cfg.retrieval_layer_index
         self.memory_layer = cfg.retrieval_layer_index // reduction
         if self.memory is not None and self.retrieval_layer % reduction != reduction - 1:
@@ -144,8 +146,7 @@ class SideNetDecoder(FairseqDecoder):
         """
         memory = self.memory
         if memory is not None:
-            dtype, device = self.backbone.compute_dtype, src_tokens.device
-            memory.begin(src_tokens.size(0), new_document, self.training, dtype, device)
+            memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
         with self.backbone.autocast(src_tokens.device):
             with torch.no_grad():
                 encoded = self.backbone.encode(src_tokens, self.retrieval_layer, self.reduction)
@@ -173,6 +174,10 @@ class SideNetDecoder(FairseqDecoder):
         return self.backbone.max_positions()
 
 
+def _hexadecimal(fingerprint: Tensor) -> str:
+    return fingerprint.cpu().numpy().tobytes().hex()
+
+
 def _drop_backbone(module: SideNetDecoder, state_dict, prefix: str, metadata) -> None:
     for name in [name for name in state_dict if name.startswith(prefix + "backbone.")]:
         del state_dict[name]
@@ -183,9 +188,9 @@ def _keep_backbone(module: SideNetDecoder, state_dict, prefix: str, *unused) -> 
     saved = state_dict.get(prefix + "backbone_fingerprint")
     if saved is not None and not torch.equal(saved.cpu(), module.backbone_fingerprint.cpu()):
         raise ValueError(
-            f"this SideNet was trained with the backbone {saved.numpy().tobytes().hex()[:16]}, not "
-            f"with {module.backbone_fingerprint.cpu().numpy().tobytes().hex()[:16]}: give its own "
-            "backbone as --pretrained-model-path"
+            f"this SideNet was trained with the backbone {_hexadecimal(saved)[:16]}, not with "
+            f"{_hexadecimal(module.backbone_fingerprint)[:16]}: give its own backbone as "
+            "--pretrained-model-path"
         )
     for name, tensor in module.backbone.state_dict().items():
         state_dict[prefix + "backbone." + name] = tensor

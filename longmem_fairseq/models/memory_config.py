@@ -6,13 +6,21 @@ from typing import Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
-from longmem_fairseq.memory import ExternalMemory, check_sizes
+from longmem_fairseq.memory import (
+    DTYPES,
+    STORAGES,
+    ExternalMemory,
+    bytes_per_token,
+    check_index,
+    check_sizes,
+)
 from longmem_fairseq.models.backbone import COMPUTE_DTYPE_CHOICES
 
 logger = logging.getLogger(__name__)
 
 MEMORY_SCOPE_CHOICES = ChoiceEnum(["stream", "batch"])
-MEMORY_INDEX_CHOICES = ChoiceEnum(["flat", "torch"])
+MEMORY_DTYPE_CHOICES = ChoiceEnum(["compute", *DTYPES])
+MEMORY_STORAGE_CHOICES = ChoiceEnum(list(STORAGES))
 
 
 @dataclass
@@ -53,9 +61,38 @@ class MemoryConfig(FairseqDataclass):
             "released code"
         },
     )
-    memory_index: MEMORY_INDEX_CHOICES = field(
-        default="flat",
-        metadata={"help": "exact search by faiss (flat) or by a torch matrix product (torch)"},
+    memory_index: str = field(
+        default="torch",
+        metadata={
+            "help": "how the bank is searched: torch (exact, matrix products), flat (exact, faiss), or "
+            "approximately by an index of faiss.index_factory, such as IVF1024,Flat, for banks of "
+            "millions of tokens"
+        },
+    )
+    memory_index_parameters: str = field(
+        default="",
+        metadata={
+            "help": "of an approximate --memory-index, as nprobe=32 (IVF) or efSearch=64 (HNSW): more "
+            "finds better and takes longer"
+        },
+    )
+    memory_dtype: MEMORY_DTYPE_CHOICES = field(
+        default="compute",
+        metadata={
+            "help": "type of the cached keys and values; compute: that of --compute-dtype; int8: a "
+            "byte each, with a scale per chunk"
+        },
+    )
+    memory_storage: MEMORY_STORAGE_CHOICES = field(
+        default="device",
+        metadata={
+            "help": "where keys and values are cached: on the model's device, in host memory, or in a "
+            "memory-mapped file on disk"
+        },
+    )
+    memory_dir: Optional[str] = field(
+        default=None,
+        metadata={"help": "folder for --memory-storage disk (default: that for temporary files)"},
     )
     gate_lr_multiplier: float = field(
         default=1.0,
@@ -71,13 +108,19 @@ class MemoryConfig(FairseqDataclass):
 
 
 def build_memory(
-    cfg: MemoryConfig, num_layers: int, embed_dim: int, num_heads: int, tokens_per_sample: int
+    cfg: MemoryConfig,
+    num_layers: int,
+    embed_dim: int,
+    num_heads: int,
+    tokens_per_sample: int,
+    fingerprint: str = "",
 ) -> Optional[ExternalMemory]:
     """Checks the memory options against the backbone and against each other.
 
     Args:
         num_layers, embed_dim, num_heads: of the backbone
         tokens_per_sample: tokens of a segment
+        fingerprint: of the frozen backbone, hexadecimal; "" for one that is trained
 
     Returns:
         None where the model is to have no memory.
@@ -101,21 +144,28 @@ def build_memory(
             f"--memory-size ({cfg.memory_size}) must be at least one segment, --tokens-per-sample "
             f"({tokens_per_sample}); 0 for no memory"
         )
-    stored = 2 * embed_dim * (4 if str(cfg.compute_dtype) == "float32" else 2)
-    mebibytes = cfg.memory_size * (stored + 4 * embed_dim / cfg.chunk_size) / 2**20
+    dtype = str(cfg.memory_dtype)
+    options = {
+        "memory_size": cfg.memory_size,
+        "chunk_size": cfg.chunk_size,
+        "k": cfg.k,
+        "scope": str(cfg.memory_scope),
+        "index": cfg.memory_index,
+        "index_parameters": cfg.memory_index_parameters,
+        "dtype": str(cfg.compute_dtype) if dtype == "compute" else dtype,
+        "storage": str(cfg.memory_storage),
+        "directory": cfg.memory_dir,
+        "fingerprint": fingerprint,
+    }
+    head_dim, num_slots = embed_dim // num_heads, cfg.memory_size // cfg.chunk_size
+    check_index(cfg.memory_index, cfg.memory_index_parameters, head_dim, num_slots)
+    token_bytes = bytes_per_token(num_heads, head_dim, cfg.chunk_size, options["dtype"])
     logger.info(
-        f"memory bank of layer {cfg.retrieval_layer_index}: {cfg.memory_size:,} tokens, "
-        f"{mebibytes:,.1f} MiB when full, one per {cfg.memory_scope}"
+        f"memory bank of layer {cfg.retrieval_layer_index}: {cfg.memory_size:,} tokens of "
+        f"{token_bytes:,.0f} bytes, {cfg.memory_size * token_bytes / 2**20:,.1f} MiB when full, one "
+        f"per {cfg.memory_scope}"
     )
-    return ExternalMemory(
-        num_heads,
-        embed_dim // num_heads,
-        memory_size=cfg.memory_size,
-        chunk_size=cfg.chunk_size,
-        k=cfg.k,
-        scope=str(cfg.memory_scope),
-        index=str(cfg.memory_index),
-    )
+    return ExternalMemory(num_heads, head_dim, **options)
 
 
 def log_parameters(model) -> None:

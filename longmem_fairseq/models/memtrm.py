@@ -51,13 +51,7 @@ class MemTRMDecoder(BackboneDecoder):
         with self.autocast(src_tokens.device):
             if self.memory is None:
                 return self.output_layer(self.encode(src_tokens).normed), {}
-            self.memory.begin(
-                src_tokens.size(0),
-                new_document,
-                self.training,
-                self.compute_dtype,
-                src_tokens.device,
-            )
+            self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
             encoded = self.encode(src_tokens, self.memory_layer, retrieve=self.memory.retrieve)
             logits = self.output_layer(encoded.normed)
         extra = self.memory.statistics(self.layers[self.memory_layer].self_attn.gate)

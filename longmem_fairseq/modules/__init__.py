@@ -1,9 +1,10 @@
-"""Attention with memory and the decoder block: tensors in, tensors out."""
+"""Attention with memory, the decoder block and the loss: tensors in, tensors out."""
 
 from longmem_fairseq.modules.alibi import CausalAlibiBias, alibi_slopes
 from longmem_fairseq.modules.decoder_block import ACTIVATIONS, DecoderBlock
 from longmem_fairseq.modules.joint_attention import JointAttention
 from longmem_fairseq.modules.memory_attention import memory_attention
+from longmem_fairseq.modules.token_losses import token_losses
 
 __all__ = [
     "ACTIVATIONS",
@@ -12,4 +13,5 @@ __all__ = [
     "JointAttention",
     "alibi_slopes",
     "memory_attention",
+    "token_losses",
 ]

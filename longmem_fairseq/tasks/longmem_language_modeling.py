@@ -6,16 +6,27 @@ from dataclasses import dataclass, field
 from typing import Dict, Optional
 
 from fairseq import utils
-from fairseq.data import Dictionary, data_utils, iterators
+from fairseq.data import Dictionary, data_utils
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING, open_dict
 
+from longmem_fairseq.allocator import keep_freed_memory
 from longmem_fairseq.data import DocumentStreamDataset
 from longmem_fairseq.models.backbone import COMPUTE_DTYPE_CHOICES
 from longmem_fairseq.models.checkpoints import dictionary_hash
-from longmem_fairseq.models.memory_config import MEMORY_INDEX_CHOICES, MEMORY_SCOPE_CHOICES
+from longmem_fairseq.models.memory_config import (
+    MEMORY_DTYPE_CHOICES,
+    MEMORY_SCOPE_CHOICES,
+    MEMORY_STORAGE_CHOICES,
+)
+from longmem_fairseq.tasks.resume import (
+    ResumableStreams,
+    load_memory,
+    remove_unnamed_memory,
+    save_memory,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +40,10 @@ MODEL_OPTIONS = (
     "k",
     "memory_scope",
     "memory_index",
+    "memory_index_parameters",
+    "memory_dtype",
+    "memory_storage",
+    "memory_dir",
     "compute_dtype",
 )
 _OVERRIDE = " (default when evaluating: as the checkpoint was trained)"
@@ -65,11 +80,30 @@ class LongMemLanguageModelingConfig(FairseqDataclass):
     memory_scope: Optional[MEMORY_SCOPE_CHOICES] = field(
         default=None, metadata={"help": "one bank per stream or per batch" + _OVERRIDE}
     )
-    memory_index: Optional[MEMORY_INDEX_CHOICES] = field(
+    memory_index: Optional[str] = field(
         default=None, metadata={"help": "how the bank is searched" + _OVERRIDE}
+    )
+    memory_index_parameters: Optional[str] = field(
+        default=None, metadata={"help": "of an approximate --memory-index" + _OVERRIDE}
+    )
+    memory_dtype: Optional[MEMORY_DTYPE_CHOICES] = field(
+        default=None, metadata={"help": "type of the cached keys and values" + _OVERRIDE}
+    )
+    memory_storage: Optional[MEMORY_STORAGE_CHOICES] = field(
+        default=None, metadata={"help": "where keys and values are cached" + _OVERRIDE}
+    )
+    memory_dir: Optional[str] = field(
+        default=None, metadata={"help": "folder for --memory-storage disk" + _OVERRIDE}
     )
     compute_dtype: Optional[COMPUTE_DTYPE_CHOICES] = field(
         default=None, metadata={"help": "type of the matrix products" + _OVERRIDE}
+    )
+    no_save_memory: bool = field(
+        default=False,
+        metadata={
+            "help": "neither write the training streams' memory beside the checkpoints nor read it: "
+            "takes no room, but a run resumed in the middle of an epoch goes on with an empty memory"
+        },
     )
     seed: int = II("common.seed")
     batch_size: Optional[int] = II("dataset.batch_size")
@@ -81,6 +115,7 @@ class LongMemLanguageModelingTask(FairseqTask):
 
     def __init__(self, cfg: LongMemLanguageModelingConfig):
         super().__init__(cfg)
+        keep_freed_memory()
         if cfg.tokens_per_sample < 1:
             raise ValueError(f"--tokens-per-sample ({cfg.tokens_per_sample}) must be at least 1")
         if cfg.stream_span < 0:
@@ -91,6 +126,7 @@ class LongMemLanguageModelingTask(FairseqTask):
                 f"{path}: no such file; make the data folder with preprocess/prepare_corpus.py"
             )
         self.dictionary = Dictionary.load(path)
+        self.goes_on = False  # a resumed run, in the middle of an epoch
         logger.info(f"dictionary: {len(self.dictionary)} types")
 
     @property
@@ -168,7 +204,7 @@ class LongMemLanguageModelingTask(FairseqTask):
             num_shards=num_shards,
             seed=seed + epoch if training else None,
         )
-        return iterators.EpochBatchIterator(
+        return ResumableStreams(
             dataset=streams,
             collate_fn=_single_item,
             batch_sampler=[[i] for i in range(len(streams))],
@@ -179,6 +215,15 @@ class LongMemLanguageModelingTask(FairseqTask):
             epoch=epoch,
             buffer_size=data_buffer_size,
             disable_shuffling=True,
+            layout={
+                "--batch-size": batch_size,
+                "--distributed-world-size": num_shards,
+                "--tokens-per-sample": segment,
+                "--stream-span": self.cfg.stream_span,
+                "--seed": seed,
+                "the number of training documents": len(dataset),
+                "the number of training tokens": int(dataset.sizes.sum()),
+            },
         )
 
     def eval_lm_dataloader(
@@ -239,6 +284,29 @@ class LongMemLanguageModelingTask(FairseqTask):
             return super().train_step(sample, model, criterion, optimizer, update_num, True)
         with memory.frozen():
             return super().train_step(sample, model, criterion, optimizer, update_num, True)
+
+    def begin_epoch(self, epoch: int, model) -> None:
+        """Forgets the epoch before, even what an approximate index was trained on.
+
+        A run that is resumed between two epochs knows nothing of the one before either.
+        """
+        memory = getattr(model.decoder, "memory", None)
+        if memory is not None and not self.goes_on:
+            memory.reset()
+        self.goes_on = False
+
+    # The next three are called on every rank, by the wrappers in compat.py.
+
+    def before_save(self, trainer, epoch_itr, folder: str) -> None:
+        save_memory(trainer, epoch_itr, folder, wanted=not self.cfg.no_save_memory)
+
+    def after_save(self, trainer, epoch_itr, folder: str) -> None:
+        if trainer.is_data_parallel_master:
+            remove_unnamed_memory(folder, keep=epoch_itr.memory_files)
+
+    def after_load(self, trainer, epoch_itr, folder: str) -> None:
+        self.goes_on = epoch_itr.iterations_in_epoch > 0
+        load_memory(trainer, epoch_itr, folder, wanted=not self.cfg.no_save_memory)
 
     def state_dict(self) -> Dict:
         """Saved in every checkpoint, so that one is not used with another dictionary."""

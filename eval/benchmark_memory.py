@@ -1,0 +1,295 @@
+#!/usr/bin/env python3
+"""Speed, recall and size of the memory bank: each way to search it, each way to store it, by size.
+
+Example:
+    python eval/benchmark_memory.py --json memory.json --plot memory.png
+
+Writes a full bank of each size, then measures per segment: search (the chunks of every query), read
+(gathering them, and memory attention), and write. The keys are drawn from a mixture of clusters, as
+keys of text are; recall is the share of the exact search's chunks that an approximate index finds.
+Matrix products are compared with the machine's own rate. Ends with the project's goals; exit code 0
+whether they are met or not.
+"""
+
+import json
+import shlex
+import sys
+from argparse import Namespace
+from datetime import date
+from pathlib import Path
+from typing import Dict, Iterator, List, Tuple
+
+import matplotlib
+import torch
+from torch import Tensor
+
+import machine
+from longmem_fairseq.cli import run
+from longmem_fairseq.memory import DTYPES, STORAGES, MemoryBank, bytes_per_token
+from longmem_fairseq.memory.search import TorchIndex
+from longmem_fairseq.modules import memory_attention
+
+BLOCK = 16384  # tokens written at a time
+CLUSTERS, NOISE = 4096, 0.5
+QUICK = {"sizes": "4096,65536", "dtypes": "float32", "repeats": 3, "stream_tokens": 300_000}
+
+
+def get_parser() -> machine.Parser:
+    parser = machine.Parser(__doc__.split("\n")[0])
+    add, several = parser.add_argument, machine.several
+    add("--sizes", type=several(machine.positive), default="4096,16384,65536", help="tokens")
+    add(
+        "--indices",
+        default="torch flat IVF256,Flat:nprobe=32",
+        help="values of --memory-index, separated by spaces, each with its parameters after a colon; "
+        "those that a size is too small for are left out there",
+    )
+    add("--dtypes", type=several(str, DTYPES), default=",".join(DTYPES), help="of keys and values")
+    add(
+        "--storages", type=several(str, STORAGES), default="device", help="some of device,host,disk"
+    )
+    add("--directory", help="folder of the files of storage disk")
+    add("--heads", type=machine.positive, default=16, help="H")
+    add("--head-dim", type=machine.positive, default=64, help="D")
+    add("--tokens-per-sample", type=machine.positive, default=1024, help="queries of a segment")
+    add("--chunk-size", type=machine.positive, default=4, help="tokens per chunk")
+    add("--k", type=machine.positive, default=64, help="tokens retrieved per query and head")
+    add(
+        "--stream-tokens",
+        type=int,
+        default=2_000_000,
+        help="tokens streamed through a bank of 65,536, to see whether resident memory grows; 0: none",
+    )
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
+    add("--repeats", type=machine.positive, default=5, help="timed rounds")
+    add("--threads", type=machine.positive, help="of torch and faiss, if not of their choice")
+    add("--json", type=Path, help="file to write everything to")
+    add("--plot", type=Path, help="PNG to write: milliseconds by size")
+    quick = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in QUICK.items())
+    add("--quick", action="store_true", help=f"under a minute on 2 cores: {quick}")
+    return parser
+
+
+def read_options() -> Namespace:
+    parser = get_parser()
+    args = parser.parse_args()
+    if args.quick:
+        parser.set_defaults(**QUICK)
+        args = parser.parse_args()
+    args.device = torch.device(args.device)
+    if args.device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU")
+    for path in filter(None, (args.json, args.plot)):
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return args
+
+
+class Keys:
+    """Keys, values and queries in clusters, B = 1: a key is a centre and noise."""
+
+    def __init__(self, args: Namespace):
+        generator = torch.Generator().manual_seed(1)
+        self.shape = (1, args.heads, -1, args.head_dim)
+        self.centres = torch.randn(CLUSTERS, args.head_dim, generator=generator)
+        self.noise = torch.randn(args.heads * BLOCK, args.head_dim, generator=generator) * NOISE
+        self.generator, self.heads, self.device = generator, args.heads, args.device
+
+    def draw(self, tokens: int) -> Tensor:
+        """1 x H x tokens x D. The tokens of a chunk share their centre, as those of a phrase."""
+        count = self.heads * tokens
+        centres = torch.randint(CLUSTERS, (-(-count // 4),), generator=self.generator)
+        shift = int(torch.randint(len(self.noise), (1,), generator=self.generator))
+        keys = (
+            self.centres[centres.repeat_interleave(4)[:count]] + self.noise.roll(shift, 0)[:count]
+        )
+        return keys.view(self.shape).to(self.device)
+
+
+def make_banks(args: Namespace) -> Iterator[Tuple[Dict, MemoryBank]]:
+    """A bank for every size, index and kind of storage, still empty, with its description."""
+    for size in args.sizes:
+        for index in args.indices.split():
+            exact = index in ("torch", "flat")
+            for dtype in args.dtypes if exact else args.dtypes[:1]:
+                for storage in args.storages:
+                    name, _, parameters = index.partition(":")
+                    try:
+                        bank = MemoryBank(
+                            1,
+                            args.heads,
+                            args.head_dim,
+                            size,
+                            args.chunk_size,
+                            args.k,
+                            index=name,
+                            index_parameters=parameters,
+                            dtype=dtype,
+                            storage=storage,
+                            directory=args.directory,
+                            device=args.device,
+                        )
+                    except ValueError as error:
+                        if "to be trained" not in str(error):
+                            raise
+                        continue
+                    yield {"size": size, "index": index, "dtype": dtype, "storage": storage}, bank
+
+
+def measure(args: Namespace, bank: MemoryBank, keys: Keys, rates: machine.Rates) -> Dict:
+    """Fills the bank and times the three stages of a segment."""
+    machine.reset_peak(args.device)
+    fill = machine.seconds_of(lambda: write_all(bank, keys, bank.memory_size), args.device)
+    queries = keys.draw(args.tokens_per_sample)
+    segment = keys.draw(args.tokens_per_sample), keys.draw(args.tokens_per_sample)
+    found = bank.retrieve(queries)
+    search = machine.timed(lambda: bank.retrieve(queries), args.repeats, args.device).median
+    with torch.no_grad():
+        read = machine.timed(
+            lambda: memory_attention(queries, found), args.repeats, args.device
+        ).median
+    recall = recall_of(bank, queries)
+    write = machine.timed(lambda: bank.write(*segment), args.repeats, args.device).median
+    rate = rates.matmul_flops_per_second["float32"]
+    flops = 2 * bank.chunk_keys.numel() * args.tokens_per_sample
+    return {
+        "fill_seconds": fill,
+        "search_ms": 1000 * search,
+        "read_ms": 1000 * read,
+        "write_ms": 1000 * write,
+        "search_share_of_matmul_rate": flops / rate / search,
+        "recall": recall,
+        "bytes_per_token": bytes_per_token(args.heads, args.head_dim, bank.chunk_size, bank.dtype),
+        "peak_bytes": machine.peak_bytes(args.device),
+    }
+
+
+def write_all(bank: MemoryBank, keys: Keys, tokens: int) -> None:
+    for start in range(0, tokens, BLOCK):
+        count = min(BLOCK, tokens - start)
+        bank.write(keys.draw(count), keys.draw(count))
+
+
+def recall_of(bank: MemoryBank, queries: Tensor) -> float:
+    """Share of the chunks of an exact search that the bank finds too, of 64 queries."""
+    if type(bank.index) is TorchIndex:
+        return 1.0
+    queries, count = queries[:, :, :64], bank.k // bank.chunk_size
+    exact = TorchIndex(bank.chunk_keys).search(queries, bank.num_chunks, count)
+    found = bank.retrieve(queries).chunks
+    return float((exact.unsqueeze(-1) == found.unsqueeze(-2)).any(dim=-1).float().mean())
+
+
+def bare_product(args: Namespace) -> float:
+    """Seconds of all scores of a segment with 65,536 tokens by matrix products alone."""
+    keys = torch.randn(args.heads, 65536 // args.chunk_size, args.head_dim, device=args.device)
+    queries = torch.randn(args.heads, args.tokens_per_sample, args.head_dim, device=args.device)
+
+    def product():
+        for head in range(args.heads):
+            queries[head] @ keys[head].t()
+
+    return machine.timed(product, args.repeats, args.device).median
+
+
+def stream(args: Namespace, keys: Keys) -> Dict:
+    """Resident bytes when a bank of 65,536 tokens has become full, and after all tokens."""
+    bank = MemoryBank(
+        1, args.heads, args.head_dim, 65536, args.chunk_size, args.k, device=args.device
+    )
+    queries = keys.draw(64)
+    resident = []
+    for start in range(0, args.stream_tokens, BLOCK):
+        bank.write(keys.draw(BLOCK), keys.draw(BLOCK))
+        bank.retrieve(queries)
+        if start + BLOCK >= 2 * 65536:  # every buffer has been written to, and once over
+            resident.append(machine.resident_bytes())
+    return {"tokens": args.stream_tokens, "first": resident[0], "last": resident[-1]}
+
+
+def checks_of(
+    args: Namespace, rows: List[Dict], bare: float, streamed: Dict
+) -> List[machine.Check]:
+    checks = []
+    exact = [r for r in rows if r["size"] == 65536 and r["index"] in ("torch", "flat")]
+    if exact and (args.heads, args.head_dim, args.tokens_per_sample) == (16, 64, 1024):
+        best = min(row["search_ms"] for row in exact) / 1000
+        name = "exact search at 65,536 tokens / bare float32 matrix product"
+        checks.append(machine.Check.at_most(name, best / bare, 1.05))
+    for row in rows:
+        if row["index"] not in ("torch", "flat"):
+            name = f"recall of {row['index']} at {row['size']:,} tokens"
+            checks.append(machine.Check.at_least(name, row["recall"], 0.95))
+    if streamed:
+        growth = streamed["last"] / streamed["first"]
+        name = f"resident memory after {streamed['tokens']:,} tokens / when the bank was full"
+        checks.append(machine.Check.at_most(name, growth, 1.02))
+    return checks
+
+
+def describe(row: Dict) -> str:
+    peak = f"{row['peak_bytes'] / 2**30:7.2f}" if row["peak_bytes"] else ""
+    return (
+        f"{row['size']:>11,} {row['index']:<24} {row['dtype']:<9} {row['storage']:<7}"
+        f"{row['search_ms']:9.1f} {row['search_share_of_matmul_rate']:7.0%} {row['read_ms']:8.1f} "
+        f"{row['write_ms']:8.1f} {row['recall']:7.3f} {row['bytes_per_token']:8,.0f} "
+        f"{row['fill_seconds']:8.1f} {peak}"
+    )
+
+
+def plot(rows: List[Dict], path: Path) -> None:
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for label in dict.fromkeys((r["index"], r["dtype"], r["storage"]) for r in rows):
+        own = [r for r in rows if (r["index"], r["dtype"], r["storage"]) == label]
+        total = [r["search_ms"] + r["read_ms"] + r["write_ms"] for r in own]
+        axes.loglog([r["size"] for r in own], total, marker="o", label=" ".join(label))
+    axes.set(xlabel="tokens in the bank", ylabel="ms per segment (search, read, write)")
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    args = read_options()
+    rates = machine.Rates.measure(["float32"], args.device)
+    hardware = machine.describe_hardware(args.device)
+    print(f"{hardware}\n{rates}")
+    keys = Keys(args)
+    bare = bare_product(args)
+    print(f"bare matrix product of a segment with 65,536 tokens: {1000 * bare:.1f} ms")
+    print(
+        f"{'tokens':>11} {'index':<24} {'dtype':<9} {'storage':<7}{'search ms':>9} {'of rate':>7} "
+        f"{'read ms':>8} {'write ms':>8} {'recall':>7} {'B/token':>8} {'fill s':>8} peak GiB"
+    )
+    rows = []
+    for description, bank in make_banks(args):
+        rows.append({**description, **measure(args, bank, keys, rates)})
+        print(describe(rows[-1]), flush=True)
+        del bank
+    streamed = stream(args, keys) if args.stream_tokens else {}
+    checks = checks_of(args, rows, bare, streamed)
+    for check in checks:
+        print(check)
+    if args.json:
+        everything = {
+            "date": date.today().isoformat(),
+            "hardware": hardware,
+            "commit": machine.git_commit(),
+            "command": shlex.join(sys.argv),
+            "rates": rates._asdict(),
+            "bare_product_ms": 1000 * bare,
+            "results": rows,
+            "streamed": streamed,
+            "checks": [check._asdict() for check in checks],
+        }
+        args.json.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    if args.plot:
+        plot(rows, args.plot)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,162 @@
+"""Memory files: a safetensors file whose metadata has one JSON header under the key HEADER_KEY.
+
+N banks, H heads, S stored slots, c chunk_size in tokens, D head_dim.
+
+Header: ``format`` (1), the sizes and the fill of :meth:`MemoryBank.header`, ``fingerprint`` of the
+backbone (hexadecimal, empty if unknown), and ``checksums`` (CRC-32 of every tensor, and of the JSON
+text of the rest as ``header``). Tensors: those of :meth:`MemoryBank.state_dict`. Reading a file
+executes nothing.
+"""
+
+import json
+import os
+import zlib
+from typing import Dict, Tuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from longmem_fairseq.memory.chunk_store import DTYPES
+
+FORMAT = 1
+HEADER_KEY = "longmem_memory"
+_MAPPED = ("chunk_keys", "keys", "values", "scales")  # what is not read as a whole
+
+
+def write_memory_file(path: str, header: Dict, tensors: Dict[str, Tensor]) -> None:
+    """Writes a file that is either whole or not there.
+
+    Raises:
+        OSError: there is no room, or no permission; an older file is left as it was
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"format": FORMAT, **header}
+    checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
+    checksums["header"] = _text_checksum(header)
+    metadata = {HEADER_KEY: json.dumps({**header, "checksums": checksums})}
+    folder = os.path.dirname(os.path.abspath(path))
+    part = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}.part")
+    try:
+        try:
+            save_file(tensors, part, metadata=metadata)
+        except SafetensorError as error:  # what its writer makes of an OSError
+            raise OSError(f"{path}: cannot be written ({error})") from error
+        with open(part, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(part, path)
+    finally:
+        if os.path.exists(part):
+            os.remove(part)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)  # the new name too outlives a power cut
+    finally:
+        os.close(descriptor)
+
+
+def read_memory_file(path: str, verify: bool = True) -> Tuple[Dict, Dict[str, Tensor]]:
+    """Header and tensors of a file; the tensors are mapped, not read (copy on write).
+
+    Args:
+        verify: compare the checksums of keys and values too, which reads everything once
+
+    Raises:
+        FileNotFoundError: there is no such file
+        ValueError: not a memory file, one of another format, or a damaged one
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such memory file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[HEADER_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is not a memory file, or a damaged one ({error})") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        found = header.get("format") if isinstance(header, dict) else header
+        raise ValueError(f"{path} is a memory file of format {found!r}, expected {FORMAT}")
+    try:
+        checksums = header.pop("checksums")
+        damaged = [] if checksums["header"] == _text_checksum(header) else ["header"]
+        _check_header(header)
+        _check_tensors(header, tensors)
+        if set(checksums) != {"header", *tensors}:
+            raise ValueError(f"checksums of {sorted(checksums)}")
+        checked = [name for name in tensors if verify or name not in _MAPPED]
+        damaged += [name for name in checked if checksums[name] != _checksum(tensors[name])]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is a damaged memory file (header: {error})") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is a damaged memory file ({error})") from error
+    if damaged:
+        raise ValueError(f"{path} is a damaged memory file (checksum of {', '.join(damaged)})")
+    return header, tensors
+
+
+def _check_header(header: Dict) -> None:
+    """Raises ValueError, KeyError or TypeError where it is not that of a bank."""
+    names = ("num_streams", "num_heads", "head_dim", "memory_size", "chunk_size", "k")
+    for name in names:
+        if type(header[name]) is not int or header[name] < 1:
+            raise ValueError(f"{name} {header[name]!r}")
+    memory_size, size, k = header["memory_size"], header["chunk_size"], header["k"]
+    if memory_size % size or k % size or k > memory_size:
+        raise ValueError(f"memory_size {memory_size} and k {k} with chunks of {size}")
+    if header["scope"] not in ("stream", "batch") or header["dtype"] not in DTYPES:
+        raise ValueError(f"scope {header['scope']!r}, dtype {header['dtype']!r}")
+    if type(header["fingerprint"]) is not str:
+        raise ValueError(f"fingerprint {header['fingerprint']!r}")
+    banks = _num_banks(header)
+    for name in ("num_written", "num_pending"):
+        fill = header[name]
+        if len(fill) != banks or any(type(n) is not int or n < 0 for n in fill):
+            raise ValueError(f"{name} {fill!r} for {banks} banks")
+    if any(pending >= size for pending in header["num_pending"]):
+        raise ValueError(f"num_pending {header['num_pending']} with chunks of {size}")
+    if len(header["sources"]) != banks:
+        raise ValueError(f"sources of {len(header['sources'])} for {banks} banks")
+    for first, name, offset in (source for bank in header["sources"] for source in bank):
+        if type(first) is not int or type(offset) is not int or type(name) not in (str, type(None)):
+            raise ValueError(f"source {[first, name, offset]!r}")
+
+
+def _check_tensors(header: Dict, tensors: Dict[str, Tensor]) -> None:
+    """Raises ValueError where they are not those of the header."""
+    banks, heads, head_dim = _num_banks(header), header["num_heads"], header["head_dim"]
+    size, dtype = header["chunk_size"], DTYPES[header["dtype"]]
+    slots = (banks, heads, min(max(header["num_written"]), header["memory_size"] // size))
+    waiting = torch.float32 if dtype == torch.int8 else dtype
+    expected = {
+        "chunk_keys": ((*slots, head_dim), torch.float32),
+        "keys": ((*slots, size, head_dim), dtype),
+        "values": ((*slots, size, head_dim), dtype),
+        "pending_keys": ((banks, heads, size, head_dim), waiting),
+        "pending_values": ((banks, heads, size, head_dim), waiting),
+    }
+    if dtype == torch.int8:
+        expected["scales"] = ((*slots, 2), torch.float32)
+    for name, tensor in tensors.items():
+        if name.startswith("index."):
+            expected[name] = ((tensor.numel(),), torch.uint8)
+    if set(tensors) != set(expected):
+        raise ValueError(f"tensors {sorted(tensors)}, expected {sorted(expected)}")
+    for name, (shape, dtype) in expected.items():
+        found = tensors[name]
+        if (tuple(found.shape), found.dtype) != (shape, dtype):
+            raise ValueError(
+                f"{name} of shape {tuple(found.shape)} and {found.dtype}, expected {shape} and {dtype}"
+            )
+
+
+def _num_banks(header: Dict) -> int:
+    return header["num_streams"] if header["scope"] == "stream" else 1
+
+
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.flatten().view(torch.uint8).numpy())
+
+
+def _text_checksum(header: Dict) -> int:
+    return zlib.crc32(json.dumps(header).encode())

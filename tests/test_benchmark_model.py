@@ -1,0 +1,168 @@
+"""eval/benchmark_model.py: operations against PyTorch's counter, stages, goals, one small run."""
+
+import json
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import benchmark_model
+import machine
+import random_model
+from longmem_fairseq import cli
+
+CPU = torch.device("cpu")
+SMALL = [
+    *("benchmark_model.py", "--preset", "tiny", "--tokens-per-sample", "32", "--batch-size", "2"),
+    *("--memory-size", "128", "--k", "16", "--compute-dtype", "float32", "--repeats", "1"),
+]
+
+
+def options(monkeypatch, *more):
+    monkeypatch.setattr("sys.argv", [*SMALL, *more])
+    return benchmark_model.read_options()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_necessary_flops_are_those_that_torch_counts(training, monkeypatch):
+    args = options(monkeypatch)
+    backbone = random_model.build_backbone(args, "float32")
+    model = random_model.build_model(args, "float32", random_model.NO_MEMORY, backbone)
+    step = random_model.make_step(args, model, training)
+    # the attention whose products the counter knows
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        step()
+    sizes = random_model.sizes_of(args, random_model.NO_MEMORY)
+    necessary = sum(random_model.necessary_flops(sizes, training).values())
+    # The counter also counts the products of queries with future keys, the other half of T x T:
+    # 2 B T^2 C in each of 4 backbone and 2 SideNet layers, and twice that in backward.
+    masked = 2 * 2 * 32**2 * 128 * (4 + 2 + (2 * 2 if training else 0))
+    assert counter.get_total_flops() == pytest.approx(necessary + masked, rel=1e-6)
+
+
+def test_necessary_flops_of_memory(monkeypatch):
+    sizes = random_model.sizes_of(options(monkeypatch), random_model.LONGMEM)
+    flops = random_model.necessary_flops(sizes, training=True)
+    # 64 queries of 4 heads x 32: with 32 chunks; scores and values of 16 tokens
+    assert flops["search"] == 2 * 64 * 32 * 128
+    assert flops[random_model.READ] == 2 * (2 * 64 * 16 * 128)
+    without = random_model.necessary_flops(
+        random_model.sizes_of(options(monkeypatch), random_model.NO_MEMORY), training=True
+    )
+    assert flops["backward"] - without["backward"] == flops[random_model.READ]
+
+
+def test_inner_stages_do_not_count_for_the_outer_one(monkeypatch):
+    clock = iter([0.0, 1.0, 3.0, 7.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    stages = machine.Stages(CPU)
+    inner = stages.wrap("inner", lambda number: number + 1)
+    with stages("outer"):
+        assert inner(1) == 2
+    assert stages.seconds == {"inner": 2.0, "outer": 5.0}
+
+
+def test_calls_are_timed_in_turns():
+    calls = []
+    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
+    seconds = machine.interleaved(functions, 2, CPU)
+    assert "".join(calls) == "ab" + "abab"
+    assert [len(seconds[name]) for name in "ab"] == [2, 2]
+
+
+def test_goals():
+    def row(mode, dtype, speed, share, cost):
+        return {
+            "variant": "longmem",
+            "mode": mode,
+            "compute_dtype": dtype,
+            "tokens_per_second": speed,
+            "share": share,
+            "memory_cost": cost,
+        }
+
+    results = [
+        row("evaluation", "float32", 100, 0.75, 0.16),
+        row("evaluation", "bfloat16", 240, 0.7, 0.1),
+        row("training", "bfloat16", 90, 0.5, 0.2),
+    ]
+    checks = benchmark_model.goals("small", "cpu", results)
+    assert [tuple(check) for check in checks] == [
+        ("small evaluation float32: share", 0.75, ">= 0.75", True),
+        ("small evaluation float32: memory cost", 0.16, "<= 0.15", False),
+        ("small evaluation bfloat16: memory cost", 0.1, "<= 0.15", True),
+        ("small training bfloat16: memory cost", 0.2, "<= 0.2", True),
+        ("small evaluation: tokens/s bfloat16 / float32", 2.4, ">= 2.5", False),
+    ]
+    assert str(checks[1]) == "NOT MET  small evaluation float32: memory cost: 0.160 (<= 0.15)"
+    on_gpu = benchmark_model.goals("gpt2_medium", "cuda", results[2:])
+    assert [(check.goal, check.ok) for check in on_gpu] == [(">= 0.4", True), ("<= 0.1", False)]
+    assert benchmark_model.goals("tiny", "cpu", results) == []
+
+
+def test_run(tmp_path, monkeypatch, capsys):
+    report, plot = tmp_path / "report.json", tmp_path / "plot.png"
+    more = ["--quick", "--mode", "evaluation,training", "--json", str(report), "--plot", str(plot)]
+    monkeypatch.setattr("sys.argv", [*SMALL, *more])
+    monkeypatch.setattr(machine, "matmul_rate", lambda *unused: 1e11)  # takes seconds
+    benchmark_model.main()
+    report = json.loads(report.read_text())
+    assert set(report) == {
+        *("date", "hardware", "commit", "command", "preset", "sizes"),
+        *("rates", "results", "breakdown", "checks"),
+    }
+    assert report["sizes"]["chunks"] == 32
+    assert [(row["mode"], row["variant"]) for row in report["results"]] == [
+        ("evaluation", "longmem"),
+        ("evaluation", "longmem without memory"),
+        ("evaluation", "backbone"),
+        ("training", "longmem"),
+        ("training", "longmem without memory"),
+    ]
+    assert report["rates"]["matmul_flops_per_second"] == {"float32": 1e11}
+    for row in report["results"]:
+        assert row["tokens_per_second"] == pytest.approx(2 * 32 / row["seconds"])
+        assert row["share"] == pytest.approx(row["necessary_flops"] / row["seconds"] / 1e11)
+    stages = [row["stage"] for row in report["breakdown"] if row["mode"] == "training"]
+    assert stages == [
+        *("backbone", "SideNet layers", "search", random_model.READ, "head", "write"),
+        *("loss", "backward", "optimizer", "other"),
+    ]
+    assert all(row["seconds"] > 0 for row in report["breakdown"])
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    screen = capsys.readouterr().out
+    assert "where a step of longmem goes: training, float32" in screen
+
+
+def test_a_window_is_measured_in_a_process_of_its_own(monkeypatch):
+    args = options(monkeypatch, "--window-contexts", "64")
+    results, rates = [], machine.Rates({"float32": 1e9}, 1e9)
+    benchmark_model.add_windows(args, "float32", results, rates)
+    (row,) = results
+    assert row["variant"] == "backbone, window 64"
+    assert row["tokens_per_second"] == pytest.approx(64 / row["seconds"])
+    # at least the parameters, at most everything there is
+    assert 4 * 8000 * 128 < row["peak_bytes"] < 2**34
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--model-option", "memory_sise=4"], "memory_sise"),
+        (["--model-option", "memory_scope=page"], "--model-option memory_scope=page"),
+        (["--model-option", "no_memory=true"], "keep the memory"),
+        (["--k", "6"], "--k (6) must be a multiple of --chunk-size (4)"),
+        (["--mode", "dreaming"], "argument --mode: dreaming must be one of evaluation, training"),
+        (["--repeats", "0"], "argument --repeats: 0 must be a number of at least 1"),
+        (["--json", "nowhere/at/all.json"], "there is no folder nowhere/at"),
+    ],
+)
+def test_bad_options_are_one_line(more, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [*SMALL, "--quick", *more])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(benchmark_model.main)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("benchmark_model.py: error: ")
+    assert message in line

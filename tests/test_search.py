@@ -1,0 +1,171 @@
+"""The exact searches of longmem_fairseq/memory/search.py against a sort of all products."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from longmem_fairseq.memory import search
+from longmem_fairseq.memory.search import FlatIndex, TorchIndex, best_rows
+
+INDICES = [TorchIndex, FlatIndex]
+HEADS, QUERIES, HEAD_DIM = 2, 7, 5
+
+
+def check_best_rows(scores, count):
+    rows = best_rows(scores, count)  # h x q x count
+    assert rows.shape == (scores.size(0), scores.size(2), count) and rows.dtype == torch.int64
+    columns = scores.transpose(1, 2)
+    # ties may be resolved either way, so it is scores that are compared
+    assert torch.equal(columns.gather(-1, rows), columns.topk(count, dim=-1).values)
+    assert all(len(set(found)) == count for head in rows.tolist() for found in head)
+
+
+@given(
+    heads=st.integers(1, 2),
+    num_rows=st.integers(1, 400),
+    queries=st.integers(0, 4),
+    kinds=st.integers(1, 1000),  # few different scores: many ties
+    data=st.data(),
+)
+def test_best_rows_are_those_of_a_sort(heads, num_rows, queries, kinds, data):
+    count = data.draw(st.integers(1, min(num_rows, 20)), label="count")
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99), label="seed"))
+    scores = torch.randint(kinds, (heads, num_rows, queries), generator=generator).float()
+    check_best_rows(scores - kinds / 2, count)
+
+
+@pytest.mark.parametrize("count", [1, 3, 16])
+def test_best_rows_around_the_size_from_which_there_are_groups(count):
+    torch.manual_seed(count)
+    for num_rows in range(11 * count, 14 * count + 3):  # groups of 4 from 12.25 * count on
+        check_best_rows(torch.randn(2, num_rows, 3), count)
+
+
+@pytest.mark.parametrize("count, num_rows", [(1, 100), (2, 51), (4, 1000), (16, 4097)])
+def test_best_rows_of_sizes_that_groups_do_not_divide(count, num_rows):
+    torch.manual_seed(count)
+    for rest in range(20):
+        check_best_rows(torch.randn(1, num_rows + rest, 3), count)
+
+
+@pytest.mark.parametrize("num_rows", [1, 31, 200])
+def test_best_rows_can_be_all_of_them(num_rows):
+    check_best_rows(torch.randn(1, num_rows, 2), num_rows)
+
+
+@pytest.mark.parametrize("stride", [1, 16, 62])
+@pytest.mark.parametrize("start", [0, 500, 996])
+def test_best_rows_wherever_they_are(stride, start):
+    """1000 rows are 62 groups of 16, whose members are 62 rows apart, and 8 rows without a group."""
+    scores, count = torch.rand(1, 1000, 1) - 2, 4
+    best = [(start + i * stride) % 1000 for i in range(count)]
+    scores[:, best] += 1
+    assert set(best_rows(scores, count).flatten().tolist()) == set(best)
+    check_best_rows(scores, count)
+
+
+def filled(fill, num_slots, seed=1, kinds=None):
+    """Chunk keys with *fill* slots in use; what lies beyond would win every search."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(fill), HEADS, num_slots, HEAD_DIM)
+    if kinds is None:
+        keys = torch.randn(shape, generator=generator)
+    else:
+        keys = torch.randint(-kinds, kinds + 1, shape, generator=generator).float()
+    for bank, stored in enumerate(fill):
+        keys[bank, :, stored:] = 1e6
+    return keys
+
+
+def check_search(index, keys, queries, fill, count):
+    found = index.search(queries, fill, count)
+    assert found.shape == (*queries.shape[:3], count) and found.dtype == torch.int64
+    for bank, stored in enumerate(fill):
+        real = min(stored, count)
+        assert (found[bank, ..., real:] == -1).all()
+        slots = found[bank, ..., :real]
+        assert slots.numel() == 0 or (slots.min() >= 0 and slots.max() < stored)
+        assert all(len(set(row)) == real for row in slots.flatten(0, 1).tolist())
+        scores = queries[bank] @ keys[bank, :, :stored].transpose(1, 2)  # H x Q x stored
+        assert_close(scores.gather(-1, slots), scores.topk(real, dim=-1).values)
+
+
+@pytest.mark.parametrize("cls", INDICES)
+@pytest.mark.parametrize("budget", [1, 100, 1001, 5000, 2**21])
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_search_finds_the_largest_products(cls, budget, rows, monkeypatch):
+    """Banks of different fill, the first rows alone, and blocks of scores of any size."""
+    monkeypatch.setitem(search.SCORE_BUDGET, "cpu", budget)
+    fill = [300, 0, 5, 64]
+    keys, queries = filled(fill, 310), torch.randn(rows, HEADS, QUERIES, HEAD_DIM)
+    check_search(cls(keys), keys, queries, fill[:rows], 8)
+
+
+@pytest.mark.parametrize("cls", INDICES)
+@pytest.mark.parametrize("num_slots", [1, 2, 7, 8, 9, 543, 544, 545, 600])
+@pytest.mark.parametrize("full", [True, False])
+def test_search_of_banks_of_any_size(cls, num_slots, full):
+    fill = [num_slots if full else (num_slots + 1) // 2]
+    keys, queries = filled(fill, num_slots), torch.randn(1, HEADS, QUERIES, HEAD_DIM)
+    check_search(cls(keys), keys, queries, fill, 8)
+    check_search(cls(keys), keys, queries, fill, num_slots)
+
+
+@pytest.mark.parametrize("cls", INDICES)
+def test_search_among_equal_keys(cls):
+    """Whole numbers, whose products are exact: each score as often as it is there."""
+    fill = [400, 30]
+    keys = filled(fill, 400, kinds=1)
+    queries = torch.randint(-1, 2, (2, HEADS, QUERIES, HEAD_DIM)).float()
+    check_search(cls(keys), keys, queries, fill, 6)
+    keys.fill_(1)
+    check_search(cls(keys), keys, queries, fill, 6)
+
+
+@pytest.mark.parametrize("cls", INDICES)
+def test_search_without_chunks_or_queries(cls):
+    keys = filled([0, 9], 9)
+    queries = torch.randn(2, HEADS, QUERIES, HEAD_DIM)
+    assert (cls(keys).search(queries, [0, 0], 3) == -1).all()
+    assert cls(keys).search(queries[:0], [], 3).shape == (0, HEADS, QUERIES, 3)
+    assert cls(keys).search(queries[:, :, :0], [0, 9], 3).shape == (2, HEADS, 0, 3)
+
+
+@pytest.mark.parametrize("cls", INDICES)
+def test_search_sees_what_is_written_and_takes_queries_laid_out_anyhow(cls):
+    keys = filled([100], 100)
+    index = cls(keys)
+    queries = torch.randn(1, QUERIES, HEADS, HEAD_DIM).transpose(1, 2)  # as an attention's are
+    check_search(index, keys, queries, [100], 4)
+    keys.copy_(filled([100], 100, seed=2))
+    check_search(index, keys, queries, [100], 4)
+
+
+@pytest.mark.parametrize("cls", INDICES)
+def test_search_is_exact_inside_autocast(cls):
+    """Models search inside an autocast region, which would round a matrix product's inputs."""
+    keys, queries = filled([300], 300), torch.randn(1, HEADS, QUERIES, HEAD_DIM)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = cls(keys).search(queries, [300], 300)
+    assert torch.equal(found, cls(keys).search(queries, [300], 300))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cls", INDICES)
+@pytest.mark.parametrize("stored", [1, 5, 8, 600])
+def test_search_on_a_gpu(cls, stored):
+    faiss = pytest.importorskip("faiss")
+    if cls is FlatIndex and not hasattr(faiss, "knn_gpu"):
+        pytest.skip("faiss without GPU support: install the extra gpu")
+    torch.manual_seed(stored)
+    keys, queries = filled([stored], 600), torch.randn(1, HEADS, QUERIES, HEAD_DIM)
+    index = cls(keys.cuda())
+    found = index.search(queries.cuda(), [stored], 8)
+    assert found.is_cuda
+    real = min(stored, 8)
+    scores = queries[0] @ keys[0, :, :stored].transpose(1, 2)
+    assert (found[..., real:] == -1).all()
+    slots = found[0, ..., :real].cpu()
+    assert_close(scores.gather(-1, slots), scores.topk(real, dim=-1).values)
