@@ -100,8 +100,8 @@ for model in backbone sidenet memtrm longmem; do
     | sed -n 's/.*\(Loss (base 2).*\)/  fairseq-eval-lm: \1/p'
 done
 for seed in $MORE_SEEDS; do
-  evaluate "sidenet_seed$seed" "sidenet_seed$seed"
-  evaluate "longmem_seed$seed" "longmem_seed$seed"
+  SEED=$seed evaluate "sidenet_seed$seed" "sidenet_seed$seed"
+  SEED=$seed evaluate "longmem_seed$seed" "longmem_seed$seed"
 done
 evaluate longmem_empty_memory longmem --memory empty
 evaluate longmem_other_memory longmem --memory other
