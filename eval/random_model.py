@@ -130,10 +130,8 @@ def build_backbone(args: Namespace, dtype: str) -> BackboneDecoder:
         num_attention_heads=preset.heads,
         compute_dtype=dtype,
     )
-    backbone = BackboneDecoder(cfg, dictionary).requires_grad_(False).eval()
-    for module in backbone.modules():
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            module.to(backbone.compute_dtype)
+    backbone = BackboneDecoder(cfg, dictionary, args.tokens_per_sample)
+    backbone.freeze()
     return backbone.to(args.device)
 
 
@@ -144,7 +142,7 @@ def build_model(args: Namespace, dtype: str, variant: str, backbone: BackboneDec
     config = model_config(args)
     config.compute_dtype, config.no_memory = dtype, variant == NO_MEMORY
     fingerprint = torch.zeros(32, dtype=torch.uint8)
-    return SideNetDecoder(config, backbone, fingerprint, args.tokens_per_sample).to(args.device)
+    return SideNetDecoder(config, backbone, fingerprint).to(args.device)
 
 
 def sizes_of(args: Namespace, variant: str) -> Sizes:

@@ -272,7 +272,9 @@ def convert(backbone: Path, longmem: Optional[Path], dictionary: Path, dest: Pat
     with replaced_folder(dest) as folder:
         save(folder / "backbone", cfg, weights, released.option("tokens_per_sample"), text)
         words = Dictionary.load(str(folder / "backbone" / "dict.txt"))
-        decoder = BackboneDecoder(OmegaConf.structured(cfg), words)
+        decoder = BackboneDecoder(
+            OmegaConf.structured(cfg), words, released.option("tokens_per_sample")
+        )
         released.check_fits(weights, decoder)
         if longmem is None:
             return
@@ -282,7 +284,7 @@ def convert(backbone: Path, longmem: Optional[Path], dictionary: Path, dest: Pat
         tokens_per_sample = sidenet.option("tokens_per_sample")
         identity = fingerprint(weights)
         # a model of ours checks the options and says which tensors there have to be
-        module = SideNetDecoder(OmegaConf.structured(cfg), decoder, identity, tokens_per_sample)
+        module = SideNetDecoder(OmegaConf.structured(cfg), decoder, identity)
         weights = {**sidenet.renamed(SIDENET_NAMES), "backbone_fingerprint": identity}
         sidenet.check_fits(weights, module)
         save(folder / "longmem", cfg, weights, tokens_per_sample, text)

@@ -56,7 +56,7 @@ def save_backbone(path, dictionary, seed, **options):
     """A checkpoint as fairseq-train writes it, of a backbone with random weights."""
     torch.manual_seed(seed)
     cfg = OmegaConf.structured(LongMemBackboneConfig(_name="longmem_backbone", **SIZES, **options))
-    decoder = BackboneDecoder(cfg, dictionary)
+    decoder = BackboneDecoder(cfg, dictionary, SEGMENT)
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.add_(0.15 * torch.randn_like(parameter))

@@ -141,7 +141,8 @@ def test_options(fixture, tmp_path):
     assert (model["activation_fn"], model["layer_reduction_factor"]) == ("gelu", 2)
     assert not model["no_memory"]
     model, task = load_model(str(dest / "longmem" / "checkpoint.pt"), str(dest / "longmem"), 40)
-    _, fingerprint = load_backbone(cfg["model"]["pretrained_model_path"], task.source_dictionary)
+    path = cfg["model"]["pretrained_model_path"]
+    _, fingerprint = load_backbone(path, task.source_dictionary, task.cfg.tokens_per_sample)
     assert torch.equal(model.decoder.backbone_fingerprint, fingerprint)
 
 

@@ -80,7 +80,8 @@ def filled(fill, num_slots, seed=1, kinds=None):
 
 
 def check_search(index, keys, queries, fill, count):
-    found = index.search(queries, fill, count)
+    searches = zip(range(len(fill)), queries, fill, strict=True)
+    found = torch.stack([index.search(bank, asked, n, count) for bank, asked, n in searches])
     assert found.shape == (*queries.shape[:3], count) and found.dtype == torch.int64
     for bank, stored in enumerate(fill):
         real = min(stored, count)
@@ -128,9 +129,8 @@ def test_search_among_equal_keys(cls):
 def test_search_without_chunks_or_queries(cls):
     keys = filled([0, 9], 9)
     queries = torch.randn(2, HEADS, QUERIES, HEAD_DIM)
-    assert (cls(keys).search(queries, [0, 0], 3) == -1).all()
-    assert cls(keys).search(queries[:0], [], 3).shape == (0, HEADS, QUERIES, 3)
-    assert cls(keys).search(queries[:, :, :0], [0, 9], 3).shape == (2, HEADS, 0, 3)
+    assert (cls(keys).search(1, queries[1], 0, 3) == -1).all()
+    assert cls(keys).search(1, queries[1, :, :0], 9, 3).shape == (HEADS, 0, 3)
 
 
 @pytest.mark.parametrize("cls", INDICES)
@@ -146,10 +146,10 @@ def test_search_sees_what_is_written_and_takes_queries_laid_out_anyhow(cls):
 @pytest.mark.parametrize("cls", INDICES)
 def test_search_is_exact_inside_autocast(cls):
     """Models search inside an autocast region, which would round a matrix product's inputs."""
-    keys, queries = filled([300], 300), torch.randn(1, HEADS, QUERIES, HEAD_DIM)
+    keys, queries = filled([300], 300), torch.randn(HEADS, QUERIES, HEAD_DIM)
     with torch.autocast("cpu", torch.bfloat16):
-        found = cls(keys).search(queries, [300], 300)
-    assert torch.equal(found, cls(keys).search(queries, [300], 300))
+        found = cls(keys).search(0, queries, 300, 300)
+    assert torch.equal(found, cls(keys).search(0, queries, 300, 300))
 
 
 @pytest.mark.gpu
@@ -160,12 +160,12 @@ def test_search_on_a_gpu(cls, stored):
     if cls is FlatIndex and not hasattr(faiss, "knn_gpu"):
         pytest.skip("faiss without GPU support: install the extra gpu")
     torch.manual_seed(stored)
-    keys, queries = filled([stored], 600), torch.randn(1, HEADS, QUERIES, HEAD_DIM)
+    keys, queries = filled([stored], 600), torch.randn(HEADS, QUERIES, HEAD_DIM)
     index = cls(keys.cuda())
-    found = index.search(queries.cuda(), [stored], 8)
+    found = index.search(0, queries.cuda(), stored, 8)
     assert found.is_cuda
     real = min(stored, 8)
-    scores = queries[0] @ keys[0, :, :stored].transpose(1, 2)
+    scores = queries @ keys[0, :, :stored].transpose(1, 2)
     assert (found[..., real:] == -1).all()
-    slots = found[0, ..., :real].cpu()
+    slots = found[..., :real].cpu()
     assert_close(scores.gather(-1, slots), scores.topk(real, dim=-1).values)

@@ -5,12 +5,14 @@ from longmem_fairseq.memory.chunk_store import DTYPES, STORAGES, bytes_per_token
 from longmem_fairseq.memory.external_memory import ExternalMemory
 from longmem_fairseq.memory.factory_index import check_index
 from longmem_fairseq.memory.memory_bank import MemoryBank, Retrieved, Source, check_sizes
+from longmem_fairseq.memory.memory_fork import MemoryFork
 
 __all__ = [
     "DTYPES",
     "STORAGES",
     "ExternalMemory",
     "MemoryBank",
+    "MemoryFork",
     "Retrieved",
     "Source",
     "bytes_per_token",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from longmem_fairseq.memory.memory_bank import MemoryBank, Retrieved
+from longmem_fairseq.memory.memory_fork import MemoryFork
 
 
 class ExternalMemory:
@@ -105,28 +106,52 @@ class ExternalMemory:
         """Forgets everything."""
         self.banks, self.bank, self.unwritten = {}, None, None
 
-    def save(self, path: str) -> bool:
-        """Writes the training bank to a memory file; False if there is none yet.
+    def save(self, path: str, training: bool = True) -> bool:
+        """Writes the bank of training or evaluation to a memory file; False if there is none yet.
 
         Raises:
             OSError: the file cannot be written
         """
         self.flush()
-        if True not in self.banks:
+        if training not in self.banks:
             return False
-        self.banks[True].save(path)
+        self.banks[training].save(path)
         return True
 
-    def load(self, path: str, device: Optional[torch.device] = None) -> None:
-        """Makes the bank of a memory file the training bank.
+    def load(
+        self,
+        path: str,
+        training: bool = True,
+        device: Optional[torch.device] = None,
+        memory_map: bool = False,
+    ) -> None:
+        """Makes the bank of a memory file that of training or evaluation.
 
         Raises:
             FileNotFoundError, ValueError: see :meth:`MemoryBank.load`; or the file's sizes are not
-                those of this model's options; the training bank is left as it was
+                those of this model's options; the bank is left as it was
         """
         options = {"num_heads": self.num_heads, "head_dim": self.head_dim, **self.options}
-        self.banks[True] = MemoryBank.load(path, device=device, **options)
-        self.unwritten = None
+        bank = MemoryBank.load(path, memory_map=memory_map, device=device, **options)
+        self.flush()
+        self.banks[training] = bank
+
+    def fork(self, num_hypotheses: int, device: torch.device) -> MemoryFork:
+        """The memory of evaluation, of one stream, for a generation that leaves it as it is.
+
+        Raises:
+            ValueError: it has several streams
+        """
+        bank = self.banks.get(False)
+        if bank is None:
+            bank = self._new_bank(1, device)
+        elif bank.device != device:
+            bank = self.banks[False] = self._moved(bank, device)
+        if len(bank.num_written) > 1:
+            raise ValueError(
+                f"the memory holds {bank.num_streams} streams: a generation starts from one"
+            )
+        return MemoryFork(bank, num_hypotheses, self.read_only)
 
     @contextmanager
     def frozen(self):

@@ -105,13 +105,13 @@ class FactoryIndex(ChunkIndex):
                 f"{self.description}, for which nprobe=32 (IVF) or efSearch=64 (HNSW) are known"
             ) from error
 
-    def search(self, queries: Tensor, num_stored: List[int], num_chunks: int) -> Tensor:
-        found = super().search(queries.to(self.chunk_keys.device), num_stored, num_chunks)
+    def search(self, bank: int, queries: Tensor, num_stored: int, num_chunks: int) -> Tensor:
+        found = super().search(bank, queries.to(self.chunk_keys.device), num_stored, num_chunks)
         return found.to(queries.device)
 
-    def _search_bank(self, bank: int, queries: Tensor, stored: int, found: Tensor) -> None:
+    def _search(self, bank: int, queries: Tensor, stored: int, found: Tensor) -> None:
         if bank not in self.indices:
-            self.exact._search_bank(bank, queries, stored, found)
+            self.exact._search(bank, queries, stored, found)
             return
         for head, index in enumerate(self.indices[bank]):
             slots = index.search(queries[head].contiguous().numpy(), found.size(-1))[1]
@@ -161,6 +161,11 @@ class FactoryIndex(ChunkIndex):
             for bank, heads in self.indices.items()
             for head, index in enumerate(heads)
         }
+
+    def copy_bank(self, bank: int, other: "FactoryIndex", other_bank: int) -> None:
+        self.indices.pop(bank, None)
+        if other_bank in other.indices:
+            self.indices[bank] = [self.faiss.clone_index(i) for i in other.indices[other_bank]]
 
     def load_state_dict(self, state: Dict[str, Tensor], num_stored: List[int]) -> None:
         """Indices of another description are built anew."""

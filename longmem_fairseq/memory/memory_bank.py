@@ -109,6 +109,18 @@ class MemoryBank:
         self.num_heads, self.head_dim = num_heads, head_dim
         self.memory_size, self.chunk_size, self.k = memory_size, chunk_size, k
         self.dtype, self.fingerprint = dtype, fingerprint
+        self.options = {
+            "memory_size": memory_size,
+            "chunk_size": chunk_size,
+            "k": k,
+            "index": index,
+            "index_parameters": index_parameters,
+            "dtype": dtype,
+            "storage": storage,
+            "directory": directory,
+            "device": device,
+            "fingerprint": fingerprint,
+        }
         self.device = torch.device(device or "cpu")
         self.num_slots = memory_size // chunk_size
         num_banks = num_streams if scope == "stream" else 1
@@ -263,30 +275,56 @@ class MemoryBank:
         return (bank * self.num_heads + heads) * self.num_slots
 
     @torch.no_grad()
-    def retrieve(self, queries: Tensor) -> Optional[Retrieved]:
+    def retrieve(
+        self, queries: Tensor, banks: Optional[Sequence[int]] = None
+    ) -> Optional[Retrieved]:
         """For every query the K tokens of the R chunks with the largest inner product.
 
         Args:
-            queries: b x H x T x D, unscaled, of the first b <= B streams
+            queries: b x H x T x D, unscaled
+            banks: the bank that each of the b rows asks (default: the first b streams' own)
 
         Returns:
-            None when no stream has a complete chunk.
+            None when no bank that is asked has a complete chunk.
         """
-        self._check_rows("queries", queries)
-        streams, heads, tokens, _ = queries.shape
-        num_stored = self.num_chunks[: streams if self.scope == "stream" else 1]
-        if not any(num_stored):
+        self._check_rows("queries", queries, any_number=banks is not None)
+        streams, heads, tokens, head_dim = queries.shape
+        if banks is None:
+            banks = range(streams) if self.scope == "stream" else [0] * streams
+        num_stored = self.num_chunks
+        if not any(num_stored[bank] for bank in banks):
             return None
         queries, num_retrieved = queries.float(), self.k // self.chunk_size
-        if self.scope == "stream":
-            chunks = self.index.search(queries, num_stored, num_retrieved)  # B x H x T x R
-        else:  # the rows ask the same bank: one search for all of them
-            queries = queries.transpose(0, 1).reshape(1, heads, streams * tokens, self.head_dim)
-            chunks = self.index.search(queries, num_stored, num_retrieved)
-            chunks = chunks.view(heads, streams, tokens, num_retrieved).transpose(0, 1)
-        first = torch.stack([self._first_rows(bank) for bank in range(len(num_stored))])
+        shape = (streams, heads, tokens, num_retrieved)
+        chunks = torch.empty(shape, dtype=torch.long, device=queries.device)
+        for bank in sorted(set(banks)):  # one search for all rows that ask the same bank
+            rows = [row for row, asked in enumerate(banks) if asked == bank]
+            asked = queries[rows].transpose(0, 1).flatten(1, 2)  # H x rows * T x D
+            found = self.index.search(bank, asked, num_stored[bank], num_retrieved)
+            chunks[rows] = found.view(heads, len(rows), tokens, -1).transpose(0, 1)
+        first = torch.stack([self._first_rows(bank) for bank in banks])  # B x H x 1
         rows = chunks.clamp(min=0) + first.unsqueeze(-1).to(chunks.device)  # B x H x T x R
         return Retrieved(chunks, rows, self.store)
+
+    def select(self, banks: Sequence[int]) -> "MemoryBank":
+        """A new bank with a stream for each of *banks*, which starts as a copy of it.
+
+        With the same options, but for scope ``stream``.
+        """
+        selected = MemoryBank(len(banks), self.num_heads, self.head_dim, **self.options)
+        buffers = {**selected.store.buffers(), "chunk_keys": selected.chunk_keys}
+        pending = ("pending_keys", "pending_values")
+        for stream, bank in enumerate(banks):
+            stored = self.num_chunks[bank]
+            for name, buffer in {**self.store.buffers(), "chunk_keys": self.chunk_keys}.items():
+                buffers[name][stream, :, :stored] = buffer[bank, :, :stored]
+            for name in pending:
+                getattr(selected, name)[stream] = getattr(self, name)[bank]
+            selected.num_written[stream] = self.num_written[bank]
+            selected.num_pending[stream] = self.num_pending[bank]
+            selected.sources[stream] = list(self.sources[bank])
+            selected.index.copy_bank(stream, self.index, bank)
+        return selected
 
     def extend(self, other: "MemoryBank") -> None:
         """Appends everything that *other* holds to this bank, oldest first.
@@ -415,9 +453,10 @@ class MemoryBank:
                     f"{getattr(self, name)}"
                 )
 
-    def _check_rows(self, name: str, tensor: Tensor) -> None:
+    def _check_rows(self, name: str, tensor: Tensor, any_number: bool = False) -> None:
         streams, heads, _, head_dim = tensor.shape
-        if streams > self.num_streams or (heads, head_dim) != (self.num_heads, self.head_dim):
+        too_many = streams > self.num_streams and not any_number
+        if too_many or (heads, head_dim) != (self.num_heads, self.head_dim):
             raise ValueError(
                 f"{name} of shape {tuple(tensor.shape)} do not fit a bank of (streams, heads, "
                 f"head_dim) {(self.num_streams, self.num_heads, self.head_dim)}"

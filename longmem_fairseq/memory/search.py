@@ -27,27 +27,25 @@ class ChunkIndex:
     def __init__(self, chunk_keys: Tensor):
         self.chunk_keys = chunk_keys
 
-    def search(self, queries: Tensor, num_stored: List[int], num_chunks: int) -> Tensor:
-        """The *num_chunks* best chunks of every query, best first.
+    def search(self, bank: int, queries: Tensor, num_stored: int, num_chunks: int) -> Tensor:
+        """The *num_chunks* best chunks of one bank for every query, best first.
 
         Args:
-            queries: n x H x Q x D, float32, for the first n of N banks
-            num_stored: filled slots of each of the n banks
+            queries: H x Q x D, float32
+            num_stored: filled slots of the bank
             num_chunks: R
 
         Returns:
-            n x H x Q x R slot numbers (int64), -1 where there were fewer
+            H x Q x R slot numbers (int64), -1 where there were fewer
         """
         found = torch.full(
-            (*queries.shape[:3], num_chunks), -1, dtype=torch.long, device=queries.device
+            (*queries.shape[:2], num_chunks), -1, dtype=torch.long, device=queries.device
         )
-        for bank, stored in enumerate(num_stored):
-            if stored and found.numel() > 0:
-                count = min(stored, num_chunks)
-                self._search_bank(bank, queries[bank], stored, found[bank, :, :, :count])
+        if num_stored and found.numel() > 0:
+            self._search(bank, queries, num_stored, found[:, :, : min(num_stored, num_chunks)])
         return found
 
-    def _search_bank(self, bank: int, queries: Tensor, stored: int, found: Tensor) -> None:
+    def _search(self, bank: int, queries: Tensor, stored: int, found: Tensor) -> None:
         """Writes H x Q x min(R, *stored*) slot numbers to *found*."""
         raise NotImplementedError
 
@@ -56,6 +54,9 @@ class ChunkIndex:
 
     def reset(self, bank: int) -> None:
         """Is told that a bank is empty now."""
+
+    def copy_bank(self, bank: int, other: "ChunkIndex", other_bank: int) -> None:
+        """Is told that *bank* now has the chunk keys of a bank of *other*, which is of its kind."""
 
     def state_dict(self) -> Dict[str, Tensor]:
         """What cannot be computed from the chunk keys."""
@@ -68,7 +69,7 @@ class ChunkIndex:
 class TorchIndex(ChunkIndex):
     """Blocks of scores by matrix product, and the best rows of every column."""
 
-    def _search_bank(self, bank: int, queries: Tensor, stored: int, found: Tensor) -> None:
+    def _search(self, bank: int, queries: Tensor, stored: int, found: Tensor) -> None:
         heads, num_queries, _ = queries.shape
         # a head or more for every thread: then each of them chooses from the scores that it computed
         # itself, and none have to travel between the caches of two cores
@@ -131,7 +132,7 @@ class FlatIndex(ChunkIndex):
 
             self.resources = self.faiss.StandardGpuResources()
 
-    def _search_bank(self, bank: int, queries: Tensor, stored: int, found: Tensor) -> None:
+    def _search(self, bank: int, queries: Tensor, stored: int, found: Tensor) -> None:
         metric = self.faiss.METRIC_INNER_PRODUCT
         for head in range(queries.size(0)):
             asked = queries[head].contiguous()

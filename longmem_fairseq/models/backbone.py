@@ -4,20 +4,19 @@ B streams, T tokens, C embed_dim, H heads, D head_dim, L layers, V vocabulary.
 """
 
 from dataclasses import dataclass, field
-from typing import Callable, List, NamedTuple, Optional
+from typing import List, NamedTuple, Optional, Tuple
 
 import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import (
-    FairseqDecoder,
     FairseqLanguageModel,
     register_model,
     register_model_architecture,
 )
 from torch import Tensor, nn
 
-from longmem_fairseq.memory import Retrieved
-from longmem_fairseq.modules import ACTIVATIONS, CausalAlibiBias, DecoderBlock
+from longmem_fairseq.models.memory_decoder import MemoryDecoder, Reading, Retrieve
+from longmem_fairseq.modules import ACTIVATIONS, CausalAlibiBias, DecoderBlock, LocalCache
 
 ACTIVATION_CHOICES = ChoiceEnum(list(ACTIVATIONS))
 COMPUTE_DTYPES = {
@@ -71,12 +70,13 @@ class BackboneOutput(NamedTuple):
     values: Optional[Tensor]
 
 
-class BackboneDecoder(FairseqDecoder):
+class BackboneDecoder(MemoryDecoder):
     """Section 3.1 of arXiv 2306.07174; the released GPT-2* 407M is its default configuration.
 
     Args:
         cfg: see :class:`LongMemBackboneConfig`
         dictionary: its size is V
+        window: tokens of a segment
         memory_layer: a layer that reads memory itself (MemTRM); None for a plain language model
 
     Raises:
@@ -87,6 +87,7 @@ class BackboneDecoder(FairseqDecoder):
         self,
         cfg: LongMemBackboneConfig,
         dictionary,
+        window: int,
         memory_layer: Optional[int] = None,
         gate_lr_multiplier: float = 1.0,
     ):
@@ -102,6 +103,7 @@ class BackboneDecoder(FairseqDecoder):
                     f"--smeared-key-layers ({layer}) must be between 0 and {cfg.num_layers - 1}"
                 )
         self.compute_dtype = COMPUTE_DTYPES[str(cfg.compute_dtype)]
+        self.window, self.num_attention_layers = window, cfg.num_layers
         self.padding_idx = dictionary.pad()
         self.embed_tokens = nn.Embedding(len(dictionary), cfg.embed_dim, self.padding_idx)
         self.attention_bias = CausalAlibiBias(cfg.num_attention_heads)
@@ -154,7 +156,8 @@ class BackboneDecoder(FairseqDecoder):
         src_tokens: Tensor,
         memory_layer: Optional[int] = None,
         keep_every: int = 1,
-        retrieve: Optional[Callable[[Tensor], Optional[Retrieved]]] = None,
+        retrieve: Optional[Retrieve] = None,
+        caches: Optional[List[LocalCache]] = None,
     ) -> BackboneOutput:
         """Runs the layers, without the output head.
 
@@ -163,28 +166,53 @@ class BackboneDecoder(FairseqDecoder):
             memory_layer: whose keys and values to return, 0-based
             keep_every: return the hidden states 0, n, 2n, ... only
             retrieve: what *memory_layer* reads; see :meth:`JointAttention.forward`
+            caches: of the tokens before these, one for each layer
         """
-        # a stored half-precision embedding is widened: the residual stream is always float32
-        x = self.embed_tokens(src_tokens).float()  # B x T x C
-        bias = self.attention_bias(src_tokens.size(1), self.compute_dtype, x.device)
+        x = self._embed(src_tokens)  # B x T x C
+        bias = self.bias(src_tokens, caches)
         hidden_states = [x]
         keys = values = None
         for layer, block in enumerate(self.layers):
             reads = layer == memory_layer
-            output = block(x, bias, retrieve if reads else None)
+            cache = None if caches is None else caches[layer]
+            output = block(x, bias, retrieve if reads else None, cache=cache)
             x = output.x
             if reads:
                 keys, values = output.keys, output.values
             hidden_states.append(x if (layer + 1) % keep_every == 0 else None)
         return BackboneOutput(hidden_states, self.layer_norm(x), keys, values)
 
-    def forward(self, src_tokens: Tensor, **unused):
-        """Returns logits B x T x V and an empty dictionary.
+    def _embed(self, src_tokens: Tensor) -> Tensor:
+        # a stored half-precision embedding is widened: the residual stream is always float32
+        return self.embed_tokens(src_tokens).float()
 
-        *unused*: ``new_document``, which means nothing without memory.
-        """
+    def bias(self, src_tokens: Tensor, caches: Optional[List[LocalCache]] = None) -> Tensor:
+        """The attention bias of B x T tokens after the P in *caches*, H x T x (P + T)."""
+        num_before = caches[0].num_tokens if caches else 0
+        return self.attention_bias(
+            src_tokens.size(1), self.compute_dtype, src_tokens.device, num_before
+        )
+
+    def layer_keys_values(self, src_tokens: Tensor, layer: int) -> Tuple[Tensor, Tensor]:
+        """Keys and values of a layer, B x H x T x D, computing nothing that they do not need."""
+        with torch.no_grad(), self.autocast(src_tokens.device):
+            x, bias = self._embed(src_tokens), self.bias(src_tokens)
+            for block in self.layers[:layer]:
+                x = block(x, bias).x
+            return self.layers[layer].keys_values(x)
+
+    def read(self, src_tokens, retrieve=None, caches=None) -> Reading:
         with self.autocast(src_tokens.device):
-            return self.output_layer(self.encode(src_tokens).normed), {}
+            normed = self.encode(src_tokens, caches=caches).normed
+            return Reading(self.output_layer(normed), None, None)
+
+    def freeze(self) -> None:
+        """No gradients, weights of matrix products stored in ``compute_dtype``, evaluation mode."""
+        self.requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):  # LayerNorms stay float32
+                module.to(self.compute_dtype)
+        self.eval()
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context of ``--compute-dtype``; nothing for float32."""
@@ -195,9 +223,6 @@ class BackboneDecoder(FairseqDecoder):
     def output_layer(self, features: Tensor, **unused) -> Tensor:
         return self.output_projection(features)
 
-    def max_positions(self) -> int:
-        return 10**9  # ALiBi has no limit, and a stream has none either
-
 
 @register_model("longmem_backbone", dataclass=LongMemBackboneConfig)
 class LongMemBackbone(FairseqLanguageModel):
@@ -205,7 +230,7 @@ class LongMemBackbone(FairseqLanguageModel):
 
     @classmethod
     def build_model(cls, cfg: LongMemBackboneConfig, task):
-        return cls(BackboneDecoder(cfg, task.source_dictionary))
+        return cls(BackboneDecoder(cfg, task.source_dictionary, task.cfg.tokens_per_sample))
 
 
 def _architecture(name: str, embed_dim: int, num_layers: int, num_attention_heads: int):

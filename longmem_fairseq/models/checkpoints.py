@@ -53,12 +53,15 @@ def read_backbone(path: str) -> Dict:
     return state
 
 
-def load_backbone(path: str, dictionary: Dictionary, **overrides) -> Tuple[BackboneDecoder, Tensor]:
+def load_backbone(
+    path: str, dictionary: Dictionary, window: int, **overrides
+) -> Tuple[BackboneDecoder, Tensor]:
     """The backbone of a checkpoint and its fingerprint.
 
     Args:
         path: a checkpoint of ``longmem_backbone``
         dictionary: the one in use, which has to be the backbone's
+        window: tokens of a segment
         overrides: fields of its configuration to change
 
     Raises:
@@ -77,7 +80,7 @@ def load_backbone(path: str, dictionary: Dictionary, **overrides) -> Tuple[Backb
         )
     for field, value in overrides.items():
         cfg[field] = value
-    decoder = BackboneDecoder(cfg, dictionary)
+    decoder = BackboneDecoder(cfg, dictionary, window)
     weights = {name.removeprefix("decoder."): w for name, w in state["model"].items()}
     decoder.load_state_dict(weights)
     return decoder, fingerprint(weights)

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 
 import torch
 from fairseq.dataclass import ChoiceEnum
-from fairseq.models import FairseqDecoder, FairseqLanguageModel, register_model
+from fairseq.models import FairseqLanguageModel, register_model
 from torch import Tensor, nn
 
 from longmem_fairseq.models.backbone import ACTIVATION_CHOICES, BackboneDecoder
 from longmem_fairseq.models.checkpoints import load_backbone
 from longmem_fairseq.models.memory_config import MemoryConfig, build_memory, log_parameters
+from longmem_fairseq.models.memory_decoder import MemoryDecoder, Reading
 from longmem_fairseq.modules import DecoderBlock
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class LongMemConfig(MemoryConfig):
     )
 
 
-class SideNetDecoder(FairseqDecoder):
+class SideNetDecoder(MemoryDecoder):
     """The SideNet with the backbone inside (section 3.2 of arXiv 2306.07174).
 
     Its state dict holds the SideNet and the backbone's fingerprint, never the backbone.
@@ -53,19 +54,12 @@ class SideNetDecoder(FairseqDecoder):
         cfg: see :class:`LongMemConfig`
         backbone: will be frozen and stored in ``cfg.compute_dtype``
         fingerprint: of the backbone, see :func:`load_backbone`
-        tokens_per_sample: tokens of a segment, for the checks
 
     Raises:
         ValueError: naming the option that does not fit
     """
 
-    def __init__(
-        self,
-        cfg: LongMemConfig,
-        backbone: BackboneDecoder,
-        fingerprint: Tensor,
-        tokens_per_sample: int,
-    ):
+    def __init__(self, cfg: LongMemConfig, backbone: BackboneDecoder, fingerprint: Tensor):
         super().__init__(backbone.dictionary)
         num_layers, reduction = len(backbone.layers), cfg.layer_reduction_factor
         if reduction < 1 or num_layers % reduction != 0:
@@ -76,7 +70,7 @@ class SideNetDecoder(FairseqDecoder):
         embed_dim = backbone.embed_tokens.embedding_dim
         num_heads = backbone.layers[0].self_attn.num_heads
         self.memory = build_memory(
-            cfg, num_layers, embed_dim, num_heads, tokens_per_sample, _hexadecimal(fingerprint)
+            cfg, num_layers, embed_dim, num_heads, backbone.window, _hexadecimal(fingerprint)
         )
         self.retrieval_layer = cfg.retrieval_layer_index
         self.memory_layer = cfg.retrieval_layer_index // reduction
@@ -88,7 +82,8 @@ class SideNetDecoder(FairseqDecoder):
             )
         self.reduction = reduction
         self.identity = str(cfg.sidenet_init) == "identity"
-        self.padding_idx = backbone.padding_idx
+        self.padding_idx, self.window = backbone.padding_idx, backbone.window
+        self.num_attention_layers = num_layers + num_layers // reduction
         self.layers = nn.ModuleList(
             DecoderBlock(
                 embed_dim,
@@ -108,7 +103,10 @@ class SideNetDecoder(FairseqDecoder):
         self.layer_norm = nn.LayerNorm(embed_dim, eps=eps)
         self._init_from(backbone)
         self.register_buffer("backbone_fingerprint", fingerprint)
-        self._freeze(backbone)
+        backbone.freeze()
+        self.backbone = backbone
+        self.register_state_dict_post_hook(_drop_backbone)
+        self.register_load_state_dict_pre_hook(_keep_backbone)
 
     def _init_from(self, backbone: BackboneDecoder) -> None:
         for i, layer in enumerate(self.layers):
@@ -120,58 +118,39 @@ class SideNetDecoder(FairseqDecoder):
                     nn.init.zeros_(matrix)
         self.layer_norm.load_state_dict(backbone.layer_norm.state_dict())
 
-    def _freeze(self, backbone: BackboneDecoder) -> None:
-        backbone.requires_grad_(False)
-        for module in backbone.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):  # LayerNorms stay float32
-                module.to(backbone.compute_dtype)
-        self.backbone = backbone.eval()
-        self.register_state_dict_post_hook(_drop_backbone)
-        self.register_load_state_dict_pre_hook(_keep_backbone)
-
     def train(self, mode: bool = True):
         super().train(mode)
         self.backbone.eval()
         return self
 
-    def forward(self, src_tokens: Tensor, new_document: Tensor = None, **unused):
-        """Reads a segment of every stream, predicts, and memorises it.
+    @property
+    def gate(self) -> Tensor:
+        """Weight of memory, H numbers in (0, 1)."""
+        return self.layers[self.memory_layer].self_attn.gate
 
-        Args:
-            src_tokens: B x T, padded on the right
-            new_document: B, True for rows whose memory is to be forgotten first
-
-        Returns:
-            logits B x T x V, and :meth:`ExternalMemory.statistics` (empty without memory)
-        """
-        memory = self.memory
-        if memory is not None:
-            memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
+    def read(self, src_tokens, retrieve=None, caches=None) -> Reading:
         with self.backbone.autocast(src_tokens.device):
+            bias = self.backbone.bias(src_tokens, caches)
             with torch.no_grad():
-                encoded = self.backbone.encode(src_tokens, self.retrieval_layer, self.reduction)
+                encoded = self.backbone.encode(
+                    src_tokens, self.retrieval_layer, self.reduction, caches=caches
+                )
             states = encoded.hidden_states
             if not self.identity:
                 # faithful: the list's last entry is after the final LayerNorm
                 states = states[:-1] + [encoded.normed]
-            bias = self.backbone.attention_bias(
-                src_tokens.size(1), self.backbone.compute_dtype, src_tokens.device
-            )
             x = states[0]
             for i, layer in enumerate(self.layers):
                 below = self.reduction * i
                 residual = states[below + self.reduction] - states[below]
-                reads = memory is not None and i == self.memory_layer
-                x = layer(x, bias, memory.retrieve if reads else None, residual).x
+                reads = i == self.memory_layer
+                cache = None if caches is None else caches[len(self.backbone.layers) + i]
+                x = layer(x, bias, retrieve if reads else None, residual, cache).x
             logits = self.backbone.output_layer(self.layer_norm(x))
-        if memory is None:
-            return logits, {}
-        extra = memory.statistics(self.layers[self.memory_layer].self_attn.gate)
-        memory.write(encoded.keys, encoded.values, src_tokens.ne(self.padding_idx))
-        return logits, extra
+        return Reading(logits, encoded.keys, encoded.values)
 
-    def max_positions(self) -> int:
-        return self.backbone.max_positions()
+    def keys_values(self, src_tokens):
+        return self.backbone.layer_keys_values(src_tokens, self.retrieval_layer)
 
 
 def _hexadecimal(fingerprint: Tensor) -> str:
@@ -211,9 +190,11 @@ class LongMem(FairseqLanguageModel):
     @classmethod
     def build_model(cls, cfg: LongMemConfig, task):
         backbone, fingerprint = load_backbone(
-            cfg.pretrained_model_path, task.source_dictionary, compute_dtype=str(cfg.compute_dtype)
+            cfg.pretrained_model_path,
+            task.source_dictionary,
+            task.cfg.tokens_per_sample,
+            compute_dtype=str(cfg.compute_dtype),
         )
-        tokens_per_sample = task.cfg.tokens_per_sample
-        model = cls(SideNetDecoder(cfg, backbone, fingerprint, tokens_per_sample))
+        model = cls(SideNetDecoder(cfg, backbone, fingerprint))
         log_parameters(model)
         return model

@@ -11,6 +11,7 @@ from torch import Tensor
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.checkpoints import load_backbone, read_backbone
 from longmem_fairseq.models.memory_config import MemoryConfig, build_memory, log_parameters
+from longmem_fairseq.models.memory_decoder import Reading
 
 SIZES = (
     "embed_dim",
@@ -33,30 +34,30 @@ class MemTRMConfig(LongMemBackboneConfig, MemoryConfig):
 class MemTRMDecoder(BackboneDecoder):
     """A backbone whose layer m reads and writes the memory bank."""
 
-    def __init__(self, cfg: MemTRMConfig, dictionary, tokens_per_sample: int):
-        memory = build_memory(
-            cfg, cfg.num_layers, cfg.embed_dim, cfg.num_attention_heads, tokens_per_sample
-        )
+    def __init__(self, cfg: MemTRMConfig, dictionary, window: int):
+        memory = build_memory(cfg, cfg.num_layers, cfg.embed_dim, cfg.num_attention_heads, window)
         layer = cfg.retrieval_layer_index
         super().__init__(
             cfg,
             dictionary,
+            window,
             memory_layer=layer if memory is not None else None,
             gate_lr_multiplier=cfg.gate_lr_multiplier,
         )
         self.memory, self.memory_layer = memory, layer
 
-    def forward(self, src_tokens: Tensor, new_document: Tensor = None, **unused):
-        """As :meth:`SideNetDecoder.forward`."""
+    @property
+    def gate(self) -> Tensor:
+        """Weight of memory, H numbers in (0, 1)."""
+        return self.layers[self.memory_layer].self_attn.gate
+
+    def read(self, src_tokens, retrieve=None, caches=None) -> Reading:
         with self.autocast(src_tokens.device):
-            if self.memory is None:
-                return self.output_layer(self.encode(src_tokens).normed), {}
-            self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
-            encoded = self.encode(src_tokens, self.memory_layer, retrieve=self.memory.retrieve)
-            logits = self.output_layer(encoded.normed)
-        extra = self.memory.statistics(self.layers[self.memory_layer].self_attn.gate)
-        self.memory.write(encoded.keys, encoded.values, src_tokens.ne(self.padding_idx))
-        return logits, extra
+            encoded = self.encode(src_tokens, self.memory_layer, retrieve=retrieve, caches=caches)
+            return Reading(self.output_layer(encoded.normed), encoded.keys, encoded.values)
+
+    def keys_values(self, src_tokens):
+        return self.layer_keys_values(src_tokens, self.memory_layer)
 
 
 @register_model("memtrm", dataclass=MemTRMConfig)
@@ -77,7 +78,9 @@ class MemTRM(FairseqLanguageModel):
     def build_model(cls, cfg: MemTRMConfig, task):
         decoder = MemTRMDecoder(cfg, task.source_dictionary, task.cfg.tokens_per_sample)
         if cfg.pretrained_model_path:
-            backbone, _ = load_backbone(cfg.pretrained_model_path, task.source_dictionary)
+            backbone, _ = load_backbone(
+                cfg.pretrained_model_path, task.source_dictionary, task.cfg.tokens_per_sample
+            )
             decoder.load_state_dict(backbone.state_dict(), strict=False)  # the gate is new
         model = cls(decoder)
         log_parameters(model)

@@ -2,16 +2,18 @@
 
 from longmem_fairseq.modules.alibi import CausalAlibiBias, alibi_slopes
 from longmem_fairseq.modules.decoder_block import ACTIVATIONS, DecoderBlock
-from longmem_fairseq.modules.joint_attention import JointAttention
+from longmem_fairseq.modules.joint_attention import JointAttention, LocalCache
 from longmem_fairseq.modules.memory_attention import memory_attention
-from longmem_fairseq.modules.token_losses import token_losses
+from longmem_fairseq.modules.token_losses import row_blocks, token_losses
 
 __all__ = [
     "ACTIVATIONS",
     "CausalAlibiBias",
     "DecoderBlock",
     "JointAttention",
+    "LocalCache",
     "alibi_slopes",
     "memory_attention",
+    "row_blocks",
     "token_losses",
 ]

@@ -31,8 +31,11 @@ class CausalAlibiBias(nn.Module):
         self.register_buffer("slopes", torch.tensor(alibi_slopes(num_heads)), persistent=False)
         self._bias = None  # of the longest segment so far: the last one of a document is shorter
 
-    def forward(self, num_tokens: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Returns H x T x T."""
+    def forward(
+        self, num_tokens: int, dtype: torch.dtype, device: torch.device, num_before: int = 0
+    ) -> Tensor:
+        """Returns H x T x (P + T), for T tokens after P = *num_before* others."""
+        num_tokens += num_before
         bias = self._bias
         if (
             bias is None
@@ -46,4 +49,4 @@ class CausalAlibiBias(nn.Module):
             bias = self.slopes.float().to(device).view(-1, 1, 1) * distance  # H x T x T
             bias = bias.masked_fill(distance > 0, float("-inf")).to(dtype)
             self._bias = bias
-        return bias[:, :num_tokens, :num_tokens]
+        return bias[:, num_before:num_tokens, :num_tokens]

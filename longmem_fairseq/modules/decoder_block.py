@@ -4,13 +4,13 @@ B streams, T tokens, C embed_dim, H heads.
 """
 
 from functools import partial
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional, Tuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longmem_fairseq.memory import Retrieved
-from longmem_fairseq.modules.joint_attention import JointAttention
+from longmem_fairseq.modules.joint_attention import JointAttention, LocalCache
 
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -61,22 +61,27 @@ class DecoderBlock(nn.Module):
         attention_bias: Tensor,
         retrieve: Optional[Callable[[Tensor], Optional[Retrieved]]] = None,
         cross_network_residual: Optional[Tensor] = None,
+        cache: Optional[LocalCache] = None,
     ) -> BlockOutput:
         """
         Args:
             x: B x T x C
-            attention_bias: H x T x T
-            retrieve: see :meth:`JointAttention.forward`
+            attention_bias: H x T x (P + T), with P tokens in *cache*
+            retrieve, cache: see :meth:`JointAttention.forward`
             cross_network_residual: B x T x C, what the backbone added to its hidden states over the
                 layers that this SideNet layer stands beside
         """
         normed = self.layer_norm(x)
-        attention = self.self_attn(normed, attention_bias, retrieve)
+        attention = self.self_attn(normed, attention_bias, retrieve, cache)
         mlp = self.fc2(self.activation(self.fc1(normed)))
         x = x + self._dropout(attention.output) + self._dropout(mlp)
         if cross_network_residual is not None:
             x = x + cross_network_residual
         return BlockOutput(x, attention.keys, attention.values)
+
+    def keys_values(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        """The attention's keys and values alone, B x H x T x D."""
+        return self.self_attn.keys_values(self.layer_norm(x))
 
     def _dropout(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)

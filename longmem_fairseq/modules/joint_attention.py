@@ -1,9 +1,9 @@
 """Self-attention over the segment, fused with attention to what was retrieved from memory.
 
-B streams, T tokens, C embed_dim, H heads, D head_dim.
+B streams, T tokens, C embed_dim, H heads, D head_dim, P tokens that were read before.
 """
 
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,37 @@ class AttentionOutput(NamedTuple):
     output: Tensor
     keys: Tensor
     values: Tensor
+
+
+class LocalCache:
+    """What an attention layer keeps of the tokens of its window, read one after another.
+
+    Args:
+        window: the most tokens that there may be
+    """
+
+    def __init__(self, window: int):
+        self.window, self.num_tokens = window, 0
+        self.keys: Optional[Tensor] = None  # B x H x window x D
+        self.values: Optional[Tensor] = None
+        self.last: Optional[Tensor] = None  # B x 1 x C, the layer's input at the last token
+
+    def extend(self, x: Tensor, keys: Tensor, values: Tensor) -> Tuple[Tensor, Tensor]:
+        """Adds T tokens (x: B x T x C) and returns all keys and values, B x H x (P + T) x D."""
+        if self.keys is None:
+            shape = (*keys.shape[:2], self.window, keys.size(3))
+            self.keys, self.values = keys.new_empty(shape), values.new_empty(shape)
+        start, self.num_tokens = self.num_tokens, self.num_tokens + keys.size(2)
+        self.keys[:, :, start : self.num_tokens] = keys
+        self.values[:, :, start : self.num_tokens] = values
+        self.last = x[:, -1:]
+        return self.keys[:, :, : self.num_tokens], self.values[:, :, : self.num_tokens]
+
+    def reorder(self, order: Tensor) -> None:
+        """Row i goes on as row ``order[i]``."""
+        if self.keys is not None:
+            self.keys, self.values = self.keys[order], self.values[order]
+            self.last = self.last[order]
 
 
 class JointAttention(nn.Module):
@@ -68,24 +99,31 @@ class JointAttention(nn.Module):
         x: Tensor,
         attention_bias: Tensor,
         retrieve: Optional[Callable[[Tensor], Optional[Retrieved]]] = None,
+        cache: Optional[LocalCache] = None,
     ) -> AttentionOutput:
         """
         Args:
             x: B x T x C, normalised
-            attention_bias: H x T x T, additive, -inf for future keys
+            attention_bias: H x T x (P + T), additive, -inf for future keys
             retrieve: maps unscaled queries B x H x T x D to :class:`Retrieved`, or to None where
                 nothing is memorised; only for a layer with memory
+            cache: the P tokens before, to which these are added (default: there are none)
         """
         queries = self._split_heads(self.q_proj(x))
-        keys = self._split_heads(self.k_proj(smear(x) if self.smeared_keys else x))
-        values = self._split_heads(self.v_proj(x))
-        attended = causal_attention(queries, keys, values, attention_bias.to(queries.dtype))
+        keys, values = self.keys_values(x, cache)
+        past = (keys, values) if cache is None else cache.extend(x, keys, values)
+        attended = causal_attention(queries, *past, attention_bias.to(queries.dtype))
         if retrieve is not None:
             retrieved = retrieve(queries)
             if retrieved is not None:
                 attended = self._fuse(attended, queries, retrieved)
         attended = attended.transpose(1, 2).flatten(2)  # B x T x C
         return AttentionOutput(self.out_proj(attended), keys, values)
+
+    def keys_values(self, x: Tensor, cache: Optional[LocalCache] = None) -> Tuple[Tensor, Tensor]:
+        """Keys and values of B x T x C, each B x H x T x D; *cache* as in :meth:`forward`."""
+        seen = smear(x, None if cache is None else cache.last) if self.smeared_keys else x
+        return self._split_heads(self.k_proj(seen)), self._split_heads(self.v_proj(x))
 
     def _fuse(self, local: Tensor, queries: Tensor, retrieved: Retrieved) -> Tensor:
         found = memory_attention(queries, retrieved)
@@ -103,24 +141,36 @@ def _drop_gate(module: JointAttention, state_dict, prefix: str, *unused) -> None
 
 
 def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """Attention of every token to itself and those before it; B x H x T x D, bias H x T x T.
+    """Attention of every token to itself and those before it.
 
     PyTorch's kernels cannot skip what a dense mask hides. Queries go in blocks, so that most of the
     future is not computed.
+
+    Args:
+        queries: B x H x T x D, of the last T tokens
+        keys, values: B x H x (P + T) x D
+        bias: H x T x (P + T), additive
     """
-    blocks = []
+    blocks, num_before = [], keys.size(2) - queries.size(2)
     for start in range(0, max(1, queries.size(2)), QUERY_BLOCK):
         stop = start + QUERY_BLOCK
-        mask = bias[:, start:stop, :stop].unsqueeze(0)
-        past = keys[:, :, :stop], values[:, :, :stop]
+        last = num_before + stop
+        mask = bias[:, start:stop, :last].unsqueeze(0)
+        past = keys[:, :, :last], values[:, :, :last]
         blocks.append(
             F.scaled_dot_product_attention(queries[:, :, start:stop], *past, attn_mask=mask)
         )
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
 
 
-def smear(x: Tensor) -> Tensor:
-    """The first half of the channels of every token is that of the token before it; B x T x C."""
+def smear(x: Tensor, last: Optional[Tensor] = None) -> Tensor:
+    """The first half of the channels of every token is that of the token before it.
+
+    Args:
+        x: B x T x C
+        last: B x 1 x C, the token before the first (default: zeros)
+    """
     half = x.size(-1) // 2
-    previous = F.pad(x[:, :, :half], (0, 0, 1, 0))[:, :-1]  # also of no tokens
+    before = torch.zeros_like(x[:, :1]) if last is None else last
+    previous = torch.cat([before, x], dim=1)[:, : x.size(1), :half]  # also of no tokens
     return torch.cat([previous, x[:, :, half:]], dim=-1)

@@ -1,0 +1,145 @@
+"""What backbone, LongMem and MemTRM share: reading segment by segment, or token by token.
+
+B streams or hypotheses, T tokens, H heads, D head_dim, V vocabulary, W window.
+"""
+
+from typing import Callable, Dict, List, NamedTuple, Optional
+
+import torch
+from fairseq.models import FairseqIncrementalDecoder
+from torch import Tensor
+
+from longmem_fairseq.memory import ExternalMemory, MemoryFork, Retrieved
+from longmem_fairseq.modules import LocalCache
+
+Retrieve = Callable[[Tensor], Optional[Retrieved]]
+
+
+class Reading(NamedTuple):
+    """Logits B x T x V; keys and values B x H x T x D to be memorised, None without memory."""
+
+    logits: Tensor
+    keys: Optional[Tensor]
+    values: Optional[Tensor]
+
+
+class LocalWindow:
+    """What is kept between the steps of a generation: the local window and what is behind it.
+
+    Args:
+        tokens: B x 0
+        memory: what every hypothesis remembers; None without memory
+    """
+
+    def __init__(self, tokens: Tensor, memory: Optional[MemoryFork]):
+        self.tokens = tokens  # B x P, those in the caches
+        self.caches: List[LocalCache] = []  # one for each attention layer
+        self.memory = memory
+        self.num_read = 0  # how many of the tokens that the generator passes are known
+
+    def reorder(self, order: Tensor) -> None:
+        """Hypothesis i goes on as hypothesis ``order[i]``."""
+        if torch.equal(order, torch.arange(self.tokens.size(0), device=order.device)):
+            return
+        self.tokens = self.tokens[order]
+        for cache in self.caches:
+            cache.reorder(order)
+        if self.memory is not None:
+            self.memory.reorder(order)
+
+
+class MemoryDecoder(FairseqIncrementalDecoder):
+    """A decoder-only language model that may have a memory.
+
+    A subclass sets ``memory``, ``window`` and ``padding_idx`` and has :meth:`read`,
+    :meth:`keys_values`, ``gate`` and ``num_attention_layers``.
+    """
+
+    memory: Optional[ExternalMemory] = None
+    window: int  # W, tokens of a segment
+    num_attention_layers: int
+
+    def read(
+        self,
+        src_tokens: Tensor,
+        retrieve: Optional[Retrieve] = None,
+        caches: Optional[List[LocalCache]] = None,
+    ) -> Reading:
+        """Predicts the next token of every one of B x T.
+
+        Args:
+            retrieve: see :meth:`JointAttention.forward`
+            caches: of the tokens before these, one for each attention layer
+        """
+        raise NotImplementedError
+
+    def keys_values(self, src_tokens: Tensor):
+        """What :meth:`read` would give to memorise, without anything else; B x H x T x D each."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        new_document: Optional[Tensor] = None,
+        incremental_state: Optional[Dict] = None,
+        **unused,
+    ):
+        """Reads a segment of every stream, predicts, and memorises it; or goes on generating.
+
+        Args:
+            src_tokens: B x T, padded on the right; with *incremental_state* everything since it was
+                empty, of which what is new is read
+            new_document: B, True for rows whose memory is to be forgotten first
+            incremental_state: fairseq's, for generation: tokens go into a local window, and out of it
+                into a memory of the hypothesis; what evaluation memorised is read, not changed
+
+        Returns:
+            logits B x T x V and :meth:`ExternalMemory.statistics` (empty without memory); with
+            *incremental_state* those of the last tokens, at least of the new ones
+        """
+        if incremental_state is not None:
+            return self._go_on(src_tokens, incremental_state), {"attn": None}
+        if self.memory is None:
+            return self.read(src_tokens).logits, {}
+        self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
+        reading = self.read(src_tokens, self.memory.retrieve)
+        extra = self.memory.statistics(self.gate)
+        self.memory.write(reading.keys, reading.values, src_tokens.ne(self.padding_idx))
+        return reading.logits, extra
+
+    def _go_on(self, src_tokens: Tensor, incremental_state: Dict) -> Tensor:
+        window = incremental_state.get(self._state)
+        if window is None:
+            streams, device = src_tokens.size(0), src_tokens.device
+            memory = None if self.memory is None else self.memory.fork(streams, device)
+            window = incremental_state[self._state] = LocalWindow(src_tokens[:, :0], memory)
+        new = src_tokens[:, window.num_read :]
+        window.num_read = src_tokens.size(1)
+        tokens = torch.cat([window.tokens, new], dim=1)
+        if not window.caches or tokens.size(1) > self.window:
+            # the oldest half makes room, and what stays is read anew as a segment of its own: so every
+            # token sees what it would if the text before it had been memorised in such halves
+            half = self.window - self.window // 2
+            past = max(0, -(-(tokens.size(1) - self.window) // half) * half)
+            if window.memory is not None:
+                for segment in tokens[:, :past].split(half, dim=1):
+                    if segment.size(1) > 0:
+                        window.memory.write(*self.keys_values(segment))
+            new = tokens = tokens[:, past:]
+            window.caches = [LocalCache(self.window) for _ in range(self.num_attention_layers)]
+        window.tokens = tokens
+        retrieve = None if window.memory is None else window.memory.retrieve
+        return self.read(new, retrieve, window.caches).logits
+
+    def reorder_incremental_state(self, incremental_state: Dict, new_order: Tensor) -> None:
+        """fairseq's beam search goes on with other hypotheses."""
+        if self._state in incremental_state:
+            incremental_state[self._state].reorder(new_order)
+
+    @property
+    def _state(self) -> str:
+        """The key in fairseq's incremental_state; the backbone inside another decoder has its own."""
+        return f"{type(self).__name__}.{id(self)}"
+
+    def max_positions(self) -> int:
+        return 10**9  # a stream has no limit
