@@ -6,7 +6,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 import numpy as np
 
 from corpus_source import Document
-from corpus_tokenizer import Tokenizer
+from longmem_fairseq.tokenizers.tokenizer import Tokenizer
 
 
 class EncodedDocument(NamedTuple):

@@ -23,12 +23,12 @@ from tqdm import tqdm
 from corpus_encoding import encode_documents
 from corpus_source import SPLITS, Source
 from corpus_split import SplitCorpus
-from corpus_tokenizer import Tokenizer, load_dictionary
 from corpus_writer import write_split
-from gpt2_tokenizer import GPT2_FILES, GPT2Tokenizer
 from longmem_fairseq.cli import run
+from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2_FILES, GPT2Tokenizer
+from longmem_fairseq.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from longmem_fairseq.tokenizers.tokenizer import Tokenizer, load_dictionary
 from output_folder import is_up_to_date, replaced_folder
-from sentencepiece_tokenizer import SentencePieceTokenizer
 
 FORMAT = 2
 

@@ -9,7 +9,7 @@ import numpy as np
 import sentencepiece
 from fairseq.data import Dictionary
 
-from corpus_tokenizer import Tokenizer
+from longmem_fairseq.tokenizers.tokenizer import Tokenizer
 
 SPACE_PIECE = "\u2581"  # how SentencePiece writes a space
 # What never enters a piece but goes through byte fallback: that character itself, which would come

@@ -1,4 +1,4 @@
-"""What every tokenizer of prepare_corpus.py has in common.
+"""What every tokenizer has in common.
 
 Every token stands for a run of UTF-8 bytes. That makes the round trip checkable, and maps a
 character offset to its token in the same way for every tokenizer.

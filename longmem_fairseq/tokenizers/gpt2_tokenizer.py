@@ -8,7 +8,7 @@ import numpy as np
 from fairseq.data import Dictionary
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode, get_encoder
 
-from corpus_tokenizer import Tokenizer, load_dictionary
+from longmem_fairseq.tokenizers.tokenizer import Tokenizer, load_dictionary
 
 GPT2_FILES = ("encoder.json", "vocab.bpe", "dict.txt")
 CACHED_WORDS = 1_000_000  # fairseq's encoder remembers every word it has met, without a limit

@@ -1,0 +1,33 @@
+"""The tokenizer that lies beside a dictionary, in the folder of a corpus or of a model."""
+
+from pathlib import Path
+from typing import Optional, Union
+
+from fairseq.data import Dictionary
+
+from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2_FILES, GPT2Tokenizer
+from longmem_fairseq.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from longmem_fairseq.tokenizers.tokenizer import Tokenizer, load_dictionary
+
+
+def load_tokenizer(folder: Union[str, Path], dictionary: Optional[Dictionary] = None) -> Tokenizer:
+    """The tokenizer of a folder that ``preprocess/prepare_corpus.py`` made, or of a model's folder.
+
+    Args:
+        dictionary: the one in use (default: the folder's dict.txt)
+
+    Raises:
+        FileNotFoundError: the folder has no tokenizer
+        ValueError: what it has is none, or another one than the dictionary's
+    """
+    folder = Path(folder)
+    dictionary = dictionary or load_dictionary(folder / "dict.txt")
+    model = folder / "sentencepiece.model"
+    if model.is_file():
+        return SentencePieceTokenizer(model.read_bytes(), str(model), dictionary)
+    if (folder / GPT2_FILES[0]).is_file():
+        return GPT2Tokenizer(folder, dictionary)
+    raise FileNotFoundError(
+        f"{folder} has no tokenizer: expected sentencepiece.model, or encoder.json and vocab.bpe, as "
+        "preprocess/prepare_corpus.py writes them"
+    )
