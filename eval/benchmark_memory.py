@@ -11,11 +11,7 @@ Matrix products are compared with the machine's own rate. Ends with the project'
 whether they are met or not.
 """
 
-import json
-import shlex
-import sys
 from argparse import Namespace
-from datetime import date
 from pathlib import Path
 from typing import Dict, Iterator, List, Tuple
 
@@ -24,6 +20,7 @@ import torch
 from torch import Tensor
 
 import machine
+from longmem_fairseq.allocator import give_back_freed_memory
 from longmem_fairseq.cli import run
 from longmem_fairseq.memory import DTYPES, STORAGES, MemoryBank, bytes_per_token
 from longmem_fairseq.memory.search import TorchIndex
@@ -35,12 +32,12 @@ QUICK = {"sizes": "4096,65536", "dtypes": "float32", "repeats": 3, "stream_token
 
 
 def get_parser() -> machine.Parser:
-    parser = machine.Parser(__doc__.split("\n")[0])
+    parser = machine.Parser(__doc__.split("\n")[0], "milliseconds by size", QUICK)
     add, several = parser.add_argument, machine.several
     add("--sizes", type=several(machine.positive), default="4096,16384,65536", help="tokens")
     add(
         "--indices",
-        default="torch flat IVF256,Flat:nprobe=32",
+        default="torch flat IVF2048,Flat:nprobe=16",
         help="values of --memory-index, separated by spaces, each with its parameters after a colon; "
         "those that a size is too small for are left out there",
     )
@@ -60,31 +57,7 @@ def get_parser() -> machine.Parser:
         default=2_000_000,
         help="tokens streamed through a bank of 65,536, to see whether resident memory grows; 0: none",
     )
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
-    add("--repeats", type=machine.positive, default=5, help="timed rounds")
-    add("--threads", type=machine.positive, help="of torch and faiss, if not of their choice")
-    add("--json", type=Path, help="file to write everything to")
-    add("--plot", type=Path, help="PNG to write: milliseconds by size")
-    quick = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in QUICK.items())
-    add("--quick", action="store_true", help=f"under a minute on 2 cores: {quick}")
     return parser
-
-
-def read_options() -> Namespace:
-    parser = get_parser()
-    args = parser.parse_args()
-    if args.quick:
-        parser.set_defaults(**QUICK)
-        args = parser.parse_args()
-    args.device = torch.device(args.device)
-    if args.device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no GPU")
-    for path in filter(None, (args.json, args.plot)):
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    return args
 
 
 class Keys:
@@ -177,7 +150,7 @@ def recall_of(bank: MemoryBank, queries: Tensor) -> float:
     if type(bank.index) is TorchIndex:
         return 1.0
     queries, count = queries[:, :, :64], bank.k // bank.chunk_size
-    exact = TorchIndex(bank.chunk_keys).search(queries, bank.num_chunks, count)
+    exact = TorchIndex(bank.chunk_keys).search(0, queries[0], bank.num_chunks[0], count)
     found = bank.retrieve(queries).chunks
     return float((exact.unsqueeze(-1) == found.unsqueeze(-2)).any(dim=-1).float().mean())
 
@@ -201,6 +174,7 @@ def stream(args: Namespace, keys: Keys) -> Dict:
     )
     queries = keys.draw(64)
     resident = []
+    give_back_freed_memory()  # of the banks before, which growth could hide in
     for start in range(0, args.stream_tokens, BLOCK):
         bank.write(keys.draw(BLOCK), keys.draw(BLOCK))
         bank.retrieve(queries)
@@ -254,7 +228,8 @@ def plot(rows: List[Dict], path: Path) -> None:
 
 
 def main() -> None:
-    args = read_options()
+    args = get_parser().read()
+    machine.set_up(args)
     rates = machine.Rates.measure(["float32"], args.device)
     hardware = machine.describe_hardware(args.device)
     print(f"{hardware}\n{rates}")
@@ -275,18 +250,8 @@ def main() -> None:
     for check in checks:
         print(check)
     if args.json:
-        everything = {
-            "date": date.today().isoformat(),
-            "hardware": hardware,
-            "commit": machine.git_commit(),
-            "command": shlex.join(sys.argv),
-            "rates": rates._asdict(),
-            "bare_product_ms": 1000 * bare,
-            "results": rows,
-            "streamed": streamed,
-            "checks": [check._asdict() for check in checks],
-        }
-        args.json.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+        found = {"bare_product_ms": 1000 * bare, "results": rows, "streamed": streamed}
+        machine.write_report(args.json, hardware, rates, checks, **found)
     if args.plot:
         plot(rows, args.plot)
 

@@ -8,20 +8,15 @@ Measures how fast this machine multiplies matrices and copies, then evaluation a
 memory, the same without, the backbone alone, and the backbone that reads more context in its own
 window. The share of a result: the time that the operations it needs would take at the rate of the
 machine's matrix products, divided by the time it took. Ends with the project's goals; the exit code
-is 0 whether they are met or not.
+is 0 whether they are met or not. With --quick peak memory is left out.
 """
 
 import argparse
-import json
-import logging
 import multiprocessing
-import shlex
 import statistics
-import sys
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from copy import copy
-from datetime import date
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -29,11 +24,9 @@ from typing import Callable, Dict, List, Tuple
 from unittest.mock import patch
 
 import matplotlib
-import torch
 from torch import nn
 
 import machine
-from longmem_fairseq.allocator import keep_freed_memory
 from longmem_fairseq.cli import run
 from longmem_fairseq.memory import check_sizes
 from longmem_fairseq.models.backbone import COMPUTE_DTYPES
@@ -70,10 +63,9 @@ QUICK = {
 
 
 def get_parser() -> machine.Parser:
-    parser = machine.Parser(__doc__.split("\n")[0])
+    parser = machine.Parser(__doc__.split("\n")[0], "tokens/s", QUICK)
     add = parser.add_argument
     add("--preset", choices=PRESETS, default="gpt2_medium", help="sizes of the model")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
     dtypes, modes = ",".join(COMPUTE_DTYPES), ",".join(MODES)
     dtype_list = machine.several(str, COMPUTE_DTYPES)
     add("--compute-dtype", type=dtype_list, default="float32,bfloat16", help=f"some of {dtypes}")
@@ -101,14 +93,6 @@ def get_parser() -> machine.Parser:
         help="tokens that the backbone alone reads in one window, in one stream; '' for none. "
         "65536 is out of reach on a CPU: its ALiBi mask, heads x T x T, takes 275 GB with 16 heads",
     )
-    add("--repeats", type=machine.positive, default=5, help="timed rounds")
-    add("--threads", type=machine.positive, help="of torch and faiss, if not of their choice")
-    quick = ", ".join(
-        f"{name.replace('_', '-')} {value or 'none'}" for name, value in QUICK.items()
-    )
-    add("--json", type=Path, help="file to write everything to")
-    add("--plot", type=Path, help="PNG to write: tokens/s")
-    add("--quick", action="store_true", help=f"under a minute on 2 cores: {quick}, no peak memory")
     return parser
 
 
@@ -118,17 +102,7 @@ def read_options() -> argparse.Namespace:
     Raises:
         ValueError, FileNotFoundError: naming the option
     """
-    parser = get_parser()
-    args = parser.parse_args()
-    if args.quick:
-        parser.set_defaults(**QUICK)
-        args = parser.parse_args()
-    args.device = torch.device(args.device)
-    if args.device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no GPU")
-    for path in filter(None, (args.json, args.plot)):
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    args = get_parser().read()
     args.tokens_per_sample = args.tokens_per_sample or PRESETS[args.preset].tokens
     args.batch_size = args.batch_size or PRESETS[args.preset].streams
     config = model_config(args)
@@ -136,19 +110,6 @@ def read_options() -> argparse.Namespace:
     if config.no_memory:
         raise ValueError("--model-option: keep the memory; the model without it is measured anyway")
     return args
-
-
-def set_up(args: argparse.Namespace) -> None:
-    """The settings of a process."""
-    logging.getLogger().setLevel(logging.WARNING)  # importing fairseq leaves it at DEBUG
-    torch.manual_seed(1)
-    keep_freed_memory()  # as the task does
-    if args.threads:
-        torch.set_num_threads(args.threads)
-        with suppress(ImportError):  # not needed by every --memory-index
-            import faiss
-
-            faiss.omp_set_num_threads(args.threads)
 
 
 def breakdown(model: nn.Module, step: Callable, repeats: int, device) -> Dict[str, float]:
@@ -255,7 +216,7 @@ def alone(args: argparse.Namespace, dtype: str, mode: str, variant: str) -> Tupl
 def measure_alone(
     args: argparse.Namespace, dtype: str, mode: str, variant: str
 ) -> Tuple[float, int]:
-    set_up(args)
+    machine.set_up(args)
     model = build_model(args, dtype, variant, build_backbone(args, dtype))
     step = make_step(args, model, mode == "training")
     machine.reset_peak(args.device)
@@ -344,7 +305,7 @@ def plot(results: List[Dict], title: str, path: Path) -> None:
 
 def main() -> None:
     args = read_options()
-    set_up(args)
+    machine.set_up(args)
     hardware = machine.describe_hardware(args.device)
     rates = machine.Rates.measure(args.compute_dtype, args.device)
     print(f"{hardware}\n{rates}")
@@ -364,19 +325,9 @@ def main() -> None:
     for check in checks:
         print(check)
     if args.json:
-        report = {
-            "date": date.today().isoformat(),
-            "hardware": hardware,
-            "commit": machine.git_commit(),
-            "command": shlex.join(["python", *sys.argv]),
-            "preset": args.preset,
-            "sizes": sizes_of(args, LONGMEM)._asdict(),
-            "rates": rates._asdict(),
-            "results": results,
-            "breakdown": stages,
-            "checks": [check._asdict() for check in checks],
-        }
-        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        sizes = sizes_of(args, LONGMEM)._asdict()
+        found = {"preset": args.preset, "sizes": sizes, "results": results, "breakdown": stages}
+        machine.write_report(args.json, hardware, rates, checks, **found)
     if args.plot:
         plot(results, f"{args.preset}, {hardware}", args.plot)
 

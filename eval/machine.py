@@ -1,18 +1,25 @@
-"""What the benchmarks of eval/ share: the machine's own rates, timers, peak memory, goals."""
+"""What the benchmarks of eval/ share: options, the machine's own rates, timers, peak memory, goals."""
 
 import argparse
+import json
+import logging
 import os
 import platform
+import shlex
 import statistics
 import subprocess
+import sys
 import time
 from collections import defaultdict
 from contextlib import contextmanager, suppress
+from datetime import date
 from functools import wraps
 from pathlib import Path
 from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional
 
 import torch
+
+from longmem_fairseq.allocator import give_back_freed_memory, keep_freed_memory
 
 
 class Check(NamedTuple):
@@ -36,15 +43,65 @@ class Check(NamedTuple):
 
 
 class Parser(argparse.ArgumentParser):
-    """Shows defaults; a wrong option is a ValueError, which :func:`cli.run` makes one line of."""
+    """The options of every benchmark; shows defaults.
 
-    def __init__(self, description: str):
+    A wrong option is a ValueError, which :func:`cli.run` makes one line of.
+
+    Args:
+        description: what the benchmark does
+        plot: what --plot shows
+        quick: option -> what it is with --quick
+    """
+
+    def __init__(self, description: str, plot: str, quick: Dict[str, object]):
         super().__init__(
             description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
+        self.quick = quick
+        add = self.add_argument
+        add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
+        add("--repeats", type=positive, default=5, help="timed rounds")
+        add("--threads", type=positive, help="of torch and faiss, if not of their choice")
+        add("--json", type=Path, help="file to write everything to")
+        add("--plot", type=Path, help=f"PNG to write: {plot}")
+        words = ", ".join(
+            f"{name.replace('_', '-')} {value or 'none'}" for name, value in quick.items()
+        )
+        add("--quick", action="store_true", help=f"under a minute on 2 cores: {words}")
 
     def error(self, message: str) -> None:
         raise ValueError(message)
+
+    def read(self) -> argparse.Namespace:
+        """The command line.
+
+        Raises:
+            ValueError, FileNotFoundError: naming the option
+        """
+        args = self.parse_args()
+        if args.quick:
+            self.set_defaults(**self.quick)
+            args = self.parse_args()
+        args.device = torch.device(args.device)
+        if args.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda: torch finds no GPU")
+        for path in filter(None, (args.json, args.plot)):
+            if not path.parent.is_dir():
+                raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+        return args
+
+
+def set_up(args: argparse.Namespace) -> None:
+    """The settings of a process."""
+    logging.getLogger().setLevel(logging.WARNING)  # importing fairseq leaves it at DEBUG
+    torch.manual_seed(1)
+    keep_freed_memory()  # as the task does
+    if args.threads:
+        torch.set_num_threads(args.threads)
+        with suppress(ImportError):  # not needed by every --memory-index
+            import faiss
+
+            faiss.omp_set_num_threads(args.threads)
 
 
 def positive(text: str) -> int:
@@ -187,6 +244,7 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        give_back_freed_memory()
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets VmHWM
 
@@ -241,3 +299,19 @@ def git_commit() -> Optional[str]:
     except (OSError, subprocess.CalledProcessError):
         return None
     return described.stdout.strip()
+
+
+def write_report(
+    path: Path, hardware: str, rates: Rates, checks: Iterable[Check], **results: object
+) -> None:
+    """Writes *results* as JSON, with when, where and how they came about."""
+    report = {
+        "date": date.today().isoformat(),
+        "hardware": hardware,
+        "commit": git_commit(),
+        "command": shlex.join(["python", *sys.argv]),
+        "rates": rates._asdict(),
+        **results,
+        "checks": [check._asdict() for check in checks],
+    }
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

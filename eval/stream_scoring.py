@@ -3,12 +3,10 @@
 B streams, T tokens, V vocabulary.
 """
 
-import json
 import os
-import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -17,9 +15,10 @@ from fairseq import checkpoint_utils
 from torch import Tensor
 from tqdm import tqdm
 
-from longmem_fairseq.modules import token_losses
+from longmem_fairseq.modules import row_blocks, token_losses
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
+from results import read_json_lines
 
 MEMORIES = ("own", "empty", "other")
 
@@ -36,7 +35,7 @@ class DocumentScores:
     right: np.ndarray
 
 
-def load_model(path: str, data: str, tokens_per_sample: int, **options):
+def load_model(path: str, data: str, tokens_per_sample: int, device: str = "cpu", **options):
     """Model and task of a checkpoint, in evaluation mode.
 
     Args:
@@ -47,7 +46,11 @@ def load_model(path: str, data: str, tokens_per_sample: int, **options):
     cfg = LongMemLanguageModelingConfig(data=data, tokens_per_sample=tokens_per_sample, **options)
     task = LongMemLanguageModelingTask(cfg)
     (model,), _, _ = checkpoint_utils.load_model_ensemble_and_task([path], task=task)
-    return model.eval(), task
+    try:
+        return model.to(device).eval(), task
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device ({device}) cannot be used: {reason}") from None
 
 
 def use_memory(model, memory: str) -> None:
@@ -82,24 +85,82 @@ def _shifted(memory, read, queries):
     return retrieved._replace(chunks=chunks, rows=rows)
 
 
-@torch.no_grad()
+def write_with(model, writer) -> None:
+    """Makes a model memorise what *writer*, such as an older checkpoint of it, would.
+
+    Raises:
+        ValueError: one of them has no memory
+    """
+    if model.decoder.memory is None or writer.decoder.memory is None:
+        raise ValueError("--memory-writer needs two models with a memory bank")
+    read = model.decoder.read
+
+    def read_and_replace(src_tokens, *others):
+        keys, values = writer.decoder.keys_values(src_tokens)
+        return read(src_tokens, *others)._replace(keys=keys, values=values)
+
+    model.decoder.read = read_and_replace
+
+
+class Documents:
+    """Some documents of a split, to be read side by side."""
+
+    def __init__(self, split, numbers: Sequence[int]):
+        self.split, self.numbers = split, numbers
+        self.sizes = np.asarray(split.sizes)[list(numbers)]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.split[self.numbers[index]]
+
+
+def group_documents(sizes: Sequence[int], batch_size: int) -> List[List[int]]:
+    """Numbers of the documents that are read side by side: of similar length, the shortest first.
+
+    Which documents are in a batch changes the last bits of what each of them gets. So a group is read
+    as a whole or not at all, also by a run that was killed.
+    """
+    order = np.argsort(np.asarray(sizes), kind="stable")
+    return [group.tolist() for group in np.array_split(order, -(-len(order) // batch_size))]
+
+
 def score_documents(
     model, task, split: str, batch_size: int, progress: bool = True
 ) -> Iterator[Tuple[int, DocumentScores]]:
-    """Reads every document of a split whole, in *batch_size* streams (or as many as documents).
+    """Reads every document of a split whole, up to *batch_size* side by side.
 
-    Yields the number of a document and its scores when it is done.
+    Yields the number of a document and its scores.
     """
+    documents, descriptions = load_documents(task, split)
+    total = int(documents.sizes.sum())
+    with tqdm(total=total, unit="tok", unit_scale=True, disable=not progress) as bar:
+        for group in group_documents(documents.sizes, batch_size):
+            yield from score_group(model, task, Documents(documents, group), descriptions, bar)
+
+
+def load_documents(task, split: str):
+    """The documents of a split, and what is known of them besides: name, words, ..."""
     task.load_dataset(split)
-    documents = task.dataset(split)
-    descriptions = read_json_lines(os.path.join(task.cfg.data, f"{split}.documents.jsonl"))
-    # a stream without a document would be padding, and its empty memory no other document's
-    batch_size = min(batch_size, len(documents))
-    batches = task.eval_lm_dataloader(documents, batch_size=batch_size, num_workers=0)
+    path = os.path.join(task.cfg.data, f"{split}.documents.jsonl")
+    return task.dataset(split), read_json_lines(path)
+
+
+@torch.no_grad()
+def score_group(
+    model, task, documents: Documents, descriptions: List[Dict], bar: tqdm
+) -> Iterator[Tuple[int, DocumentScores]]:
+    """Reads documents side by side, each whole, with an empty memory at first.
+
+    Yields the number of a document in its split and its scores when it is done.
+    """
+    if model.decoder.memory is not None:
+        model.decoder.memory.reset()
+    batches = task.eval_lm_dataloader(documents, batch_size=len(documents), num_workers=0)
     device = next(model.parameters()).device
     pad = task.target_dictionary.pad()
     open_documents: Dict[int, DocumentScores] = {}
-    bar = tqdm(total=int(documents.sizes.sum()), unit="tok", unit_scale=True, disable=not progress)
     for batch in batches:
         target = batch["target"].to(device)
         net_input = {name: tensor.to(device) for name, tensor in batch["net_input"].items()}
@@ -114,7 +175,7 @@ def score_documents(
                 continue
             if start == 0:
                 size = int(documents.sizes[number])
-                described = descriptions[number]
+                described = descriptions[documents.numbers[number]]
                 open_documents[number] = DocumentScores(
                     described["name"],
                     described["words"],
@@ -130,38 +191,18 @@ def score_documents(
             scores.right[start:stop] = right[row, :length]
             bar.update(length)
             if stop == len(scores.tokens):
-                yield number, open_documents.pop(number)
-    bar.close()
+                yield documents.numbers[number], open_documents.pop(number)
 
 
 def _score(logits: Tensor, target: Tensor, pad: int) -> Tuple[Tensor, Tensor]:
     """Negative log-likelihood of every target, and whether no other token was as likely; B * T."""
     losses, first_choices = [], []
-    # blocks of rows for the same reason as in token_losses
-    blocks = zip(logits.flatten(0, 1).split(64), target.flatten().split(64), strict=True)
-    for block, expected in blocks:
-        block = block.float()
+    for block, expected in row_blocks(logits, target):
         losses.append(token_losses(block, expected, pad))
         likelihood = block.gather(-1, expected.unsqueeze(-1))
         others = block.scatter(-1, expected.unsqueeze(-1), float("-inf"))
         first_choices.append(others.amax(dim=-1) < likelihood.squeeze(-1))
     return torch.cat(losses), torch.cat(first_choices)
-
-
-def read_json_lines(path: str) -> List[Dict]:
-    with open(path, encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-class Stopwatch:
-    """Seconds since it was made."""
-
-    def __init__(self):
-        self.start = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.start
 
 
 def perplexity(nll: float, count: int) -> Optional[float]:

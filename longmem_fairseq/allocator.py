@@ -1,7 +1,7 @@
 """Keeps freed memory in the process.
 
 glibc gives every large temporary back to the system when it is freed, and the system clears its pages
-anew for the next one: on a CPU a sixth to a third of a step (docs/performance.md).
+anew for the next one: on a CPU about a seventh of a step (docs/performance.md).
 """
 
 import ctypes
@@ -17,3 +17,9 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
         libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
+
+
+def give_back_freed_memory() -> None:
+    """Gives back what was kept until now; does nothing where the C library is not glibc."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)

@@ -92,3 +92,49 @@ def build(task, backbone_path):
     return lambda *arguments, path=backbone_path, **options: build_model(
         task, path, *arguments, **options
     )
+
+
+# what several files of tests work with; it is made once
+
+
+@pytest.fixture(scope="session")
+def bad_inputs(tmp_path_factory, root):
+    """Data folders and checkpoints, good and bad, by name; see ``tests/bad_inputs.py``."""
+    from tests.bad_inputs import make
+
+    return make(tmp_path_factory.mktemp("bad_input"), root)
+
+
+@pytest.fixture(scope="session")
+def odd_corpus(tmp_path_factory):
+    """A source with odd texts, the corpus prepared from it, and its manifest."""
+    from tests.corpora import ODD_TEXTS, PLAIN, prepare, write_splits
+
+    folder = tmp_path_factory.mktemp("odd")
+    source = write_splits(folder / "source", {"plain": PLAIN}, {"plain": PLAIN}, ODD_TEXTS)
+    return source, folder / "corpus", prepare(source, folder / "corpus")
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory, root):
+    """A folder with data1, data2 (another corpus) and backbone.pt."""
+    from tests.training_runs import make_runs
+
+    return make_runs(tmp_path_factory.mktemp("runs"), root)
+
+
+@pytest.fixture
+def fit_here(root, monkeypatch):
+    """``fit`` of ``tests/training_runs.py`` from the checkout's folder."""
+    from tests.training_runs import fit
+
+    monkeypatch.chdir(root)
+    return lambda *arguments: fit(monkeypatch, *arguments)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory, root):
+    """Folders of tiny models, by name; see ``tests/model_folders.py``."""
+    from tests.model_folders import make
+
+    return make(tmp_path_factory.mktemp("models"), root)

@@ -131,14 +131,14 @@ DAMAGE = {
     "all but a byte": truncated(0.99999),
     **{
         f"a flipped byte in {name}": flipped(name)
-        for name in ("chunk_keys", "keys", "values", "pending_keys", "pending_values")
+        for name in ("chunk_keys", "keys", "values", "pending_keys", "pending_values", "token_ids")
     },
     "a header that is not JSON": with_text(lambda text: text[:-1]),
     "a header that is no text": with_text(lambda text: ""),
     "a header that is a list": with_text(lambda text: "[1]"),
     "a header that is a number": with_text(lambda text: "1"),
     "a header of many levels": with_text(lambda text: "[" * 100_000),
-    "the next format": with_header(format=2),
+    "the next format": with_header(format=3),
     "a format of two lines": with_header(format="1\n2"),
     "no checksums": without("checksums"),
     "checksums of another kind": lambda path: with_text(
@@ -155,7 +155,7 @@ DAMAGE = {
     },
     **{
         f"no tensor {name}": without(name)
-        for name in ("chunk_keys", "keys", "values", "pending_keys")
+        for name in ("chunk_keys", "keys", "values", "pending_keys", "token_ids")
     },
     "another tensor": with_tensor("more", lambda none: torch.zeros(2)),
     "an index that is none": with_tensor("index.Flat/0/0", lambda none: torch.zeros(2)),
@@ -166,6 +166,9 @@ DAMAGE = {
     "values of another type": with_tensor("values", lambda values: values.double()),
     "chunk keys of another type": with_tensor("chunk_keys", lambda keys: keys.half()),
     "waiting keys of another type": with_tensor("pending_keys", lambda keys: keys.half()),
+    "token ids of another type": with_tensor("token_ids", lambda ids: ids.long()),
+    "token ids of another shape": with_tensor("token_ids", lambda ids: ids[:, 1:].contiguous()),
+    "token ids in an older format": with_header(format=1),
     "scales that are not needed": with_tensor("scales", lambda none: torch.zeros(2)),
     "negative num_written": with_header(num_written=[27, -4, 0]),
     "too few num_written": with_header(num_written=[27, 4]),
@@ -240,7 +243,7 @@ def test_messages_say_what_is_wrong(saved):
     whole = saved.read_bytes()
     for case, reason in {
         "another safetensors file": f"a memory file, or a damaged one ('{HEADER_KEY}')",
-        "the next format": "a memory file of format 2, expected 1",
+        "the next format": "a memory file of format 3, expected 2",
         "no checksums": "a damaged memory file (header: 'checksums')",
         "no k in the header": "a damaged memory file (header: 'k')",
         "a changed header": "a damaged memory file (checksum of header)",
@@ -276,29 +279,31 @@ def test_files_that_are_not_there(tmp_path):
         assert str(error.value) == f"{path}: no such memory file"
 
 
+INDEX = "index.IVF4,Flat/0/1"
+UNUSABLE = ": the index IVF4,Flat/0/1 is missing or damaged"
+
+
 @pytest.mark.parametrize(
-    "change", [lambda index: index[:-9], lambda index: index[:3], lambda index: index.flip(0)]
+    "damage, message",
+    [
+        (with_tensor(INDEX, lambda index: index[:-9].clone()), UNUSABLE),
+        (with_tensor(INDEX, lambda index: index[:3].clone()), UNUSABLE),
+        (with_tensor(INDEX, lambda index: index.flip(0)), UNUSABLE),
+        (without(INDEX), UNUSABLE),
+        (
+            lambda path: flip(path, offset_of(path, INDEX) + 100),
+            f" is a damaged memory file (checksum of {INDEX})",
+        ),
+    ],
 )
 @pytest.mark.parametrize("memory_map", [False, True])
-def test_a_damaged_index(tmp_path, change, memory_map):
+def test_a_damaged_index(tmp_path, damage, message, memory_map):
     path = tmp_path / "memory.safetensors"
-    bank = filled(memory_size=800, index="IVF4,Flat")
-    bank.save(str(path))
-    name = "index.IVF4,Flat/0/1"
-    with_tensor(name, lambda index: change(index).clone())(path)
+    filled(memory_size=800, index="IVF4,Flat").save(str(path))
+    damage(path)
     with pytest.raises(ValueError) as error:
         MemoryBank.load(str(path), memory_map=memory_map, index="IVF4,Flat")
-    assert str(error.value) == f"{path}: the index IVF4,Flat/0/1 is missing or damaged"
-    bank.save(str(path))
-    flip(path, offset_of(path, name) + 100)
-    with pytest.raises(ValueError) as error:
-        MemoryBank.load(str(path), memory_map=memory_map, index="IVF4,Flat")
-    assert str(error.value) == f"{path} is a damaged memory file (checksum of {name})"
-    bank.save(str(path))
-    without(name)(path)
-    with pytest.raises(ValueError) as error:
-        MemoryBank.load(str(path), memory_map=memory_map, index="IVF4,Flat")
-    assert str(error.value) == f"{path}: the index IVF4,Flat/0/1 is missing or damaged"
+    assert str(error.value) == f"{path}{message}"
 
 
 def test_an_index_of_other_chunks(tmp_path):
@@ -311,22 +316,28 @@ def test_an_index_of_other_chunks(tmp_path):
     assert str(error.value) == f"{path}: the index Flat is not of the stored chunks"
 
 
-def test_memory_of_another_backbone_is_refused(saved):
-    memory = external(saved)
+def check_none_loads(memory, path, message, **options):
+    """Neither a memory that asks for *options* nor a bank."""
     before = memory.banks[True]
-    memory.options["fingerprint"] = "b" * 64
     for load in (
-        lambda: MemoryBank.load(str(saved), fingerprint="b" * 64),
-        lambda: MemoryBank.load(str(saved), fingerprint="b" * 64, memory_map=True),
-        lambda: memory.load(str(saved)),
+        lambda: memory.load(str(path)),
+        lambda: MemoryBank.load(str(path), **options),
+        lambda: MemoryBank.load(str(path), memory_map=True, **options),
     ):
         with pytest.raises(ValueError) as error:
             load()
-        assert str(error.value) == (
-            f"{saved} holds keys of the backbone aaaaaaaaaaaaaaaa, not of bbbbbbbbbbbbbbbb: encode the "
-            "documents again with this backbone"
-        )
+        assert str(error.value) == f"{path} holds {message}"
     assert memory.banks[True] is before
+
+
+def test_memory_of_another_backbone_is_refused(saved):
+    memory = external(saved)
+    memory.options["fingerprint"] = "b" * 64
+    message = (
+        "keys of the backbone aaaaaaaaaaaaaaaa, not of bbbbbbbbbbbbbbbb: encode the documents again "
+        "with this backbone"
+    )
+    check_none_loads(memory, saved, message, fingerprint="b" * 64)
     memory.options["fingerprint"] = "a" * 64
     memory.load(str(saved))
     assert MemoryBank.load(str(saved)).fingerprint == "a" * 64
@@ -346,23 +357,15 @@ def test_memory_of_another_backbone_is_refused(saved):
 )
 def test_memory_of_other_sizes_is_refused_by_name(saved, name, value, found):
     memory = external(saved)
-    before = memory.banks[True]
     if name in ("num_heads", "head_dim"):
         setattr(memory, name, value)
     else:
         memory.options[name] = value
-    for load in (
-        lambda: memory.load(str(saved)),
-        lambda: MemoryBank.load(str(saved), **{name: value}),
-        lambda: MemoryBank.load(str(saved), memory_map=True, **{name: value}),
-    ):
-        with pytest.raises(ValueError) as error:
-            load()
-        assert str(error.value) == (
-            f"{saved} holds a memory with {name.replace('_', ' ')} {found}, not {value}: give the "
-            "options that it was saved with"
-        )
-    assert memory.banks[True] is before
+    message = (
+        f"a memory with {name.replace('_', ' ')} {found}, not {value}: give the options that it was "
+        "saved with"
+    )
+    check_none_loads(memory, saved, message, **{name: value})
 
 
 def test_another_k_is_none_of_the_files_business(saved):

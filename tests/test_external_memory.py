@@ -90,7 +90,7 @@ def test_what_needs_a_gradient_is_written_by_the_next_forward():
     begin(memory, 1, [True])
     write(memory, 0, 4)
     assert stored(memory) == []
-    bank, keys, values, _ = memory.unwritten
+    bank, keys, values, _, _ = memory.unwritten
     assert bank is memory.bank and not keys.requires_grad and not values.requires_grad
     begin(memory, 1, [False])
     assert stored(memory) == [0, 1, 2, 3] and memory.unwritten is None
@@ -190,13 +190,19 @@ def test_training_goes_on_with_a_loaded_memory(scope, dtype, tmp_path):
     assert sum(other.bank.num_tokens) == (16 if scope == "stream" else 8)
 
 
-def test_a_loaded_memory_keeps_its_streams(tmp_path):
-    path = str(tmp_path / "memory.safetensors")
-    memory, other = external(), external()
+def saved_and_loaded(folder, tokens, **options):
+    """A memory that two streams have written to, and another that has loaded it."""
+    path = str(folder / "memory.safetensors")
+    memory, other = external(**options), external(**options)
     begin(memory, 2, [True, True])
-    write(memory, 0, 4, streams=2)
+    write(memory, 0, tokens, streams=2)
     memory.save(path)
     other.load(path)
+    return memory, other
+
+
+def test_a_loaded_memory_keeps_its_streams(tmp_path):
+    _, other = saved_and_loaded(tmp_path, tokens=4)
     with pytest.raises(ValueError, match="3 streams cannot continue the documents of 2"):
         begin(other, 3, [False] * 3)
     begin(other, 1, [False])
@@ -205,12 +211,7 @@ def test_a_loaded_memory_keeps_its_streams(tmp_path):
 
 def test_a_loaded_memory_follows_the_model_to_its_device(tmp_path):
     """It is loaded before the first segment says where that is."""
-    path = str(tmp_path / "memory.safetensors")
-    memory, other = external(), external()
-    begin(memory, 2, [True, True])
-    write(memory, 0, 5, streams=2)
-    memory.save(path)
-    other.load(path)
+    memory, other = saved_and_loaded(tmp_path, tokens=5)
     assert other.banks[True].device == torch.device("cpu")
     begin(other, 2, [False, False], device="cpu:0")  # another name, as good as another device
     assert other.bank.device == torch.device("cpu:0")
@@ -221,15 +222,10 @@ def test_a_loaded_memory_follows_the_model_to_its_device(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("storage", ["device", "host"])
 def test_a_loaded_memory_follows_the_model_to_a_gpu(storage, tmp_path):
-    path = str(tmp_path / "memory.safetensors")
-    memory, other = external(storage=storage), external(storage=storage)
-    begin(memory, 1, [True])
-    write(memory, 0, 5)
-    memory.save(path)
-    other.load(path)
-    begin(other, 1, [False], device="cuda:0")
-    found = other.retrieve(-torch.ones(1, 1, 1, 1, device="cuda:0"))
-    assert found.chunks.is_cuda and found.tokens()[0].flatten().tolist() == [0, 1, 2, 3]
+    _, other = saved_and_loaded(tmp_path, tokens=5, storage=storage)
+    begin(other, 2, [False, False], device="cuda:0")
+    found = other.retrieve(-torch.ones(2, 1, 1, 1, device="cuda:0"))
+    assert found.chunks.is_cuda and found.tokens()[0].flatten().tolist() == 2 * [0, 1, 2, 3]
 
 
 # --- training ---

@@ -1,58 +1,23 @@
-"""preprocess/prepare_corpus.py: nothing of a text is lost, and every number says what is there."""
+"""preprocess/prepare_corpus.py: nothing of a source is lost, and every number says what is there."""
 
 import hashlib
 import json
-import sys
 
 import numpy as np
 import pytest
-import sentencepiece
-from fairseq.data import Dictionary
-from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
-from fairseq.data.indexed_dataset import MMapIndexedDataset
 
 import make_recall_corpus
-import prepare_corpus
 from corpus_split import split_by_rank
-from corpus_tokenizer import load_dictionary
-from gpt2_tokenizer import GPT2Tokenizer
-from longmem_fairseq.cli import run
-from sentencepiece_tokenizer import SentencePieceTokenizer, training_sentences
-
-VOCAB = "400"
-PLAIN = "The cat sat on the mat, and the dog sat on the log.\nThen they ran home.\n" * 40
-ODD_TEXTS = {
-    "whitespace": "  two leading, double  inside,\t\ttabs \n\n\n  indented\r\nand trailing \n ",
-    "no-break": "a\u00a0b\u2003c\u2028d\x0be\x0cf\x85g\x1ch",
-    "unseen": "caf\u00e9 \u4e2d\u6587 \U0001f600 e\u0301 \ufb01 \uff21 \u0000 \ufeff",
-    "sentencepiece's space": "\u2581a \u2581\u2581 b\u2581",
-    "symbols": "<s> </s> <pad> <unk> <0x41> <0x0A> madeupword0000 ▁the",
-    "space": " ",
-    "newline": "\n",
-    "one letter": "x",
-    "empty": "",
-}
-
-
-def prepare(source, dest, *options):
-    prepare_corpus.main(
-        ["--source", str(source), "--dest", str(dest), "--vocab-size", VOCAB, *options]
-    )
-    return json.loads((dest / "manifest.json").read_text())
-
-
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def items_of(dest, split):
-    dataset = MMapIndexedDataset(str(dest / split))
-    return [dataset[i].tolist() for i in range(len(dataset))]
-
-
-def sentencepiece_of(dest):
-    model = (dest / "sentencepiece.model").read_bytes()
-    return SentencePieceTokenizer(model, "model", load_dictionary(dest / "dict.txt"))
+from longmem_fairseq.tokenizers import load_dictionary
+from tests.corpora import (
+    ODD_TEXTS,
+    PLAIN,
+    items_of,
+    prepare,
+    read_lines,
+    sentencepiece_of,
+    write_splits,
+)
 
 
 def folder_hash(folder):
@@ -60,55 +25,6 @@ def folder_hash(folder):
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.iterdir())
     }
-
-
-def write_splits(folder, train, valid=None, test=None):
-    """Folders of .txt files, written byte for byte."""
-    for split, texts in (("train", train), ("valid", valid), ("test", test)):
-        for name, text in (texts or {}).items():
-            path = folder / split / f"{name}.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(text.encode())
-    return folder
-
-
-def write_gpt2_files(folder):
-    """GPT-2 BPE with the 256 bytes and two merges; its dictionary in another order than its ids."""
-    characters = list(bytes_to_unicode().values())
-    tokens = characters + ["th", "the"]
-    folder.mkdir()
-    (folder / "encoder.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
-    (folder / "vocab.bpe").write_text("#version: 0.2\nt h\nth e\n", encoding="utf-8")
-    ids = reversed(range(len(tokens)))
-    (folder / "dict.txt").write_text("".join(f"{i} 1\n" for i in ids))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def odd_corpus(tmp_path_factory):
-    root = tmp_path_factory.mktemp("odd")
-    write_splits(root / "source", {"plain": PLAIN}, {"plain": PLAIN}, ODD_TEXTS)
-    return root / "source", root / "corpus", prepare(root / "source", root / "corpus")
-
-
-def test_sentencepiece_gives_back_every_text(odd_corpus):
-    _, dest, _ = odd_corpus
-    tokenizer = sentencepiece_of(dest)
-    eos = tokenizer.dictionary.eos()
-    documents = read_lines(dest / "test.documents.jsonl")
-    items = items_of(dest, "test")
-    assert [document["name"] for document in documents] == sorted(f"{n}.txt" for n in ODD_TEXTS)
-    for document, item in zip(documents, items, strict=True):
-        text = ODD_TEXTS[document["name"].removesuffix(".txt")]
-        assert item[-1] == eos
-        assert min(item[:-1], default=4) >= tokenizer.dictionary.nspecial
-        assert tokenizer.decode(item) == text
-        assert document["tokens"] == len(item)
-        assert document["words"] == len(text.split())
-        assert document["characters"] == len(text)
-    assert items[sorted(ODD_TEXTS).index("empty")] == [eos]
-    # trained: a frequent word is one token, with the space before it
-    assert len(tokenizer.encode("A cat sat on the mat")) == 6
 
 
 def test_manifest_counts_what_the_binaries_hold(odd_corpus):
@@ -286,204 +202,3 @@ def test_recall_corpus_end_to_end_has_single_token_names_and_values(tmp_path):
         for sentence in (relation.statement, relation.question):
             words = words + [w.strip(".?") for w in sentence.split() if "{" not in w]
     assert [w for w in words if len(tokenizer.encode(" " + w)) != 1] == []
-
-
-def test_model_and_dictionary_can_be_reused(odd_corpus, tmp_path):
-    _, dest, _ = odd_corpus
-    source = write_splits(tmp_path / "source", {"a": "the cat"}, {"b": "a new word: zebra"})
-    model, dictionary = str(dest / "sentencepiece.model"), str(dest / "dict.txt")
-    prepare(source, tmp_path / "corpus", "--sentencepiece-model", model, "--dict", dictionary)
-    for name in ("sentencepiece.model", "dict.txt"):
-        assert (tmp_path / "corpus" / name).read_bytes() == (dest / name).read_bytes()
-    tokenizer = sentencepiece_of(dest)
-    (item,) = items_of(tmp_path / "corpus", "valid")
-    assert tokenizer.decode(item) == "a new word: zebra"
-
-
-def test_gpt2_bpe(tmp_path):
-    folder = write_gpt2_files(tmp_path / "bpe")
-    texts = {**ODD_TEXTS, "merges": "the then"}
-    source = write_splits(tmp_path / "source", {"a": PLAIN}, texts)
-    dest = tmp_path / "corpus"
-    manifest = prepare(source, dest, "--tokenizer", "gpt2", "--gpt2-bpe-dir", str(folder))
-    for name in ("encoder.json", "vocab.bpe", "dict.txt"):
-        assert (dest / name).read_bytes() == (folder / name).read_bytes()
-    assert manifest["tokenizer"] == {"kind": "gpt2", "pieces": 258}
-    assert manifest["vocab_size"] == 262
-    tokenizer = GPT2Tokenizer(dest)  # the result is a complete --gpt2-bpe-dir
-    items = items_of(dest, "valid")
-    for name, item in zip(sorted(texts), items, strict=True):
-        assert tokenizer.decode(item) == texts[name]
-    # by hand: "the" is id 257, at 4 + 0 in the reversed dictionary; " " and "n" are bytes
-    encoder = json.loads((folder / "encoder.json").read_text())
-    space, n = (4 + 257 - encoder[character] for character in ("\u0120", "n"))
-    assert items[sorted(texts).index("merges")] == [4, space, 4, n, 2]
-
-
-def test_training_sentences_lose_nothing_but_line_breaks():
-    text = "ab " * 2000 + "\n" + "x" * 4500 + "\n\nshort"
-    sentences = list(training_sentences(text))
-    assert "".join(sentences) == text.replace("\n", "")
-    assert max(map(len, sentences)) == 2000
-    assert all(s.startswith(" ab") and s.endswith("ab") for s in sentences[1:3])
-
-
-def lossy_model(folder, **options):
-    prefix = str(folder / "lossy")
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([PLAIN[:70]] * 20),
-        model_prefix=prefix,
-        vocab_size=300,
-        minloglevel=2,
-        hard_vocab_limit=False,
-        **options,
-    )
-    return prefix + ".model"
-
-
-def bad_case(name, root):
-    """Source folder and options of one kind of bad input."""
-    source = root / "source"
-    source.mkdir()
-    train = source / "train.jsonl"
-    train.write_text(json.dumps({"text": PLAIN}) + "\n")
-    options = []
-    if name == "missing source":
-        source = root / "nowhere"
-    elif name == "empty folder":
-        train.unlink()
-    elif name == "empty file":
-        train.write_text("\n")
-    elif name == "no train split":
-        train.rename(source / "valid.jsonl")
-    elif name == "two train splits":
-        write_splits(source, {"a": "text"})
-    elif name == "missing field":
-        train.write_text('{"text": "a"}\n\n{"txt": "b"}\n')
-    elif name == "field is no text":
-        train.write_text('{"text": 3}\n')
-    elif name == "record is no object":
-        train.write_text("[1]\n")
-    elif name == "invalid JSON":
-        train.write_text('{"text": "a"}\n{"text": \n')
-    elif name == "not UTF-8":
-        (source / "train.jsonl").unlink()
-        write_splits(source, {"a": "caf"})
-        (source / "train" / "a.txt").write_bytes(b"caf\xe9")
-    elif name == "surrogate":
-        train.write_text('{"text": "\\ud800"}\n')
-    elif name == "damaged zst":
-        train.rename(source / "train.jsonl.zst")
-    elif name == "bad question":
-        train.write_text('{"text": "a b a", "questions": [{"answer": [4, 9]}]}\n')
-    elif name == "vocabulary too large":
-        options = ["--vocab-size", "100000"]
-    elif name == "vocabulary too small":
-        options = ["--vocab-size", "100"]
-    elif name == "nothing to train on":
-        train.write_text('{"text": ""}\n')
-    elif name == "no gpt2 folder":
-        options = ["--tokenizer", "gpt2"]
-    elif name == "missing gpt2 file":
-        (write_gpt2_files(root / "bpe") / "vocab.bpe").unlink()
-        options = ["--tokenizer", "gpt2", "--gpt2-bpe-dir", str(root / "bpe")]
-    elif name == "damaged gpt2 file":
-        (write_gpt2_files(root / "bpe") / "encoder.json").write_text("{")
-        options = ["--tokenizer", "gpt2", "--gpt2-bpe-dir", str(root / "bpe")]
-    elif name == "gpt2 dictionary too small":
-        folder = write_gpt2_files(root / "bpe")
-        (folder / "dict.txt").write_text("".join(f"{i} 1\n" for i in range(200)))
-        options = ["--tokenizer", "gpt2", "--gpt2-bpe-dir", str(folder)]
-    elif name == "workers":
-        options = ["--workers", "0"]
-    elif name == "shares":
-        options = ["--valid-share", "0.5", "--test-share", "0.5"]
-    elif name == "missing model":
-        options = ["--sentencepiece-model", str(root / "no.model")]
-    elif name == "garbage model":
-        options = ["--sentencepiece-model", str(train)]
-    elif name == "model without byte fallback":
-        options = ["--sentencepiece-model", lossy_model(root)]
-    elif name == "model with a dummy prefix":
-        options = ["--sentencepiece-model", lossy_model(root, byte_fallback=True)]
-    elif name == "dictionary without its model":
-        (root / "dict.txt").write_text("a 1\n")
-        options = ["--dict", str(root / "dict.txt")]
-    elif name == "dictionary of another model":
-        (root / "dict.txt").write_text("a 1\n")
-        model = lossy_model(root, byte_fallback=True)
-        options = ["--sentencepiece-model", model, "--dict", str(root / "dict.txt")]
-    return source, options
-
-
-@pytest.mark.parametrize(
-    "name, message",
-    [
-        ("missing source", "nowhere) does not exist"),
-        ("empty folder", "holds no documents: expected .txt, .jsonl or .jsonl.zst files"),
-        ("empty file", "holds no documents"),
-        ("no train split", "has no documents in its train split"),
-        ("two train splits", "has train, train.jsonl: keep one for each split"),
-        ("missing field", "train.jsonl, line 3: no text in field 'text' (--text-field"),
-        ("field is no text", "train.jsonl, line 1: no text in field 'text'"),
-        ("record is no object", "train.jsonl, line 1: no text in field 'text'"),
-        ("invalid JSON", "train.jsonl, line 2: invalid JSON"),
-        ("not UTF-8", "a.txt: not UTF-8 (byte 0xE9 at offset 3)"),
-        ("surrogate", "train.jsonl, line 1: half of a surrogate pair"),
-        ("damaged zst", "train.jsonl.zst: damaged zstandard file"),
-        ("bad question", "train.jsonl, line 1: each of 'questions' needs"),
-        ("vocabulary too large", "--vocab-size (100000) does not suit the train split: Vocabulary"),
-        ("vocabulary too small", "--vocab-size (100) does not suit the train split: Vocabulary"),
-        ("nothing to train on", "does not suit the train split: it has no text"),
-        ("no gpt2 folder", "--tokenizer gpt2 needs --gpt2-bpe-dir"),
-        ("missing gpt2 file", "has no vocab.bpe: expected encoder.json, vocab.bpe, dict.txt"),
-        ("damaged gpt2 file", "encoder.json or vocab.bpe is not GPT-2's"),
-        ("gpt2 dictionary too small", "the tokenizer loses characters of this text"),
-        ("workers", "--workers (0) must be at least 1"),
-        ("shares", "leave no train split"),
-        ("missing model", "no.model) does not exist"),
-        ("garbage model", "train.jsonl) is not a model"),
-        ("model without byte fallback", "train it with byte_fallback"),
-        ("model with a dummy prefix", "train.jsonl, line 1: the tokenizer loses characters"),
-        ("dictionary without its model", "needs the --sentencepiece-model it belongs to"),
-        ("dictionary of another model", "--dict has no entry of its own for the piece"),
-    ],
-)
-def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capfd, name, message):
-    source, options = bad_case(name, tmp_path)
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(SystemExit) as exit_info:
-        run(lambda: prepare(source, tmp_path / "corpus", *options))
-    assert exit_info.value.code == 2
-    error = capfd.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def test_bad_input_in_a_worker_and_missing_zstandard(tmp_path, monkeypatch):
-    source = tmp_path / "train.jsonl"
-    source.write_text(json.dumps({"text": PLAIN}))
-    model = lossy_model(tmp_path, byte_fallback=True)
-    with pytest.raises(ValueError, match="loses characters"):
-        prepare(source, tmp_path / "a", "--workers", "2", "--sentencepiece-model", model)
-    source.rename(tmp_path / "train.jsonl.zst")
-    monkeypatch.setitem(sys.modules, "zstandard", None)
-    with pytest.raises(ValueError, match="pip install zstandard"):
-        prepare(tmp_path / "train.jsonl.zst", tmp_path / "b")
-
-
-def test_pieces_named_like_fairseq_symbols_are_refused(tmp_path):
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([PLAIN[:70]] * 20),
-        model_prefix=str(tmp_path / "html"),
-        vocab_size=300,
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        bos_id=-1,
-        eos_id=-1,
-        user_defined_symbols=["</s>"],
-        minloglevel=2,
-    )
-    with pytest.raises(ValueError, match="no entry of its own for the piece '</s>'"):
-        SentencePieceTokenizer((tmp_path / "html.model").read_bytes(), "html", Dictionary())

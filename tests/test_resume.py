@@ -17,109 +17,25 @@ from pathlib import Path
 import pytest
 import torch
 from fairseq import checkpoint_utils
-from fairseq.data import Dictionary
-from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
-from fairseq_cli import eval_lm, train
 
 from longmem_fairseq import compat
-from longmem_fairseq.memory import ExternalMemory
-from longmem_fairseq.tasks import LongMemLanguageModelingTask, resume
 from longmem_fairseq.tasks import longmem_language_modeling as task_module
-from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
+from tests.training_runs import (
+    ADAM,
+    APPROXIMATE,
+    BACKBONE,
+    MEMORY,
+    SGD,
+    TIMINGS,
+    TRAINING,
+    assert_same_state,
+    longmem,
+    memory_files,
+    named,
+)
 
 # fairseq's iterator asks for it everywhere
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
-
-COMMON = (
-    "--user-dir longmem_fairseq --cpu --task longmem_language_modeling --tokens-per-sample 8 "
-    "--batch-size 4 --num-workers 0"
-)
-TRAINING = (
-    f"{COMMON} --criterion longmem_cross_entropy --stream-span 9 --lr 3e-2 --clip-norm 1 "
-    "--lr-scheduler polynomial_decay --warmup-updates 5 --total-num-update 60 --log-format json "
-    "--log-interval 1 --save-interval-updates 3 --keep-interval-updates 2 --no-epoch-checkpoints"
-)
-ADAM = "--optimizer adam --weight-decay 0.01"
-SGD = "--optimizer sgd --momentum 0.9"
-BACKBONE = "--arch longmem_backbone --embed-dim 16 --num-layers 2 --num-attention-heads 2"
-# 32 tokens: spans of 72 tokens and documents of up to 200 evict what they have read
-MEMORY = "--memory-size 32 --chunk-size 4 --k 8 --retrieval-layer-index 1 --dropout 0.1"
-# two clusters, of which one is searched: 39 chunks for each, and it is trained
-APPROXIMATE = "--chunk-size 1 --memory-size 96 --memory-index IVF2,Flat --stream-span 15"
-TIMINGS = {"wps", "ups", "wall", "train_wall", "retrieval_ms"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the models are tiny
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def runs(root, tmp_path_factory):
-    """A folder with data1, data2 (another corpus) and backbone.pt."""
-    folder = tmp_path_factory.mktemp("resume")
-    generator = torch.Generator().manual_seed(1)
-    for name in ("data1", "data2"):
-        (folder / name).mkdir()
-        dictionary = Dictionary()
-        for i in range(40):
-            dictionary.add_symbol(f"w{i}")
-        dictionary.save(str(folder / name / "dict.txt"))
-        for split, documents in (("train", 6), ("valid", 2)):
-            builder = MMapIndexedDatasetBuilder(str(folder / name / f"{split}.bin"))
-            for size in torch.randint(20, 200, (documents,), generator=generator):
-                builder.add_item(torch.randint(4, 44, (int(size),), generator=generator))
-            builder.finalize(str(folder / name / f"{split}.idx"))
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.chdir(root)
-        fit(monkeypatch, f"{folder}/data1 {BACKBONE} {ADAM}", folder / "backbone", 2)
-    shutil.move(folder / "backbone" / "checkpoint_last.pt", folder / "backbone.pt")
-    return folder
-
-
-@pytest.fixture
-def fit_here(root, monkeypatch):
-    """:func:`fit` from the checkout's folder."""
-    monkeypatch.chdir(root)
-    return lambda *arguments: fit(monkeypatch, *arguments)
-
-
-def fit(monkeypatch, arguments: str, save_dir: Path, updates: int) -> dict:
-    """fairseq-train in this process, up to a number of updates; returns the last checkpoint."""
-    command = f"fairseq-train {TRAINING} --disable-validation {arguments}"
-    command += f" --save-dir {save_dir} --max-update {updates}"
-    monkeypatch.setattr(sys, "argv", command.split())
-    train.cli_main()
-    return torch.load(save_dir / "checkpoint_last.pt")
-
-
-def longmem(runs: Path) -> str:
-    return f"--arch longmem {MEMORY} --pretrained-model-path {runs}/backbone.pt {ADAM}"
-
-
-def memory_files(save_dir: Path) -> list:
-    return sorted(path.name for path in save_dir.glob("memory_*"))
-
-
-def named(checkpoint: Path) -> list:
-    return torch.load(checkpoint)["extra_state"]["train_iterator"]["memory_files"]
-
-
-def assert_same_state(actual: dict, expected: dict) -> None:
-    """Parameters, optimizer, position, and the sums of losses and gates over the last epoch."""
-    for part in ("model", "last_optimizer_state"):
-        torch.testing.assert_close(actual[part], expected[part], rtol=0, atol=0)
-    assert actual["optimizer_history"][-1] == expected["optimizer_history"][-1]
-    metrics, positions = [], []
-    for state in (actual, expected):
-        entries = state["extra_state"]["metrics"]["train"]
-        metrics.append({key: meter for _, key, _, meter in entries if key not in TIMINGS})
-        positions.append({**state["extra_state"]["train_iterator"], "memory_files": None})
-    assert metrics[0] == metrics[1] and metrics[0]["loss"]["count"] > 0
-    assert positions[0] == positions[1]
 
 
 class Run:
@@ -328,121 +244,3 @@ def test_every_checkpoint_that_is_kept_has_its_memory(fit_here, runs, tmp_path):
         f"{arguments} --restore-file {folder}/checkpoint_1_6.pt", tmp_path / "again", 10
     )
     assert_same_state(again, expected)
-
-
-@pytest.fixture(scope="module")
-def interrupted(root, runs, tmp_path_factory):
-    """A run of LongMem on data1 that stopped in the middle of an epoch."""
-    folder = tmp_path_factory.mktemp("interrupted")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.chdir(root)
-        fit(monkeypatch, f"{runs}/data1 {longmem(runs)}", folder, 5)
-    return folder
-
-
-@pytest.fixture
-def parts(interrupted, tmp_path):
-    return shutil.copytree(interrupted, tmp_path / "parts")
-
-
-ADVICE = (
-    ", in the middle of an epoch: go back to {}, or start the epochs over with an empty memory "
-    "(--reset-dataloader)"
-)
-
-
-@pytest.mark.parametrize(
-    "option, value, saved",
-    [
-        ("--batch-size", 3, 4),
-        ("--batch-size", 400, 4),  # fewer batches than were read
-        ("--tokens-per-sample", 16, 8),
-        ("--stream-span", 0, 9),
-        ("--seed", 2, 1),
-    ],
-)
-def test_other_streams_are_refused(fit_here, runs, interrupted, option, value, saved):
-    with pytest.raises(ValueError) as raised:
-        fit_here(f"{runs}/data1 {longmem(runs)} {option} {value}", interrupted, 8)
-    message = f"{option} ({value}) was {saved} when the checkpoint was saved" + ADVICE.format(saved)
-    assert str(raised.value) == message
-
-
-def test_other_documents_are_refused(fit_here, runs, interrupted):
-    with pytest.raises(ValueError, match=r"the number of training tokens \(\d+\) was \d+ when "):
-        fit_here(f"{runs}/data2 {longmem(runs)}", interrupted, 8)
-
-
-def test_other_ranks_are_refused(runs, interrupted):
-    state = torch.load(interrupted / "checkpoint_last.pt")["extra_state"]["train_iterator"]
-    cfg = LongMemLanguageModelingConfig(data=f"{runs}/data1", tokens_per_sample=8, stream_span=9)
-    task = LongMemLanguageModelingTask(cfg)
-    task.load_dataset("train")
-    options = {"max_sentences": 4, "seed": 1}
-    task.get_batch_iterator(task.dataset("train"), **options).load_state_dict(state)
-    streams = task.get_batch_iterator(task.dataset("train"), num_shards=2, **options)
-    with pytest.raises(ValueError, match=r"--distributed-world-size \(2\) was 1 when"):
-        streams.load_state_dict(state)
-
-
-@pytest.fixture
-def no_reading(monkeypatch):
-    """Reading a memory file fails the test."""
-
-    def load(memory, path):
-        raise AssertionError(path)
-
-    monkeypatch.setattr(ExternalMemory, "load", load)
-
-
-def test_reset_dataloader_starts_over_with_an_empty_memory(fit_here, runs, parts, no_reading):
-    arguments = f"{runs}/data1 {longmem(runs)} --reset-dataloader --batch-size 3"
-    state = fit_here(arguments, parts, 8)["extra_state"]["train_iterator"]
-    assert (state["epoch"], state["iterations_in_epoch"]) == (1, 3)
-
-
-def test_fine_tuning_and_evaluation_need_no_memory(
-    fit_here, monkeypatch, runs, interrupted, tmp_path, no_reading
-):
-    path = shutil.copy(interrupted / "checkpoint_last.pt", tmp_path / "model.pt")
-    arguments = f"{runs}/data2 {longmem(runs)}"
-    tuned = fit_here(f"{arguments} --finetune-from-model {path}", tmp_path / "tuned", 3)
-    assert tuned["extra_state"]["train_iterator"]["iterations_in_epoch"] == 3
-    options = f"--restore-file {path} --reset-dataloader --reset-optimizer"
-    fit_here(f"{arguments} {options}", tmp_path / "restored", 3)
-    command = f"fairseq-eval-lm {runs}/data1 {COMMON} --path {path} --gen-subset valid"
-    monkeypatch.setattr(sys, "argv", command.split())
-    eval_lm.cli_main()
-
-
-def test_without_saved_memory(fit_here, caplog, runs, tmp_path, no_reading):
-    """It is neither written nor read, and resuming says so."""
-    arguments = f"{runs}/data1 {longmem(runs)} --no-save-memory"
-    fit_here(arguments, tmp_path / "run", 5)
-    assert warnings_of(caplog) == [] and memory_files(tmp_path / "run") == []
-    assert named(tmp_path / "run" / "checkpoint_last.pt") is None
-    fit_here(arguments, tmp_path / "run", 6)
-    said = ": the streams go on in their documents with an empty memory"
-    assert warnings_of(caplog) == ["--no-save-memory" + said]
-    caplog.clear()
-    fit_here(arguments.replace(" --no-save-memory", ""), tmp_path / "run", 7)
-    assert warnings_of(caplog) == ["the checkpoint names no memory file" + said]
-
-
-def test_a_missing_memory_file(fit_here, caplog, runs, parts):
-    arguments = f"{runs}/data1 {longmem(runs)}"
-    (name,) = named(parts / "checkpoint_last.pt")
-    (parts / name).unlink()
-    with pytest.raises(FileNotFoundError) as raised:
-        fit_here(arguments, parts, 6)
-    assert str(raised.value) == (
-        f"{parts / name}: no such file, but the checkpoint's memory: copy it there, or go on with an "
-        "empty memory (--no-save-memory)"
-    )
-    fit_here(f"{arguments} --no-save-memory", parts, 6)
-    assert len(warnings_of(caplog)) == 1
-    assert named(parts / "checkpoint_last.pt") is None
-
-
-def warnings_of(caplog) -> list:
-    return [record.getMessage() for record in caplog.records if record.name == resume.__name__]

@@ -74,6 +74,12 @@ class DocumentStreamDataset(torch.utils.data.Dataset):
         return self.num_steps * self.num_shards
 
     def __getitem__(self, index: int) -> Dict:
+        """
+        Raises:
+            IndexError: there is no such batch, which is what ends a loop over the dataset
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
         step, shard = divmod(index, self.num_shards)
         streams = range(shard, len(self.streams), self.num_shards)
         segments = [(stream, self._segment(stream, step)) for stream in streams]
