@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from longmem_fairseq.memory import MemoryBank
+from longmem_fairseq.memory import MemoryBank, MemoryFork, Source
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRMConfig
 from tests.small_models import SEGMENT, document
@@ -118,7 +118,8 @@ def test_selected_banks_are_copies(options, index):
     for row in range(3):
         bank.begin_document(row, f"document {row}")
     for tokens in (400, 31):  # enough chunks to train on, and a part of one
-        bank.write(*torch.randn(2, 3, 2, tokens, 8, generator=generator))
+        ids = torch.randint(0, 99, (3, tokens), generator=generator)
+        bank.write(*torch.randn(2, 3, 2, tokens, 8, generator=generator), token_ids=ids)
     selected, queries = bank.select([2, 0, 2, 1]), torch.randn(3, 2, 5, 8, generator=generator)
     assert selected.num_written == [215] * 4 and selected.num_pending == [1] * 4
     found, expected = selected.retrieve(queries[[2, 0, 2, 1]]), bank.retrieve(queries)
@@ -126,9 +127,28 @@ def test_selected_banks_are_copies(options, index):
     for own, its in zip(found.tokens(), expected.tokens(), strict=True):
         assert torch.equal(own, its[[2, 0, 2, 1]])
     assert selected.locate(1, 3).name == "document 0"
+    assert selected.logs[2].read(range(431)).tolist() == bank.logs[2].read(range(431)).tolist()
     selected.write(*torch.randn(2, 4, 2, 9, 8, generator=generator))
     assert bank.num_written == [215] * 3
     assert torch.equal(bank.retrieve(queries).chunks, expected.chunks)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("document", [None, "what was read last"])
+def test_a_fork_knows_what_it_added(document):
+    bank = MemoryBank(1, 1, 2, 64, 2, 4)
+    bank.begin_document(0, "memorised", offset=-1)
+    bank.write(*torch.randn(2, 1, 1, 7, 2), token_ids=torch.arange(7).view(1, 7))
+    fork = MemoryFork(bank, 2, document=document)
+    fork.write(*torch.randn(2, 2, 1, 3, 2), torch.tensor([[20, 21, 22], [30, 31, 32]]))
+    fork.reorder(torch.tensor([1, 0]))
+    fork.write(*torch.randn(2, 2, 1, 2, 2), torch.tensor([[33, 34], [23, 24]]))
+    assert fork.bank.logs[0].read(range(12)).tolist() == [*range(7), 30, 31, 32, 33, 34]
+    assert fork.bank.logs[1].read(range(12)).tolist() == [*range(7), 20, 21, 22, 23, 24]
+    assert fork.bank.locate(0, 3) == Source(6, "memorised", 5)  # its second half is not
+    expected = None if document is None else Source(8, document, 0)
+    assert fork.bank.locate(1, 4) == expected
+    assert bank.sources == [[Source(0, "memorised", -1)]] and bank.held(0) == range(7)
 
 
 @torch.no_grad()

@@ -24,9 +24,10 @@ def filled(scope="stream", wrapped=True, seed=1, **options):
     bank.begin_document(0, "first \N{EM DASH} document", offset=3)
     half = tokens // 2
     keys, values = torch.randn(2, STREAMS, HEADS, tokens, HEAD_DIM)
-    bank.write(keys[:, :, :half], values[:, :, :half], valid[:, :half])
+    ids = torch.arange(STREAMS * tokens).view(STREAMS, tokens)
+    bank.write(keys[:, :, :half], values[:, :, :half], valid[:, :half], ids[:, :half])
     bank.begin_document(0, "second")
-    bank.write(keys[:, :, half:], values[:, :, half:], valid[:, half:])
+    bank.write(keys[:, :, half:], values[:, :, half:], valid[:, half:], ids[:, half:])
     return bank
 
 
@@ -46,6 +47,10 @@ def check_same(bank, other):
         assert [other.locate(number, s) for s in range(stored)] == [
             bank.locate(number, s) for s in range(stored)
         ]
+        held = bank.held(number)
+        assert other.held(number) == held
+        ids, expected = (b.logs[number].read(held) for b in (other, bank))
+        assert torch.equal(ids, expected)
     check_same_search(bank, other)
 
 
@@ -194,6 +199,21 @@ def test_names_of_documents_come_back(tmp_path):
     bank.write(*torch.randn(2, 1, 1, 4, 1))
     bank.save(path)
     assert MemoryBank.load(path).locate(0, 1) == Source(2, name, 14)
+
+
+def test_a_file_of_format_1_has_no_token_ids(tmp_path, monkeypatch):
+    path = str(tmp_path / "memory.safetensors")
+    bank = filled()
+    monkeypatch.setattr(memory_file, "FORMAT", 1)
+    state = bank.state_dict()
+    del state["token_ids"]
+    memory_file.write_memory_file(path, bank.header(), state)
+    for memory_map in (False, True):
+        loaded = MemoryBank.load(path, memory_map=memory_map)
+        check_same_search(bank, loaded)
+        held = loaded.held(0)
+        assert held == bank.held(0)
+        assert loaded.logs[0].read(held).tolist() == [-1] * len(held)
 
 
 class PowerCut(BaseException):

@@ -27,7 +27,7 @@ class Oracle:
     def write(self, count):
         numbers = range(self.next_number, self.next_number + count)
         keys = torch.tensor([*numbers], dtype=torch.float).view(1, 1, count, 1)
-        self.bank.write(keys, -keys)
+        self.bank.write(keys, -keys, token_ids=torch.tensor([[*numbers]]))
         for number in numbers:
             self.tokens.append((number, self.document))
             if self.document is not None:
@@ -46,6 +46,10 @@ class Oracle:
         assert bank.num_written == [whole] and bank.num_pending == [len(self.tokens) % size]
         waiting = [number for number, _ in self.tokens[whole * size :]]
         assert bank.pending_keys[0, 0, : len(waiting), 0].tolist() == waiting
+        held = bank.held(0)
+        assert held == range(max(0, whole - self.slots) * size, len(self.tokens))
+        ids = bank.logs[0].read(held)
+        assert ids.tolist() == [number for number, _ in self.held]
         for number in range(max(0, whole - self.slots), whole):
             slot, tokens = number % self.slots, self.tokens[number * size : (number + 1) * size]
             keys, values = bank.store.gather(torch.tensor([slot]))

@@ -1,11 +1,14 @@
 """Memory bank, search and memory files. Needs torch, numpy, safetensors and faiss; knows nothing of
 fairseq."""
 
+from longmem_fairseq.memory.chunk_ring import check_sizes
 from longmem_fairseq.memory.chunk_store import DTYPES, STORAGES, bytes_per_token
 from longmem_fairseq.memory.external_memory import ExternalMemory
 from longmem_fairseq.memory.factory_index import check_index
-from longmem_fairseq.memory.memory_bank import MemoryBank, Retrieved, Source, check_sizes
+from longmem_fairseq.memory.memory_bank import MemoryBank
 from longmem_fairseq.memory.memory_fork import MemoryFork
+from longmem_fairseq.memory.retrieved import Retrieved
+from longmem_fairseq.memory.token_log import Source
 
 __all__ = [
     "DTYPES",

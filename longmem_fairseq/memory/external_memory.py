@@ -7,8 +7,9 @@ from typing import Dict, Optional
 import torch
 from torch import Tensor
 
-from longmem_fairseq.memory.memory_bank import MemoryBank, Retrieved
+from longmem_fairseq.memory.memory_bank import MemoryBank
 from longmem_fairseq.memory.memory_fork import MemoryFork
+from longmem_fairseq.memory.retrieved import Retrieved
 
 
 class ExternalMemory:
@@ -27,7 +28,7 @@ class ExternalMemory:
         self.banks: Dict[bool, MemoryBank] = {}
         self.bank: Optional[MemoryBank] = None  # of the current forward
         self.read_only = False
-        self.unwritten: Optional[tuple] = None  # bank, keys, values, valid of the last forward
+        self.unwritten: Optional[tuple] = None  # the bank, and what it is to be given
         self.retrieval_seconds = 0.0  # of the current forward
         self.retrieved_chunks: Optional[Tensor] = None  # of the current forward
 
@@ -82,7 +83,9 @@ class ExternalMemory:
         self.retrieved_chunks = None if retrieved is None else retrieved.chunks
         return retrieved
 
-    def write(self, keys: Tensor, values: Tensor, valid: Tensor) -> None:
+    def write(
+        self, keys: Tensor, values: Tensor, valid: Tensor, token_ids: Optional[Tensor] = None
+    ) -> None:
         """See :meth:`MemoryBank.write`.
 
         Before the backward pass it only takes note: that reads once more what the forward pass
@@ -91,7 +94,7 @@ class ExternalMemory:
         if self.read_only:
             return
         self.flush()
-        self.unwritten = (self.bank, keys.detach(), values.detach(), valid)
+        self.unwritten = (self.bank, keys.detach(), values.detach(), valid, token_ids)
         if not torch.is_grad_enabled():
             self.flush()
 
@@ -128,30 +131,44 @@ class ExternalMemory:
         """Makes the bank of a memory file that of training or evaluation.
 
         Raises:
-            FileNotFoundError, ValueError: see :meth:`MemoryBank.load`; or the file's sizes are not
-                those of this model's options; the bank is left as it was
+            FileNotFoundError, ValueError: see :meth:`MemoryBank.load`; the file's sizes are not those
+                of this model's options; or it has several streams, and is for evaluation; the bank is
+                left as it was
         """
         options = {"num_heads": self.num_heads, "head_dim": self.head_dim, **self.options}
         bank = MemoryBank.load(path, memory_map=memory_map, device=device, **options)
+        if not training:
+            _check_single(path, bank)
         self.flush()
         self.banks[training] = bank
 
-    def fork(self, num_hypotheses: int, device: torch.device) -> MemoryFork:
-        """The memory of evaluation, of one stream, for a generation that leaves it as it is.
+    def single_bank(self, device: torch.device) -> MemoryBank:
+        """The bank of evaluation, of one stream; an empty one if there is none yet.
 
         Raises:
             ValueError: it has several streams
         """
         bank = self.banks.get(False)
         if bank is None:
-            bank = self._new_bank(1, device)
+            bank = self.banks[False] = self._new_bank(1, device)
         elif bank.device != device:
             bank = self.banks[False] = self._moved(bank, device)
-        if len(bank.num_written) > 1:
-            raise ValueError(
-                f"the memory holds {bank.num_streams} streams: a generation starts from one"
-            )
-        return MemoryFork(bank, num_hypotheses, self.read_only)
+        _check_single("the memory", bank)
+        return bank
+
+    def fork(
+        self, num_hypotheses: int, device: torch.device, document: Optional[str] = None
+    ) -> MemoryFork:
+        """The memory of evaluation, of one stream, for a reading that leaves it as it is.
+
+        Args:
+            document: see :class:`MemoryFork`
+
+        Raises:
+            ValueError: it has several streams
+        """
+        bank = self.single_bank(device)
+        return MemoryFork(bank, num_hypotheses, self.read_only, document)
 
     @contextmanager
     def frozen(self):
@@ -176,3 +193,9 @@ class ExternalMemory:
             "retrieval_seconds": self.retrieval_seconds,
             "retrieved_chunks": self.retrieved_chunks,
         }
+
+
+def _check_single(memory: str, bank: MemoryBank) -> None:
+    """Raises ValueError where it is of several streams."""
+    if len(bank.num_written) > 1:
+        raise ValueError(f"{memory} holds {bank.num_streams} streams: a generation starts from one")

@@ -2,10 +2,14 @@
 
 N banks, H heads, S stored slots, c chunk_size in tokens, D head_dim.
 
-Header: ``format`` (1), the sizes and the fill of :meth:`MemoryBank.header`, ``fingerprint`` of the
+Header: ``format`` (2), the sizes and the fill of :meth:`MemoryBank.header`, ``fingerprint`` of the
 backbone (hexadecimal, empty if unknown), and ``checksums`` (CRC-32 of every tensor, and of the JSON
-text of the rest as ``header``). Tensors: those of :meth:`MemoryBank.state_dict`. Reading a file
-executes nothing.
+text of the rest as ``header``). Tensors: those of :meth:`MemoryBank.state_dict`; files of format 1
+have no ``token_ids``.
+
+Reading a file executes nothing. But the tensors ``index.*`` of an approximate index are bytes that
+faiss (C++) parses when a bank is loaded with the same index: load one only from files you trust.
+Exact search leaves no index in a file, and reads none.
 """
 
 import json
@@ -19,8 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from longmem_fairseq.memory.chunk_store import DTYPES
+from longmem_fairseq.memory.token_log import UNKNOWN
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
 HEADER_KEY = "longmem_memory"
 _MAPPED = ("chunk_keys", "keys", "values", "scales")  # what is not read as a whole
 
@@ -74,7 +80,7 @@ def read_memory_file(path: str, verify: bool = True) -> Tuple[Dict, Dict[str, Te
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} is not a memory file, or a damaged one ({error})") from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    if not isinstance(header, dict) or header.get("format") not in READABLE:
         found = header.get("format") if isinstance(header, dict) else header
         raise ValueError(f"{path} is a memory file of format {found!r}, expected {FORMAT}")
     try:
@@ -92,6 +98,7 @@ def read_memory_file(path: str, verify: bool = True) -> Tuple[Dict, Dict[str, Te
         raise ValueError(f"{path} is a damaged memory file ({error})") from error
     if damaged:
         raise ValueError(f"{path} is a damaged memory file (checksum of {', '.join(damaged)})")
+    tensors.setdefault("token_ids", torch.full(_held_shape(header), UNKNOWN, dtype=torch.int32))
     return header, tensors
 
 
@@ -135,6 +142,8 @@ def _check_tensors(header: Dict, tensors: Dict[str, Tensor]) -> None:
         "pending_keys": ((banks, heads, size, head_dim), waiting),
         "pending_values": ((banks, heads, size, head_dim), waiting),
     }
+    if header["format"] > 1:
+        expected["token_ids"] = (_held_shape(header), torch.int32)
     if dtype == torch.int8:
         expected["scales"] = ((*slots, 2), torch.float32)
     for name, tensor in tensors.items():
@@ -152,6 +161,13 @@ def _check_tensors(header: Dict, tensors: Dict[str, Tensor]) -> None:
 
 def _num_banks(header: Dict) -> int:
     return header["num_streams"] if header["scope"] == "stream" else 1
+
+
+def _held_shape(header: Dict) -> Tuple[int, int]:
+    """N x tokens, stored or waiting, of the fullest bank."""
+    size, slots = header["chunk_size"], header["memory_size"] // header["chunk_size"]
+    fill = zip(header["num_written"], header["num_pending"], strict=True)
+    return _num_banks(header), max(min(written, slots) * size + left for written, left in fill)
 
 
 def _checksum(tensor: Tensor) -> int:

@@ -7,7 +7,8 @@ from typing import List, Optional
 
 from torch import Tensor
 
-from longmem_fairseq.memory.memory_bank import MemoryBank, Retrieved
+from longmem_fairseq.memory.memory_bank import MemoryBank
+from longmem_fairseq.memory.retrieved import Retrieved
 
 
 class MemoryFork:
@@ -19,10 +20,17 @@ class MemoryFork:
         bank: what is remembered at first; all hypotheses read its first stream
         num_hypotheses: B
         read_only: nothing is added
+        document: what to call that which is added, its first token being the beginning of a document
     """
 
-    def __init__(self, bank: MemoryBank, num_hypotheses: int, read_only: bool = False):
-        self.bank, self.read_only = bank, read_only
+    def __init__(
+        self,
+        bank: MemoryBank,
+        num_hypotheses: int,
+        read_only: bool = False,
+        document: Optional[str] = None,
+    ):
+        self.bank, self.read_only, self.document = bank, read_only, document
         self.banks: List[int] = [0] * num_hypotheses  # the one of every hypothesis
         self._is_original = True
 
@@ -30,8 +38,8 @@ class MemoryFork:
         """See :meth:`MemoryBank.retrieve`; B x H x T x D."""
         return self.bank.retrieve(queries, self.banks)
 
-    def write(self, keys: Tensor, values: Tensor) -> None:
-        """Appends T tokens to the memory of every hypothesis; B x H x T x D.
+    def write(self, keys: Tensor, values: Tensor, token_ids: Tensor) -> None:
+        """Appends T tokens to the memory of every hypothesis; B x H x T x D, and their ids B x T.
 
         Raises:
             ValueError: see :meth:`MemoryBank.write`
@@ -40,8 +48,12 @@ class MemoryFork:
             return
         own = list(range(len(self.banks)))
         if self._is_original or self.banks != own:
-            self.bank, self.banks, self._is_original = self.bank.select(self.banks), own, False
-        self.bank.write(keys, values)
+            self.bank, self.banks = self.bank.select(self.banks), own
+        if self._is_original:
+            for bank in own:
+                self.bank.begin_document(bank, self.document, offset=-1)
+            self._is_original = False
+        self.bank.write(keys, values, token_ids=token_ids)
 
     def reorder(self, order: Tensor) -> None:
         """Hypothesis i goes on as hypothesis ``order[i]``."""

@@ -25,6 +25,11 @@ def fingerprint(state_dict: Dict[str, Tensor]) -> Tensor:
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
 
+def hexadecimal(fingerprint: Tensor) -> str:
+    """A fingerprint for people and for files."""
+    return fingerprint.cpu().numpy().tobytes().hex()
+
+
 def dictionary_hash(dictionary: Dictionary) -> str:
     """SHA-256 over the symbols of a dictionary, in order."""
     return hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()

@@ -14,7 +14,7 @@ from fairseq.models import FairseqLanguageModel, register_model
 from torch import Tensor, nn
 
 from longmem_fairseq.models.backbone import ACTIVATION_CHOICES, BackboneDecoder
-from longmem_fairseq.models.checkpoints import load_backbone
+from longmem_fairseq.models.checkpoints import hexadecimal, load_backbone
 from longmem_fairseq.models.memory_config import MemoryConfig, build_memory, log_parameters
 from longmem_fairseq.models.memory_decoder import MemoryDecoder, Reading
 from longmem_fairseq.modules import DecoderBlock
@@ -70,7 +70,7 @@ class SideNetDecoder(MemoryDecoder):
         embed_dim = backbone.embed_tokens.embedding_dim
         num_heads = backbone.layers[0].self_attn.num_heads
         self.memory = build_memory(
-            cfg, num_layers, embed_dim, num_heads, backbone.window, _hexadecimal(fingerprint)
+            cfg, num_layers, embed_dim, num_heads, backbone.window, hexadecimal(fingerprint)
         )
         self.retrieval_layer = cfg.retrieval_layer_index
         self.memory_layer = cfg.retrieval_layer_index // reduction
@@ -153,10 +153,6 @@ class SideNetDecoder(MemoryDecoder):
         return self.backbone.layer_keys_values(src_tokens, self.retrieval_layer)
 
 
-def _hexadecimal(fingerprint: Tensor) -> str:
-    return fingerprint.cpu().numpy().tobytes().hex()
-
-
 def _drop_backbone(module: SideNetDecoder, state_dict, prefix: str, metadata) -> None:
     for name in [name for name in state_dict if name.startswith(prefix + "backbone.")]:
         del state_dict[name]
@@ -167,8 +163,8 @@ def _keep_backbone(module: SideNetDecoder, state_dict, prefix: str, *unused) -> 
     saved = state_dict.get(prefix + "backbone_fingerprint")
     if saved is not None and not torch.equal(saved.cpu(), module.backbone_fingerprint.cpu()):
         raise ValueError(
-            f"this SideNet was trained with the backbone {_hexadecimal(saved)[:16]}, not with "
-            f"{_hexadecimal(module.backbone_fingerprint)[:16]}: give its own backbone as "
+            f"this SideNet was trained with the backbone {hexadecimal(saved)[:16]}, not with "
+            f"{hexadecimal(module.backbone_fingerprint)[:16]}: give its own backbone as "
             "--pretrained-model-path"
         )
     for name, tensor in module.backbone.state_dict().items():

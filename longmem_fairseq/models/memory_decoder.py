@@ -104,7 +104,8 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
         reading = self.read(src_tokens, self.memory.retrieve)
         extra = self.memory.statistics(self.gate)
-        self.memory.write(reading.keys, reading.values, src_tokens.ne(self.padding_idx))
+        valid = src_tokens.ne(self.padding_idx)
+        self.memory.write(reading.keys, reading.values, valid, src_tokens)
         return reading.logits, extra
 
     def _go_on(self, src_tokens: Tensor, incremental_state: Dict) -> Tensor:
@@ -124,12 +125,25 @@ class MemoryDecoder(FairseqIncrementalDecoder):
             if window.memory is not None:
                 for segment in tokens[:, :past].split(half, dim=1):
                     if segment.size(1) > 0:
-                        window.memory.write(*self.keys_values(segment))
+                        window.memory.write(*self.keys_values(segment), segment)
             new = tokens = tokens[:, past:]
             window.caches = [LocalCache(self.window) for _ in range(self.num_attention_layers)]
         window.tokens = tokens
         retrieve = None if window.memory is None else window.memory.retrieve
         return self.read(new, retrieve, window.caches).logits
+
+    def start_generation(self, prompt: Tensor, num_hypotheses: int) -> Dict:
+        """An incremental_state of hypotheses that have all read a prompt.
+
+        Args:
+            prompt: 1 x T; the tokens that :meth:`forward` is given from then on begin after it
+        """
+        incremental_state = {}
+        self(prompt, incremental_state=incremental_state)
+        window = incremental_state[self._state]
+        window.num_read = 0
+        window.reorder(torch.zeros(num_hypotheses, dtype=torch.long, device=prompt.device))
+        return incremental_state
 
     def reorder_incremental_state(self, incremental_state: Dict, new_order: Tensor) -> None:
         """fairseq's beam search goes on with other hypotheses."""

@@ -3,7 +3,7 @@
 from longmem_fairseq.modules.alibi import CausalAlibiBias, alibi_slopes
 from longmem_fairseq.modules.decoder_block import ACTIVATIONS, DecoderBlock
 from longmem_fairseq.modules.joint_attention import JointAttention, LocalCache
-from longmem_fairseq.modules.memory_attention import memory_attention
+from longmem_fairseq.modules.memory_attention import memory_attention, memory_weights
 from longmem_fairseq.modules.token_losses import row_blocks, token_losses
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "LocalCache",
     "alibi_slopes",
     "memory_attention",
+    "memory_weights",
     "row_blocks",
     "token_losses",
 ]

@@ -81,6 +81,26 @@ def _weights(queries: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
     return torch.softmax(scores, dim=-1).nan_to_num(0.0)
 
 
+def memory_weights(queries: Tensor, retrieved: Retrieved) -> Tuple[Tensor, Tensor]:
+    """What :func:`memory_attention` gives to every chunk, to look at.
+
+    Args:
+        queries: B x H x T x D, unscaled
+        retrieved: what they found
+
+    Returns:
+        the share of its attention to memory that every query gives to each chunk (those of a query
+        sum to 1, 0 where there was no chunk), and its inner product with the chunk's mean key, by
+        which it was found; B x H x T x R each, float32
+    """
+    shares, scores, size = [], [], retrieved.store.chunk_size
+    flat = queries.flatten(0, 2)  # Q x D
+    for block, keys, _, valid in _blocks(flat, retrieved):
+        shares.append(_weights(flat[block], keys, valid).unflatten(-1, (-1, size)).sum(dim=-1))
+        scores.append(_products(flat[block], keys).unflatten(-1, (-1, size)).mean(dim=-1))
+    return tuple(torch.cat(found).view(retrieved.chunks.shape) for found in (shares, scores))
+
+
 def memory_attention(queries: Tensor, retrieved: Retrieved) -> Tensor:
     """softmax(q k_mem^T D^-0.5) v_mem; 0 where nothing is valid.
 

@@ -2,25 +2,23 @@
 
 import logging
 import os
-from dataclasses import dataclass, field
 from typing import Dict, Optional
 
+import torch
 from fairseq import utils
-from fairseq.data import Dictionary, data_utils
-from fairseq.dataclass import FairseqDataclass
+from fairseq.data import Dictionary, NestedDictionaryDataset, data_utils
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import FairseqTask, register_task
-from omegaconf import II, MISSING, open_dict
+from omegaconf import open_dict
 
 from longmem_fairseq.allocator import keep_freed_memory
-from longmem_fairseq.data import DocumentStreamDataset
-from longmem_fairseq.models.backbone import COMPUTE_DTYPE_CHOICES
-from longmem_fairseq.models.checkpoints import dictionary_hash
-from longmem_fairseq.models.memory_config import (
-    MEMORY_DTYPE_CHOICES,
-    MEMORY_SCOPE_CHOICES,
-    MEMORY_STORAGE_CHOICES,
+from longmem_fairseq.data import (
+    DocumentStreamDataset,
+    documents_to_continue,
+    lines_to_continue,
 )
+from longmem_fairseq.models.checkpoints import dictionary_hash
+from longmem_fairseq.tasks.config import MODEL_OPTIONS, LongMemLanguageModelingConfig
 from longmem_fairseq.tasks.resume import (
     ResumableStreams,
     load_memory,
@@ -29,84 +27,6 @@ from longmem_fairseq.tasks.resume import (
 )
 
 logger = logging.getLogger(__name__)
-
-# Options of the model that the task knows too, because fairseq-eval-lm reads the task's options and
-# takes the model's from the checkpoint. None leaves the checkpoint's value.
-MODEL_OPTIONS = (
-    "pretrained_model_path",
-    "no_memory",
-    "memory_size",
-    "chunk_size",
-    "k",
-    "memory_scope",
-    "memory_index",
-    "memory_index_parameters",
-    "memory_dtype",
-    "memory_storage",
-    "memory_dir",
-    "compute_dtype",
-)
-_OVERRIDE = " (default when evaluating: as the checkpoint was trained)"
-
-
-@dataclass
-class LongMemLanguageModelingConfig(FairseqDataclass):
-    data: str = field(
-        default=MISSING, metadata={"help": "folder made by preprocess/prepare_corpus.py"}
-    )
-    tokens_per_sample: int = field(
-        default=1024, metadata={"help": "tokens of a segment, the model's local window"}
-    )
-    stream_span: int = field(
-        default=0,
-        metadata={
-            "help": "in training, segments that a stream reads from a random place of a document "
-            "before it jumps to another; 0: whole documents"
-        },
-    )
-    pretrained_model_path: Optional[str] = field(
-        default=None, metadata={"help": "checkpoint of the backbone" + _OVERRIDE}
-    )
-    no_memory: bool = field(default=False, metadata={"help": "evaluate without a memory bank"})
-    memory_size: Optional[int] = field(
-        default=None, metadata={"help": "tokens a memory bank holds" + _OVERRIDE}
-    )
-    chunk_size: Optional[int] = field(
-        default=None, metadata={"help": "tokens per chunk" + _OVERRIDE}
-    )
-    k: Optional[int] = field(
-        default=None, metadata={"help": "tokens retrieved per query and head" + _OVERRIDE}
-    )
-    memory_scope: Optional[MEMORY_SCOPE_CHOICES] = field(
-        default=None, metadata={"help": "one bank per stream or per batch" + _OVERRIDE}
-    )
-    memory_index: Optional[str] = field(
-        default=None, metadata={"help": "how the bank is searched" + _OVERRIDE}
-    )
-    memory_index_parameters: Optional[str] = field(
-        default=None, metadata={"help": "of an approximate --memory-index" + _OVERRIDE}
-    )
-    memory_dtype: Optional[MEMORY_DTYPE_CHOICES] = field(
-        default=None, metadata={"help": "type of the cached keys and values" + _OVERRIDE}
-    )
-    memory_storage: Optional[MEMORY_STORAGE_CHOICES] = field(
-        default=None, metadata={"help": "where keys and values are cached" + _OVERRIDE}
-    )
-    memory_dir: Optional[str] = field(
-        default=None, metadata={"help": "folder for --memory-storage disk" + _OVERRIDE}
-    )
-    compute_dtype: Optional[COMPUTE_DTYPE_CHOICES] = field(
-        default=None, metadata={"help": "type of the matrix products" + _OVERRIDE}
-    )
-    no_save_memory: bool = field(
-        default=False,
-        metadata={
-            "help": "neither write the training streams' memory beside the checkpoints nor read it: "
-            "takes no room, but a run resumed in the middle of an epoch goes on with an empty memory"
-        },
-    )
-    seed: int = II("common.seed")
-    batch_size: Optional[int] = II("dataset.batch_size")
 
 
 @register_task("longmem_language_modeling", dataclass=LongMemLanguageModelingConfig)
@@ -128,6 +48,10 @@ class LongMemLanguageModelingTask(FairseqTask):
         self.dictionary = Dictionary.load(path)
         self.goes_on = False  # a resumed run, in the middle of an epoch
         logger.info(f"dictionary: {len(self.dictionary)} types")
+
+    @classmethod
+    def setup_task(cls, cfg: LongMemLanguageModelingConfig, **unused):
+        return cls(cfg)
 
     @property
     def source_dictionary(self) -> Dictionary:
@@ -180,10 +104,26 @@ class LongMemLanguageModelingTask(FairseqTask):
         """Batches of streams, in order; the documents are shuffled anew each epoch for training.
 
         *dataset* is trained on if it is the split ``train``, and read in a fixed order otherwise.
+        Prompts, and the documents of which fairseq-generate is to continue the first --prefix-size
+        tokens, are no streams: each is read on its own.
 
         Raises:
-            ValueError: neither --batch-size nor --max-tokens says how many streams there are
+            ValueError: neither --batch-size nor --max-tokens says how many streams there are; or
+                --memory is given
         """
+        if self.prefix_size > 0:
+            dataset = documents_to_continue(
+                dataset, self.prefix_size, self.cfg.tokens_per_sample, self.dictionary.pad()
+            )
+        if isinstance(dataset, NestedDictionaryDataset):
+            return super().get_batch_iterator(
+                dataset, max_tokens, max_sentences, num_shards=num_shards, shard_id=shard_id
+            )
+        if self.cfg.memory is not None:
+            raise ValueError(
+                f"--memory ({self.cfg.memory}) is for fairseq-interactive, and for fairseq-generate "
+                "with --prefix-size: leave it out"
+            )
         segment = self.cfg.tokens_per_sample
         batch_size = max_sentences or (max_tokens or 0) // segment
         if batch_size < 1:
@@ -257,6 +197,48 @@ class LongMemLanguageModelingTask(FairseqTask):
             num_workers=num_workers,
             data_buffer_size=data_buffer_size,
         ).next_epoch_itr(shuffle=False)
+
+    @property
+    def prefix_size(self) -> int:
+        """How many tokens of each document fairseq-generate continues; 0 in all other commands."""
+        size = self.cfg.prefix_size
+        return size if isinstance(size, int) else 0  # a reference, outside of fairseq's commands
+
+    def build_dataset_for_inference(self, src_tokens, src_lengths, **unused):
+        """Prompts for fairseq-interactive."""
+        return lines_to_continue(src_tokens, self.dictionary.eos(), self.dictionary.pad())
+
+    def build_generator(self, models, args, *more, **options):
+        """fairseq's generator of models that start with --memory.
+
+        Raises:
+            FileNotFoundError, ValueError: see :meth:`ExternalMemory.load`; or a model has no memory
+        """
+        for model in models if self.cfg.memory is not None else ():
+            if model.decoder.memory is None:
+                raise ValueError(f"--memory ({self.cfg.memory}) needs a model with a memory")
+            device = next(model.parameters()).device
+            model.decoder.memory.load(self.cfg.memory, training=False, device=device)
+        return super().build_generator(models, args, *more, **options)
+
+    def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
+        """Continues prompts; every hypothesis begins with the beginning of a document.
+
+        Raises:
+            ValueError: --prefix-size is missing, or --constraints are given
+        """
+        if constraints is not None:
+            raise ValueError("--constraints do not go with this task: leave them out")
+        if "new_document" in sample["net_input"]:
+            raise ValueError(
+                "--prefix-size is missing: how many tokens of each document to continue"
+            )
+        prompts = sample["net_input"]["src_tokens"]
+        if prefix_tokens is None and prompts.numel() > 0:
+            prefix_tokens = prompts
+        bos = self.dictionary.eos()
+        with torch.no_grad():
+            return generator.generate(models, sample, prefix_tokens=prefix_tokens, bos_token=bos)
 
     def build_model(self, cfg, from_checkpoint: bool = False):
         for name in MODEL_OPTIONS:

@@ -4,6 +4,7 @@ Every token stands for a run of UTF-8 bytes. That makes the round trip checkable
 character offset to its token in the same way for every tokenizer.
 """
 
+import codecs
 from functools import cached_property
 from pathlib import Path
 from typing import Dict, Iterable, List
@@ -35,6 +36,22 @@ class Tokenizer:
     def token_ends(self, ids: np.ndarray) -> np.ndarray:
         """The byte offset at which each token ends: token i covers [ends[i - 1], ends[i])."""
         return np.cumsum(self._num_bytes[ids])
+
+    def indices(self, text: str) -> np.ndarray:
+        """Dictionary indices of a text."""
+        return self.to_dictionary[self.encode(text)]
+
+    def pieces(self, indices: Iterable[int]) -> List[str]:
+        """The text of every token, from dictionary indices; joined they are the text.
+
+        A character of several tokens is that of the last of them.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        table = self._bytes_of_index
+        pieces = [decoder.decode(table.get(int(i), b"")) for i in indices]
+        if pieces:
+            pieces[-1] += decoder.decode(b"", final=True)
+        return pieces
 
     def decode(self, indices: Iterable[int]) -> str:
         """Text of dictionary indices; those of no token (eos, padding) stand for nothing."""

@@ -1,0 +1,1 @@
+"""``longmem-memorize``, ``longmem-generate`` and ``longmem-inspect``."""

@@ -1,0 +1,63 @@
+"""Continues texts, with what is in a memory.
+
+    echo 'The old lighthouse' | longmem-generate runs/quickstart/longmem --memory documents.memory
+
+Prints what follows each text, whose line breaks at the end are left out. The most likely
+continuation, unless --temperature says to draw it.
+"""
+
+import json
+
+from longmem_fairseq.cli import run
+from longmem_fairseq.commands.options import load_model, make_parser, read_texts
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    add = parser.add_argument_group("generation").add_argument
+    add("--prompt", action="append", help="a text to continue, instead of files; may be repeated")
+    add("--max-new-tokens", type=int, default=100, help="at most so many (default: 100)")
+    add(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="0: the most likely continuation (default); 1: draw from the model's distribution; less: "
+        "from a sharper one",
+    )
+    add("--top-k", type=int, default=0, help="draw from so many most likely tokens (default: all)")
+    add(
+        "--top-p",
+        type=float,
+        default=0.0,
+        help="draw from as few most likely tokens as have this probability together (default: all)",
+    )
+    add("--beam", type=int, default=1, help="hypotheses of the search (default: 1, greedy)")
+    add("--seed", type=int, help="of the draws (default: another one every time)")
+    add("--stop", action="append", default=[], help="end before this string; may be repeated")
+    args = parser.parse_args()
+    if args.prompt is not None and args.texts:
+        raise ValueError("--prompt and files of texts: give one of them")
+    if args.prompt is None:
+        prompts = [(name, text.rstrip("\n")) for name, text in read_texts(args)]
+    else:
+        prompts = [("--prompt", text) for text in args.prompt]
+    for name, prompt in prompts:
+        if not prompt:
+            raise ValueError(f"{name}: the prompt is empty")
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "beam", "seed", "stop")
+    options = {name: getattr(args, name) for name in names}
+    lm = load_model(args)
+    for name, prompt in prompts:
+        text = lm.generate(prompt, **options, progress=True)
+        if args.json:
+            print(json.dumps({"name": name, "prompt": prompt, "continuation": text}))
+        else:
+            print(f"==> {name} <==\n{text}" if len(prompts) > 1 else text)
+
+
+def cli() -> None:
+    run(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,49 @@
+"""Reads documents into a memory and saves it.
+
+    longmem-memorize runs/quickstart/longmem 'documents/*.txt' --output documents.memory
+
+Every file is a document of its own, which passages are cited as. With --memory it adds to what was
+saved before.
+"""
+
+import json
+from pathlib import Path
+
+from longmem_fairseq.cli import run
+from longmem_fairseq.commands.options import load_model, make_parser, read_texts
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--output", required=True, help="memory file to write")
+    args = parser.parse_args()
+    folder = Path(args.output).absolute().parent
+    if not folder.is_dir():  # better now than after hours of reading
+        raise ValueError(f"--output ({args.output}): there is no folder {folder}")
+    names, texts = zip(*read_texts(args), strict=True)
+    lm = load_model(args)
+    tokens = lm.memorize(texts, names)
+    lm.save_memory(args.output)
+    bank = lm.memory.single_bank(lm.device)
+    result = {
+        "memory": args.output,
+        "documents": len(texts),
+        "tokens": tokens,
+        "held": len(bank.held(0)),
+        "memory_size": bank.memory_size,
+    }
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print(
+            f"{args.output}: read {len(texts):,} documents of {tokens:,} tokens; the memory holds "
+            f"{result['held']:,} tokens of at most {bank.memory_size:,}"
+        )
+
+
+def cli() -> None:
+    run(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,310 @@
+"""A trained model in three lines: memorise documents, score and continue texts, see what was read.
+
+B texts, T tokens, V vocabulary.
+"""
+
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from longmem_fairseq.generation import PromptedModel, check_generation, continue_prompt
+from longmem_fairseq.memory import ExternalMemory, MemoryFork
+from longmem_fairseq.modules import token_losses
+from longmem_fairseq.passages import Passage, read_passages
+from longmem_fairseq.pretrained import load_pretrained
+from longmem_fairseq.reading import progress_bar, read_segments
+from longmem_fairseq.text_files import Text, named_texts, read_text
+from longmem_fairseq.tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+THIS_TEXT = "this text"  # what passages of the text that is being read are cited as
+
+
+class TokenScores(NamedTuple):
+    """The tokens of a text, which joined are the text, and the log-probability (nats) of each."""
+
+    tokens: List[str]
+    log_probs: Tensor
+
+
+class TokenReading(NamedTuple):
+    """A token, and the passages that were read to predict it: by head, the weightiest first."""
+
+    token: str
+    passages: List[Passage]
+
+
+class LongMem:
+    """A language model with its tokenizer and, if it has one, its memory.
+
+    A text is read as in evaluation: from the beginning-of-document token on, in segments of
+    ``window`` tokens. Every segment sees what was memorised and, through memory, the segments
+    before it; afterwards the memory is as it was.
+
+    Args:
+        model: ``longmem``, ``memtrm`` or ``longmem_backbone``, in evaluation mode
+        tokenizer: of its dictionary
+    """
+
+    def __init__(self, model, tokenizer: Tokenizer):
+        self.model, self.tokenizer = model, tokenizer
+        self.decoder, self.dictionary = model.decoder, tokenizer.dictionary
+        self.window = self.decoder.window
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: Text,
+        device: Union[str, torch.device] = "cpu",
+        dtype: Optional[str] = None,
+        **overrides,
+    ) -> "LongMem":
+        """The model of a folder, which also holds dict.txt and the tokenizer.
+
+        Args:
+            path: the folder, or a checkpoint in it
+            dtype: of the matrix products: float32, bfloat16 or float16 (default: as it was trained)
+            overrides: ``tokens_per_sample`` (the window), ``pretrained_model_path`` (the backbone's
+                checkpoint), or options of the memory (``memory_size``, ``k``, ``memory_index``, ...)
+
+        Raises:
+            FileNotFoundError: there is no checkpoint, dictionary, tokenizer or backbone
+            ValueError: one of them is damaged, or an option does not fit
+        """
+        if dtype is not None:
+            overrides["compute_dtype"] = dtype
+        return cls(*load_pretrained(Path(path), device, overrides))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def memory(self) -> ExternalMemory:
+        """
+        Raises:
+            ValueError: the model has none
+        """
+        if self.decoder.memory is None:
+            raise ValueError("this model has no memory: it is a backbone, or was made without one")
+        return self.decoder.memory
+
+    @torch.no_grad()
+    def memorize(
+        self,
+        texts: Union[Text, Iterable[Text]],
+        names: Union[str, Sequence[str], None] = None,
+        progress: bool = True,
+    ) -> int:
+        """Reads documents into memory, each from its beginning.
+
+        Args:
+            texts: documents: a string is a text, a ``Path`` is a file, or a pattern of files
+            names: what to cite them as (default: the file's path, or ``document N``)
+            progress: show a bar, on a terminal
+
+        Returns:
+            how many tokens the documents have
+
+        Raises:
+            FileNotFoundError: there is no such file
+            ValueError: a file is no text in UTF-8; names are missing; the memory is frozen
+        """
+        self._check_not_frozen()
+        documents, count = named_texts(texts, names), 0
+        bank = self.memory.single_bank(self.device)
+        with progress_bar("memorising", progress) as bar:
+            for name, text in documents:
+                bank.begin_document(0, name or f"document {len(bank.sources[0]) + 1}", offset=-1)
+                tokens = self._tokens(read_text(text) if isinstance(text, Path) else text)
+                for segment in tokens.split(self.window, dim=1):
+                    bank.write(*self.decoder.keys_values(segment), token_ids=segment)
+                    bar.update(segment.size(1))
+                count += tokens.size(1) - 1
+        if count > bank.memory_size:
+            logger.warning(
+                f"{count:,} tokens are more than the memory holds ({bank.memory_size:,}): what was "
+                "read first is forgotten; raise memory_size"
+            )
+        return count
+
+    def save_memory(self, path: Text) -> None:
+        """Writes what was memorised to a file, at once or not at all.
+
+        Raises:
+            OSError: the file cannot be written
+            ValueError: the model has no memory
+        """
+        self.memory.single_bank(self.device).save(str(path))
+
+    def load_memory(self, path: Text, memory_map: bool = False) -> None:
+        """Takes what was memorised from a file, instead of what is there.
+
+        Args:
+            memory_map: leave keys and values in the file; see :meth:`MemoryBank.load`
+
+        Raises:
+            FileNotFoundError: there is no such file
+            ValueError: it is damaged, of another backbone or other sizes, or of several streams; or
+                the memory is frozen
+        """
+        self._check_not_frozen()
+        self.memory.load(str(path), training=False, device=self.device, memory_map=memory_map)
+
+    def forget(self) -> None:
+        """Empties the memory.
+
+        Raises:
+            ValueError: the memory is frozen, or there is none
+        """
+        self._check_not_frozen()
+        self.memory.reset()
+
+    @contextmanager
+    def frozen_memory(self):
+        """Inside, nothing is memorised: a text sees what was before, and its own segment.
+
+        Raises:
+            ValueError: the model has no memory
+        """
+        with self.memory.frozen():
+            yield
+
+    @torch.no_grad()
+    def score(self, text: str, memory: bool = True, progress: bool = False) -> TokenScores:
+        """The log-probability of every token of a text, also of the first.
+
+        Args:
+            memory: read it; otherwise a segment is all that is seen
+            progress: show a bar
+
+        Raises:
+            ValueError: the text is empty
+        """
+        source, target = self._source_and_target(text)
+        fork = self._fork(1) if memory else None
+        segments = read_segments(self.decoder, source, fork, progress=progress)
+        losses = [
+            token_losses(logits, expected, self.dictionary.pad())
+            for logits, expected in zip(segments, target.split(self.window, dim=1), strict=True)
+        ]
+        pieces = self.tokenizer.pieces(target[0].tolist())
+        return TokenScores(pieces, -torch.cat(losses, dim=1)[0].cpu())
+
+    @torch.no_grad()
+    def logits(self, token_ids: Union[Tensor, Sequence[Sequence[int]]]) -> Tensor:
+        """Predicts the token after each of B x T; B x T x V, ids of the dictionary in and out.
+
+        Every row is a text of its own, to which nothing is added: the beginning of a document is
+        ``lm.dictionary.eos()``.
+
+        Raises:
+            ValueError: they are not B x T ids of the dictionary
+        """
+        tokens, size = torch.as_tensor(token_ids, device=self.device), len(self.dictionary)
+        if tokens.dim() != 2 or tokens.numel() == 0:
+            raise ValueError(f"token_ids of shape {tuple(tokens.shape)}, expected B x T")
+        if tokens.is_floating_point() or tokens.min() < 0 or tokens.max() >= size:
+            raise ValueError(f"token_ids must be whole numbers from 0 to {size - 1}")
+        fork = self._fork(tokens.size(0))
+        return torch.cat(list(read_segments(self.decoder, tokens.long(), fork)), dim=1)
+
+    @torch.no_grad()
+    def retrieved(
+        self, text: str, per_head: Optional[int] = None, progress: bool = False
+    ) -> List[TokenReading]:
+        """The passages that were read to predict every token of a text.
+
+        Args:
+            per_head: at most so many of each head (default: all that were read)
+            progress: show a bar
+
+        Raises:
+            ValueError: the text is empty, or the model has no memory
+        """
+        source, target = self._source_and_target(text)
+        fork, passages = self.memory.fork(1, self.device, THIS_TEXT), []
+
+        def look(*found):
+            gate = self.decoder.gate
+            passages.extend(read_passages(*found, gate, self.tokenizer, per_head))
+
+        for _ in read_segments(self.decoder, source, fork, look, progress):
+            pass
+        pieces = self.tokenizer.pieces(target[0].tolist())
+        return [TokenReading(*token) for token in zip(pieces, passages, strict=True)]
+
+    def generate(
+        self,
+        prompt: str,
+        max_new_tokens: int = 100,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 0.0,
+        beam: int = 1,
+        seed: Optional[int] = None,
+        stop: Union[str, Sequence[str]] = (),
+        progress: bool = False,
+    ) -> str:
+        """Continues a text, at most until its document ends.
+
+        Args:
+            prompt: how the document begins; it may be longer than the window
+            max_new_tokens: at most so many
+            temperature: 0 for the most likely continuation; otherwise tokens are drawn, at 1 from the
+                model's own distribution, below 1 from a sharper one
+            top_k, top_p: draw from the *top_k* most likely tokens, and of these from as few as have
+                the probability *top_p* together (default: from all)
+            beam: hypotheses of the search for the most likely continuation (1: greedy)
+            seed: of the draws (default: PyTorch's generator goes on)
+            stop: strings before the first of which the text ends
+            progress: show a bar
+
+        Returns:
+            what follows the prompt
+
+        Raises:
+            ValueError: the prompt is empty, or an argument does not fit
+        """
+        stop = [stop] if isinstance(stop, str) else list(stop)
+        check_generation(max_new_tokens, temperature, top_k, top_p, beam, stop)
+        if not prompt:
+            raise ValueError("the prompt is empty")
+        tokens = self._tokens(prompt)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(devices, enabled=seed is not None),
+            progress_bar("generating", progress, max_new_tokens + 1) as bar,  # and its end
+        ):
+            if seed is not None:
+                torch.manual_seed(seed)
+            model = PromptedModel(self.model, tokens[:, :-1], self.tokenizer, stop, bar.update)
+            options = (max_new_tokens, temperature, top_k, top_p, beam)
+            return continue_prompt(model, int(tokens[0, -1]), *options)
+
+    def _fork(self, rows: int) -> Optional[MemoryFork]:
+        """The memory of texts that leave it as it is; None for a model without."""
+        if self.decoder.memory is None:
+            return None
+        return self.memory.fork(rows, self.device, THIS_TEXT)
+
+    def _tokens(self, text: str) -> Tensor:
+        """1 x (1 + T): the beginning of a document, and its tokens."""
+        indices = torch.from_numpy(self.tokenizer.indices(text)).long()
+        start = torch.tensor([self.dictionary.eos()])
+        return torch.cat([start, indices]).unsqueeze(0).to(self.device)
+
+    def _source_and_target(self, text: str) -> Tuple[Tensor, Tensor]:
+        if not text:
+            raise ValueError("the text is empty")
+        tokens = self._tokens(text)
+        return tokens[:, :-1], tokens[:, 1:]
+
+    def _check_not_frozen(self) -> None:
+        if self.memory.read_only:
+            raise ValueError("the memory is frozen: leave frozen_memory() first")

@@ -1,0 +1,70 @@
+"""Models as training leaves them: a folder with checkpoint, dictionary and tokenizer."""
+
+from pathlib import Path
+from typing import Dict, Tuple, Union
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.models import FairseqLanguageModel
+
+from longmem_fairseq.models.checkpoints import fingerprint, hexadecimal
+from longmem_fairseq.tasks.config import MODEL_OPTIONS, ModelOptions
+from longmem_fairseq.tokenizers import Tokenizer, load_tokenizer
+
+CHECKPOINTS = ("checkpoint_best.pt", "checkpoint_last.pt", "checkpoint.pt")
+
+
+def load_pretrained(
+    path: Path, device: Union[str, torch.device], overrides: Dict
+) -> Tuple[FairseqLanguageModel, Tokenizer]:
+    """Model, in evaluation mode, and tokenizer; see :meth:`LongMem.from_pretrained`."""
+    checkpoint = _find_checkpoint(path)
+    known = (*MODEL_OPTIONS, "tokens_per_sample")
+    for name in overrides:
+        if name not in known:
+            raise ValueError(f"{name} is no option of a model: expected {', '.join(known)}")
+    # what the task was given in training stands in the model's configuration, settled
+    nothing = {name: getattr(ModelOptions(), name) for name in MODEL_OPTIONS}
+    task = {**nothing, **overrides, "data": str(checkpoint.parent)}
+    try:
+        (model,), _ = checkpoint_utils.load_model_ensemble([str(checkpoint)], {"task": task})
+    except FileNotFoundError as error:
+        if "--pretrained-model-path" not in str(error):
+            raise
+        raise FileNotFoundError(
+            f"{error}; {checkpoint} needs its backbone: give pretrained_model_path=CHECKPOINT"
+        ) from error
+    memory = getattr(model.decoder, "memory", None)
+    if memory is not None and not memory.options["fingerprint"]:
+        # a MemTRM is its own backbone: as long as it is not trained, its memories are its own
+        memory.options["fingerprint"] = hexadecimal(fingerprint(model.decoder.state_dict()))
+    return model.to(_as_device(device)).eval(), load_tokenizer(checkpoint.parent)
+
+
+def _find_checkpoint(path: Path) -> Path:
+    """A checkpoint whose folder is complete.
+
+    Raises:
+        FileNotFoundError: naming what is missing
+    """
+    found = path
+    if path.is_dir():
+        found = next((path / name for name in CHECKPOINTS if (path / name).is_file()), None)
+        if found is None:
+            raise FileNotFoundError(f"{path} holds no model: expected {', '.join(CHECKPOINTS)}")
+    elif not path.is_file():
+        raise FileNotFoundError(f"{path}: no such model")
+    if not (found.parent / "dict.txt").is_file():
+        raise FileNotFoundError(
+            f"{found.parent} has no dict.txt: copy dictionary and tokenizer of the model's corpus "
+            "there (train_scripts/copy_vocabulary.sh)"
+        )
+    return found
+
+
+def _as_device(device: Union[str, torch.device]) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split(chr(10))[0]
+        raise ValueError(f"device ({device}) cannot be used: {reason}") from error

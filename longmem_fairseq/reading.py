@@ -1,0 +1,55 @@
+"""Reading texts segment by segment, as evaluation does.
+
+B texts, T tokens, t tokens of a segment, H heads, D head_dim, V vocabulary.
+"""
+
+from typing import Callable, Iterator, Optional
+
+from torch import Tensor
+from tqdm import tqdm
+
+from longmem_fairseq.memory import MemoryBank, MemoryFork, Retrieved
+from longmem_fairseq.models.memory_decoder import MemoryDecoder
+
+Look = Callable[[Tensor, Optional[Retrieved], MemoryBank], None]
+
+
+def progress_bar(what: str, wanted: bool, total: Optional[int] = None) -> tqdm:
+    """A bar that counts tokens, on a terminal."""
+    return tqdm(
+        desc=what, total=total, unit="tok", unit_scale=True, disable=None if wanted else True
+    )
+
+
+def read_segments(
+    decoder: MemoryDecoder,
+    tokens: Tensor,
+    fork: Optional[MemoryFork] = None,
+    look: Optional[Look] = None,
+    progress: bool = False,
+) -> Iterator[Tensor]:
+    """The logits of every segment, B x t x V.
+
+    Every row is a text of its own, which sees what the fork remembers and its own segments before.
+
+    Args:
+        tokens: B x T
+        fork: the memory, of B hypotheses (default: each segment is all that is seen)
+        look: is shown queries (B x H x t x D), what they found, and the bank in which they did
+        progress: show a bar
+    """
+
+    def retrieve(queries: Tensor) -> Optional[Retrieved]:
+        found = fork.retrieve(queries)
+        if look is not None:
+            look(queries, found, fork.bank)
+        return found
+
+    segments = tokens.split(decoder.window, dim=1)
+    with progress_bar("reading", progress, tokens.size(1)) as bar:
+        for number, segment in enumerate(segments, start=1):
+            reading = decoder.read(segment, retrieve if fork is not None else None)
+            if fork is not None and number < len(segments):
+                fork.write(reading.keys, reading.values, segment)
+            bar.update(segment.size(1))
+            yield reading.logits

@@ -1,0 +1,94 @@
+"""Options of the task."""
+
+from dataclasses import dataclass, field, fields
+from typing import Optional
+
+from fairseq.dataclass import FairseqDataclass
+from omegaconf import II, MISSING
+
+from longmem_fairseq.models.backbone import COMPUTE_DTYPE_CHOICES
+from longmem_fairseq.models.memory_config import (
+    MEMORY_DTYPE_CHOICES,
+    MEMORY_SCOPE_CHOICES,
+    MEMORY_STORAGE_CHOICES,
+)
+
+_OVERRIDE = " (default when evaluating: as the checkpoint was trained)"
+
+
+@dataclass
+class ModelOptions(FairseqDataclass):
+    """Options of the model that the task knows too, because fairseq-eval-lm reads the task's options
+    and takes the model's from the checkpoint. None leaves the checkpoint's value."""
+
+    pretrained_model_path: Optional[str] = field(
+        default=None, metadata={"help": "checkpoint of the backbone" + _OVERRIDE}
+    )
+    no_memory: bool = field(default=False, metadata={"help": "evaluate without a memory bank"})
+    memory_size: Optional[int] = field(
+        default=None, metadata={"help": "tokens a memory bank holds" + _OVERRIDE}
+    )
+    chunk_size: Optional[int] = field(
+        default=None, metadata={"help": "tokens per chunk" + _OVERRIDE}
+    )
+    k: Optional[int] = field(
+        default=None, metadata={"help": "tokens retrieved per query and head" + _OVERRIDE}
+    )
+    memory_scope: Optional[MEMORY_SCOPE_CHOICES] = field(
+        default=None, metadata={"help": "one bank per stream or per batch" + _OVERRIDE}
+    )
+    memory_index: Optional[str] = field(
+        default=None, metadata={"help": "how the bank is searched" + _OVERRIDE}
+    )
+    memory_index_parameters: Optional[str] = field(
+        default=None, metadata={"help": "of an approximate --memory-index" + _OVERRIDE}
+    )
+    memory_dtype: Optional[MEMORY_DTYPE_CHOICES] = field(
+        default=None, metadata={"help": "type of the cached keys and values" + _OVERRIDE}
+    )
+    memory_storage: Optional[MEMORY_STORAGE_CHOICES] = field(
+        default=None, metadata={"help": "where keys and values are cached" + _OVERRIDE}
+    )
+    memory_dir: Optional[str] = field(
+        default=None, metadata={"help": "folder for --memory-storage disk" + _OVERRIDE}
+    )
+    compute_dtype: Optional[COMPUTE_DTYPE_CHOICES] = field(
+        default=None, metadata={"help": "type of the matrix products" + _OVERRIDE}
+    )
+
+
+MODEL_OPTIONS = tuple(option.name for option in fields(ModelOptions) if option.name != "_name")
+
+
+@dataclass
+class LongMemLanguageModelingConfig(ModelOptions):
+    data: str = field(
+        default=MISSING, metadata={"help": "folder made by preprocess/prepare_corpus.py"}
+    )
+    tokens_per_sample: int = field(
+        default=1024, metadata={"help": "tokens of a segment, the model's local window"}
+    )
+    stream_span: int = field(
+        default=0,
+        metadata={
+            "help": "in training, segments that a stream reads from a random place of a document "
+            "before it jumps to another; 0: whole documents"
+        },
+    )
+    no_save_memory: bool = field(
+        default=False,
+        metadata={
+            "help": "neither write the training streams' memory beside the checkpoints nor read it: "
+            "takes no room, but a run resumed in the middle of an epoch goes on with an empty memory"
+        },
+    )
+    memory: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "memory file that fairseq-interactive and fairseq-generate start from (default: an "
+            "empty memory)"
+        },
+    )
+    prefix_size: int = II("generation.prefix_size")
+    seed: int = II("common.seed")
+    batch_size: Optional[int] = II("dataset.batch_size")

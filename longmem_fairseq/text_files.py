@@ -1,0 +1,72 @@
+"""Text files that people give us, by name, by pattern or as standard input."""
+
+import glob
+from pathlib import Path
+from typing import Iterable, List, Optional, Sequence, Tuple, Union
+
+Text = Union[str, Path]  # a text itself, or the file that holds it
+
+
+def matching_files(pattern: Path) -> List[Path]:
+    """The file of that name, or the files that match it, sorted; ``**`` stands for any folders.
+
+    Raises:
+        FileNotFoundError: there is none
+    """
+    if pattern.is_file():
+        return [pattern]
+    files = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True))
+    files = [file for file in files if file.is_file()]
+    if files:
+        return files
+    if pattern.is_dir():
+        raise FileNotFoundError(f"{pattern} is a folder: give its files, as {pattern}/*.txt")
+    raise FileNotFoundError(f"{pattern}: no such file")
+
+
+def named_texts(
+    texts: Union[Text, Iterable[Text]], names: Union[str, Sequence[str], None] = None
+) -> List[Tuple[Optional[str], Text]]:
+    """Names, None for a text that has none, and what to read.
+
+    Raises:
+        FileNotFoundError: there is no such file
+        ValueError: there are not as many names
+    """
+    documents = []
+    for text in [texts] if isinstance(texts, (str, Path)) else texts:
+        files = matching_files(text) if isinstance(text, Path) else [text]
+        documents += [(str(file) if isinstance(file, Path) else None, file) for file in files]
+    if names is None:
+        return documents
+    names = [names] if isinstance(names, str) else list(names)
+    if len(names) != len(documents):
+        raise ValueError(f"{len(names)} names for {len(documents)} documents")
+    return [(name, text) for name, (_, text) in zip(names, documents, strict=True)]
+
+
+def read_text(path: Path) -> str:
+    """
+    Raises:
+        OSError: the file cannot be read
+        ValueError: it is not a text in UTF-8
+    """
+    return text_of(path.read_bytes(), str(path))
+
+
+def text_of(data: bytes, name: str) -> str:
+    """The text that bytes of UTF-8 stand for.
+
+    Raises:
+        ValueError: naming *name*, they are no text
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{data[error.start]:02X} at offset {error.start}"
+        raise ValueError(f"{name} is not a text in UTF-8 ({found})") from None
+    if "\0" in text:
+        raise ValueError(
+            f"{name} is not a text in UTF-8 (byte 0x00 at offset {text.index(chr(0))})"
+        )
+    return text

@@ -1,0 +1,489 @@
+"""LongMem: what it memorises, scores and reads is what evaluation does, and its memory is its own."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from longmem_fairseq import LongMem
+from longmem_fairseq.memory import MemoryBank, Source
+from tests.model_folders import WINDOW, story
+
+KINDS = ("backbone", "longmem", "memtrm")
+DOCUMENTS = {"a": story(30, seed=1), "b": story(23, seed=2)}
+TEXT = story(50, seed=3)
+
+
+@pytest.fixture
+def load(models):
+    """Loads a model by name, with overrides."""
+    return lambda name="longmem", **overrides: LongMem.from_pretrained(models[name], **overrides)
+
+
+def ids(lm, text):
+    """1 x (1 + T)"""
+    start = [lm.dictionary.eos()]
+    return torch.tensor([start + lm.tokenizer.indices(text).tolist()])
+
+
+@torch.no_grad()
+def evaluated(lm, texts, frozen=()):
+    """Log-probabilities of the last of *texts*, all read by the model's own forward in one stream.
+
+    The memory is frozen while it reads the texts whose numbers are in *frozen*.
+    """
+    decoder, fresh, log_probs = lm.decoder, True, []
+    for number, text in enumerate(texts):
+        tokens, log_probs = ids(lm, text), []
+        # what is memorised has every token as a source, what is scored all but the last
+        source = tokens[:, :-1] if number == len(texts) - 1 else tokens
+        for start in range(0, source.size(1), WINDOW):
+            if decoder.memory is not None:
+                decoder.memory.read_only = number in frozen
+            segment = source[:, start : start + WINDOW]
+            new_document = torch.tensor([fresh])
+            logits, fresh = decoder(segment, new_document=new_document)[0], False
+            target = tokens[:, start + 1 : start + 1 + WINDOW]
+            scores = logits[:, : target.size(1)].log_softmax(-1)
+            log_probs.append(scores.gather(-1, target.unsqueeze(-1)).flatten())
+    if decoder.memory is not None:
+        decoder.memory.read_only = False
+    return torch.cat(log_probs)
+
+
+def state(lm):
+    bank = lm.memory.single_bank(lm.device)
+    return bank.header(), {name: tensor.clone() for name, tensor in bank.state_dict().items()}
+
+
+def assert_same_memory(lm, before):
+    header, tensors = state(lm)
+    assert header == before[0]
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in before[1].items())
+
+
+# --- reading ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_those_of_evaluation(load, kind):
+    """Of a text of several segments, whose tokens join to it."""
+    lm = load(kind)
+    assert len(lm.tokenizer.indices(TEXT)) > 4 * WINDOW
+    tokens, log_probs = lm.score(TEXT)
+    assert "".join(tokens) == TEXT and len(tokens) == len(log_probs)
+    assert_close(log_probs, evaluated(load(kind), [TEXT]), atol=1e-5, rtol=0)
+    assert log_probs.max() < 0
+
+
+@pytest.mark.parametrize("kind", ["longmem", "memtrm"])
+def test_scores_after_documents_are_those_of_one_stream(load, kind):
+    lm = load(kind)
+    count = lm.memorize(DOCUMENTS.values(), names=DOCUMENTS)
+    assert count == sum(len(lm.tokenizer.indices(text)) for text in DOCUMENTS.values())
+    before, first = state(lm), lm.score(TEXT).log_probs
+    stream = [*DOCUMENTS.values(), TEXT]
+    assert_close(first, evaluated(load(kind), stream), atol=1e-5, rtol=0)
+    assert_same_memory(lm, before)
+    assert torch.equal(lm.score(TEXT).log_probs, first)
+    empty = load(kind).score(TEXT).log_probs
+    assert (first[:WINDOW] - empty[:WINDOW]).abs().max() > 0.01  # also where a text begins
+    with lm.frozen_memory():
+        frozen = lm.score(TEXT).log_probs
+    assert_close(frozen, evaluated(load(kind), stream, frozen=[2]), atol=1e-5, rtol=0)
+    assert (frozen - first)[WINDOW:].abs().max() > 0.01
+    assert torch.equal(frozen[:WINDOW], first[:WINDOW])
+
+
+def test_scores_without_memory_are_those_of_segments(load):
+    lm = load()
+    lm.memorize(DOCUMENTS["a"])
+    scores, source = lm.score(TEXT, memory=False).log_probs, ids(lm, TEXT)
+    with torch.no_grad():
+        for start in range(0, len(scores), WINDOW):
+            stop = min(start + WINDOW, len(scores))
+            logits = lm.decoder.read(source[:, start:stop]).logits[0].log_softmax(-1)
+            expected = logits.gather(1, source[0, start + 1 : stop + 1, None])[:, 0]
+            assert_close(scores[start:stop], expected, atol=1e-5, rtol=0)
+
+
+def test_logits_of_rows_are_those_of_each_alone(load):
+    lm = load()
+    lm.memorize(DOCUMENTS["a"])
+    before = state(lm)
+    rows = torch.cat([ids(lm, text)[:, : 3 * WINDOW + 5] for text in (TEXT, story(50, seed=4))])
+    logits = lm.logits(rows)
+    assert logits.shape == (2, 3 * WINDOW + 5, len(lm.dictionary))
+    for row in range(2):
+        assert_close(
+            logits[row : row + 1], lm.logits(rows[row : row + 1].tolist()), atol=1e-5, rtol=0
+        )
+    scores = lm.score(TEXT).log_probs[: 3 * WINDOW + 4]
+    expected = logits[0, :-1].log_softmax(-1).gather(1, rows[0, 1:, None])[:, 0]
+    assert_close(scores, expected, atol=1e-5, rtol=0)
+    assert_same_memory(lm, before)
+
+
+def test_a_window_of_another_length(load):
+    lm = load(tokens_per_sample=400, memory_size=400)
+    assert lm.window == 400
+    with torch.no_grad():
+        logits = lm.decoder.read(ids(lm, TEXT)).logits
+    assert torch.equal(lm.logits(ids(lm, TEXT)), logits)
+
+
+# --- memory ---
+
+
+def test_what_is_memorised_is_known_by_name(load):
+    lm = load()
+    lm.memorize([DOCUMENTS["a"], DOCUMENTS["b"]], names=["first", "second"])
+    lm.memorize(TEXT)
+    bank = lm.memory.single_bank(lm.device)
+    texts = (*DOCUMENTS.values(), TEXT)
+    starts = [0, *torch.tensor([ids(lm, text).size(1) for text in texts]).cumsum(0).tolist()]
+    names = ["first", "second", "document 3"]
+    assert bank.sources == [[Source(s, name, -1) for s, name in zip(starts, names, strict=False)]]
+    held = bank.held(0)
+    assert held.stop == starts[-1]
+    everything = torch.cat([ids(lm, text)[0] for text in texts])
+    assert bank.logs[0].read(held).tolist() == everything[held.start :].tolist()
+
+
+def test_files_are_documents(load, tmp_path):
+    lm = load()
+    for name, text in DOCUMENTS.items():
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "c.md").write_text(TEXT, encoding="utf-8")
+    lm.memorize([tmp_path / "c.md", tmp_path / "*.txt"])
+    names = [str(tmp_path / name) for name in ("c.md", "a.txt", "b.txt")]
+    assert [source.name for source in lm.memory.banks[False].sources[0]] == names
+    other = load()
+    other.memorize([TEXT, *DOCUMENTS.values()], names)
+    assert_same_memory(other, state(lm))
+
+
+def test_a_full_memory_says_so(load, caplog):
+    lm = load()
+    lm.memorize(story(20))
+    assert caplog.text == ""
+    tokens = lm.memorize(story(200))
+    assert f"{tokens} tokens are more than the memory holds (128)" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["longmem", "memtrm"])
+@pytest.mark.parametrize("memory_map", [False, True])
+def test_a_saved_memory_is_that_of_another_process(load, kind, memory_map, tmp_path):
+    lm, path = load(kind), tmp_path / "memory"
+    lm.memorize(DOCUMENTS.values())
+    lm.save_memory(path)
+    other = load(kind)
+    other.load_memory(path, memory_map=memory_map)
+    prompt = story(3, seed=8)
+    assert torch.equal(other.score(prompt).log_probs, lm.score(prompt).log_probs)
+    assert other.retrieved(prompt) == lm.retrieved(prompt)
+    lm.forget()
+    assert torch.equal(lm.score(prompt).log_probs, load(kind).score(prompt).log_probs)
+    assert not torch.equal(lm.score(prompt).log_probs, other.score(prompt).log_probs)
+
+
+def test_an_empty_memory_can_be_saved(load, tmp_path):
+    lm = load()
+    lm.save_memory(tmp_path / "memory")
+    lm.memorize(DOCUMENTS["a"])
+    lm.load_memory(tmp_path / "memory")
+    assert lm.memory.single_bank(lm.device).num_tokens == [0]
+
+
+# --- what was read ---
+
+
+def test_passages_are_what_the_heads_read(load):
+    lm = load()
+    lm.memorize(DOCUMENTS.values(), names=DOCUMENTS)
+    before, readings = state(lm), lm.retrieved(TEXT)
+    assert [reading.token for reading in readings] == lm.score(TEXT).tokens
+    assert_same_memory(lm, before)
+    texts = {**DOCUMENTS, "this text": TEXT}
+    tokens = {name: lm.tokenizer.indices(text).tolist() for name, text in texts.items()}
+    read = set()
+    for position, (_, passages) in enumerate(readings):
+        for head in range(2):
+            found = [p for p in passages if p.head == head]
+            weights = [p.weight for p in found]
+            assert len(found) == 4 and weights == sorted(weights, reverse=True)
+            assert sum(weights) == pytest.approx(1, abs=1e-5)
+            assert {p.gate for p in found} == {0.5}
+        for p in passages:
+            read.add(p.document)
+            last = p.offset + (1 if p.offset == 0 and p.before == "" else 2)
+            assert p.document != "this text" or p.offset + 1 < position // WINDOW * WINDOW
+            at = slice(p.offset, p.offset + 2)
+            expected = lm.tokenizer.decode(tokens[p.document][at])
+            assert p.text in (expected, lm.tokenizer.decode(tokens[p.document][: last - p.offset]))
+            start = max(0, p.offset - 8)
+            assert lm.tokenizer.decode(tokens[p.document][start : p.offset]).endswith(p.before)
+    assert read == set(texts)
+
+
+def test_scores_and_weights_of_passages_by_hand(load):
+    """One segment, whose queries and the bank are at hand."""
+    lm, asked = load(), []
+    lm.memorize(DOCUMENTS["a"], names="a")
+    text, bank = story(4, seed=9), lm.memory.single_bank(lm.device)
+    with torch.no_grad():
+        lm.decoder.read(ids(lm, text)[:, :-1], lambda q: asked.append(q) or bank.retrieve(q))
+    queries, stored = asked[0][0], bank.num_chunks[0]  # H x T x D
+    readings = lm.retrieved(text)
+    assert len(readings) == queries.size(1) < WINDOW
+    for position, (_, passages) in enumerate(readings):
+        for head in range(2):
+            query, found = queries[head, position], [p for p in passages if p.head == head]
+            scores, order = (bank.chunk_keys[0, head, :stored] @ query).sort(descending=True)
+            assert_close(
+                sorted((p.score for p in found), reverse=True),
+                scores[:4].tolist(),
+                atol=1e-4,
+                rtol=0,
+            )
+            keys = bank.store.keys[0, head, order[:4]]  # 4 x c x D
+            weights = (keys @ query * query.numel() ** -0.5).flatten().softmax(0).view(4, 2).sum(1)
+            expected = weights.sort(descending=True).values.tolist()
+            assert_close([p.weight for p in found], expected, atol=1e-5, rtol=0)
+            offsets = [2 * int(order[i]) - 1 for i in weights.argsort(descending=True)]
+            assert [p.offset for p in found] == [max(0, offset) for offset in offsets]
+    few = lm.retrieved(text, per_head=2)
+    for (_, passages), (_, all_passages) in zip(few, readings, strict=True):
+        assert passages == [*all_passages[:2], *all_passages[4:6]]
+
+
+def test_nothing_is_read_in_an_empty_memory(load):
+    readings = load().retrieved(TEXT)
+    assert [len(passages) for _, passages in readings[:WINDOW]] == [0] * WINDOW
+    assert all(len(passages) == 8 for _, passages in readings[WINDOW:])
+
+
+# --- loading ---
+
+
+def test_the_best_checkpoint_comes_first(models, tmp_path):
+    for file in models["longmem"].iterdir():
+        shutil.copy(file, tmp_path)
+    state = torch.load(tmp_path / "checkpoint_last.pt")
+    for name, gate in (("checkpoint_best.pt", 1.0), ("checkpoint.pt", 2.0)):
+        state["model"]["decoder.layers.0.self_attn.memory_bias"] += gate
+        torch.save(state, tmp_path / name)
+    gate = torch.sigmoid(torch.ones(2))
+    assert torch.equal(LongMem.from_pretrained(tmp_path).decoder.gate, gate)
+    assert torch.equal(
+        LongMem.from_pretrained(str(tmp_path / "checkpoint_best.pt")).decoder.gate, gate
+    )
+    (tmp_path / "checkpoint_best.pt").unlink()
+    lm = LongMem.from_pretrained(tmp_path)
+    assert torch.equal(lm.decoder.gate, torch.full((2,), 0.5)) and not lm.model.training
+
+
+def test_options_replace_those_of_training(load):
+    lm = load(memory_size=64, k=2, memory_dtype="int8", dtype="bfloat16")
+    options = lm.memory.options
+    assert (options["memory_size"], options["k"], options["dtype"]) == (64, 2, "int8")
+    assert lm.decoder.backbone.compute_dtype == torch.bfloat16
+    assert lm.memorize(DOCUMENTS["a"]) > 0
+    assert load(no_memory=True).decoder.memory is None
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(load):
+    lm, other = load(device="cuda"), load()
+    for used in (lm, other):
+        used.memorize(DOCUMENTS.values())
+    assert_close(lm.score(TEXT).log_probs, other.score(TEXT).log_probs, atol=1e-3, rtol=0)
+    assert lm.generate(TEXT, 8) == other.generate(TEXT, 8)
+    assert lm.generate(TEXT, 8, temperature=1, seed=1) == lm.generate(
+        TEXT, 8, temperature=1, seed=1
+    )
+
+
+# --- bad input ---
+
+BAD = {
+    "no such folder": (lambda load: LongMem.from_pretrained("nowhere"), "nowhere: no such model"),
+    "an unknown option": (
+        lambda load: load(memory=3),
+        "memory is no option of a model: expected pretrained_model_path, no_memory, memory_size, ",
+    ),
+    "an option of another model": (
+        lambda load: load("backbone", k=2),
+        "--k (2) does not apply to a longmem_backbone model",
+    ),
+    "a wrong size": (lambda load: load(k=3), "--k (3) must be a multiple of --chunk-size (2)"),
+    "a device": (
+        lambda load: load(device="abacus"),
+        "device (abacus) cannot be used: Expected one",
+    ),
+    "no memory to write": (lambda load: load("backbone").memorize("a"), "this model has no memory"),
+    "no memory to save": (
+        lambda load: load("backbone").save_memory("a"),
+        "this model has no memory",
+    ),
+    "no memory to read": (lambda load: load("backbone").retrieved("a"), "this model has no memory"),
+    "no memory to freeze": (
+        lambda load: load(no_memory=True).frozen_memory().__enter__(),
+        "this model has no memory",
+    ),
+    "too few names": (
+        lambda load: load().memorize(["a", "b"], names="a"),
+        "1 names for 2 documents",
+    ),
+    "no such file": (lambda load: load().memorize(Path("nowhere")), "nowhere: no such file"),
+    "an empty text": (lambda load: load().score(""), "the text is empty"),
+    "an empty text to read": (lambda load: load().retrieved(""), "the text is empty"),
+    "an empty prompt": (lambda load: load().generate(""), "the prompt is empty"),
+    "a negative length": (
+        lambda load: load().generate("a", -1),
+        "max_new_tokens (-1) must be at least 1",
+    ),
+    "a negative temperature": (
+        lambda load: load().generate("a", temperature=-0.5),
+        "temperature (-0.5) must be at least 0",
+    ),
+    "no hypotheses": (lambda load: load().generate("a", beam=0), "beam (0) must be at least 1"),
+    "top_p": (
+        lambda load: load().generate("a", temperature=1, top_p=1.5),
+        "top_p (1.5) must be between 0 and 1",
+    ),
+    "top_k without temperature": (
+        lambda load: load().generate("a", top_k=3),
+        "top_k and top_p say what is drawn from: give a temperature above 0 too",
+    ),
+    "beam and temperature": (
+        lambda load: load().generate("a", beam=2, temperature=1.0),
+        "beam (2) searches, temperature (1.0) draws: give one",
+    ),
+    "an empty stop": (
+        lambda load: load().generate("a", stop=["b", ""]),
+        "stop holds an empty string, which every text contains",
+    ),
+    "ids without rows": (
+        lambda load: load().logits([1, 2]),
+        "token_ids of shape (2,), expected B x T",
+    ),
+    "no ids": (lambda load: load().logits([[]]), "token_ids of shape (1, 0), expected B x T"),
+    "ids of no token": (
+        lambda load: load().logits([[99999]]),
+        "token_ids must be whole numbers from 0",
+    ),
+    "ids that are none": (
+        lambda load: load().logits([[0.5]]),
+        "token_ids must be whole numbers from 0",
+    ),
+    "no memory file": (lambda load: load().load_memory("nowhere"), "nowhere: no such memory file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(load, case):
+    call, message = BAD[case]
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        call(load)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_a_frozen_memory_refuses_to_change(load, tmp_path):
+    lm = load()
+    lm.memorize(DOCUMENTS["a"])
+    lm.save_memory(tmp_path / "memory")
+    before = state(lm)
+    with lm.frozen_memory():
+        for change in (
+            lambda: lm.memorize("a"),
+            lm.forget,
+            lambda: lm.load_memory(tmp_path / "memory"),
+        ):
+            with pytest.raises(ValueError) as error:
+                change()
+            assert str(error.value) == "the memory is frozen: leave frozen_memory() first"
+    assert_same_memory(lm, before)
+
+
+@pytest.mark.parametrize("kind", ["longmem", "memtrm"])
+def test_memory_of_another_model_is_refused(load, kind, tmp_path):
+    path = tmp_path / "memory"
+    load(kind).save_memory(path)
+    with pytest.raises(ValueError) as error:
+        load(f"other_{kind}").load_memory(path)
+    assert str(error.value).startswith(f"{path} holds keys of the backbone ")
+
+
+def test_memory_of_several_streams_is_refused(load, tmp_path):
+    lm, path = load(), tmp_path / "memory"
+    sizes = {name: lm.memory.options[name] for name in ("memory_size", "chunk_size", "k")}
+    MemoryBank(2, 2, 16, **sizes).save(str(path))
+    lm.memorize(DOCUMENTS["a"])
+    before = state(lm)
+    with pytest.raises(ValueError) as error:
+        lm.load_memory(path)
+    assert str(error.value) == f"{path} holds 2 streams: a generation starts from one"
+    assert_same_memory(lm, before)
+
+
+def test_a_folder_that_is_not_complete(models, tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        LongMem.from_pretrained(tmp_path)
+    expected = "holds no model: expected checkpoint_best.pt, checkpoint_last.pt, checkpoint.pt"
+    assert str(error.value) == f"{tmp_path} {expected}"
+    for name, message in (
+        ("checkpoint_last.pt", " has no dict.txt: copy dictionary and tokenizer"),
+        ("dict.txt", " has no tokenizer: expected sentencepiece.model"),
+    ):
+        shutil.copy(models["longmem"] / name, tmp_path)
+        with pytest.raises(FileNotFoundError) as error:
+            LongMem.from_pretrained(tmp_path)
+        assert str(error.value).startswith(f"{tmp_path}{message}")
+
+
+def test_a_backbone_that_is_gone_can_be_named(models, tmp_path):
+    for file in models["longmem"].iterdir():
+        shutil.copy(file, tmp_path)
+    checkpoint = tmp_path / "checkpoint_last.pt"
+    state = torch.load(checkpoint)
+    state["cfg"]["model"]["pretrained_model_path"] = "/gone/checkpoint.pt"
+    state["cfg"]["task"]["pretrained_model_path"] = "gone/checkpoint.pt"  # as it was given
+    torch.save(state, checkpoint)
+    with pytest.raises(FileNotFoundError) as error:
+        LongMem.from_pretrained(tmp_path)
+    assert str(error.value) == (
+        "--pretrained-model-path (/gone/checkpoint.pt): no such file; "
+        f"{checkpoint} needs its backbone: give pretrained_model_path=CHECKPOINT"
+    )
+    backbone = str(models["backbone"] / "checkpoint_last.pt")
+    lm = LongMem.from_pretrained(tmp_path, pretrained_model_path=backbone)
+    expected = LongMem.from_pretrained(models["longmem"]).score(TEXT).log_probs
+    assert torch.equal(lm.score(TEXT).log_probs, expected)
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"text \xff\xfe", "byte 0xFF at offset 5"),
+        (b"\x7fELF\0\0", "byte 0x00 at offset 4"),
+    ],
+)
+def test_a_binary_file_is_no_document(load, content, reason, tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        load().memorize(path)
+    assert str(error.value) == f"{path} is not a text in UTF-8 ({reason})"
+
+
+def test_patterns_without_files(load, tmp_path):
+    for path, message in (
+        (tmp_path / "*.txt", f"{tmp_path}/*.txt: no such file"),
+        (tmp_path, f"{tmp_path} is a folder: give its files, as {tmp_path}/*.txt"),
+    ):
+        with pytest.raises(FileNotFoundError) as error:
+            load().memorize(path)
+        assert str(error.value) == message
