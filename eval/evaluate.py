@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Perplexity per document and by position, and recall by distance, of one checkpoint.
+"""Perplexity per document, by length and by position, and recall by distance, of one checkpoint.
 
 Example:
     python eval/evaluate.py data/books --path runs/longmem/checkpoint_last.pt --name longmem
 
-Reads every document of a split from its first to its last token, --batch-size of them side by side.
-Appends one JSON line to --results and prints one line for people. For a corpus with questions
+Reads every document of a split from its first to its last token, up to --batch-size of similar length
+side by side. Appends one JSON line to --results and prints one for people; killed and started again
+with the same options, it goes on with the documents that are left. For a corpus with questions
 (preprocess/make_recall_corpus.py) it counts how many answers are the model's first choice: *within*
 the window, where the fact was last mentioned in the same segment, and *beyond*, where that was more
 than --tokens-per-sample tokens ago.
@@ -17,18 +18,27 @@ import os
 from typing import Dict, List
 
 import numpy as np
+from tqdm import tqdm
 
+import model_options
+from item_log import ItemLog
 from longmem_fairseq.cli import run
+from results import Stopwatch, append_result, file_hash, read_json_lines
 from stream_scoring import (
     MEMORIES,
+    Documents,
     DocumentScores,
-    Stopwatch,
+    group_documents,
+    load_documents,
     load_model,
     perplexity,
-    read_json_lines,
-    score_documents,
+    score_group,
     use_memory,
+    write_with,
 )
+
+# the paper's, in tokens (section 4.2), and what is shorter
+LENGTHS = (0, 5_000, 10_000, 100_000, 500_000, 1_000_000, None)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -37,13 +47,12 @@ def get_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    overridden = " (default: as in the checkpoint)"
     add("data", help="folder made by preprocess/prepare_corpus.py")
-    add("--path", required=True, help="checkpoint")
-    add("--name", required=True, help="what to call the model in results")
+    add(
+        "--benchmark", default="perplexity", help="what to call the corpus in results: books, arxiv"
+    )
     add("--split", default="test", help="split to read")
-    add("--results", help="file to append the JSON line to")
-    add("--tokens-per-sample", type=int, default=1024, help="tokens of a segment")
+    add("--limit", type=int, help="first documents (default: all)")
     add("--batch-size", type=int, default=8, help="documents read side by side")
     add(
         "--memory",
@@ -51,106 +60,175 @@ def get_parser() -> argparse.ArgumentParser:
         default="own",
         help="own: the document's past; the controls empty, and other: another document's past",
     )
-    add("--no-memory", action="store_true", help="without a memory bank")
-    add("--memory-size", type=int, help="tokens of the memory bank" + overridden)
-    add("--chunk-size", type=int, help="tokens per chunk" + overridden)
-    add("--k", type=int, help="tokens retrieved per query and head" + overridden)
-    add("--compute-dtype", help="type of the matrix products" + overridden)
-    add("--pretrained-model-path", help="checkpoint of the backbone" + overridden)
+    add(
+        "--memory-writer",
+        help="checkpoint whose keys and values are memorised instead, an older one",
+    )
     add("--seed", type=int, help="recorded in the results: the training seed")
+    model_options.add_model_options(parser)
     return parser
 
 
 def main() -> None:
     args = get_parser().parse_args()
+    model_options.check_positive(args, "batch_size", "limit")
     if args.memory == "other" and args.batch_size < 2:
         raise ValueError(
             "--memory other needs --batch-size of at least 2: another document to read"
         )
-    model, task = load_model(
-        args.path,
-        args.data,
-        args.tokens_per_sample,
-        no_memory=args.no_memory,
-        memory_size=args.memory_size,
-        chunk_size=args.chunk_size,
-        k=args.k,
-        compute_dtype=args.compute_dtype,
-        pretrained_model_path=args.pretrained_model_path,
-    )
+    options = model_options.overrides(args)
+    where = (args.data, args.tokens_per_sample, args.device)
+    model, task = load_model(args.path, *where, **options)
     use_memory(model, args.memory)
-    watch = Stopwatch()
-    scored = dict(score_documents(model, task, args.split, args.batch_size))
-    documents = [scored[number] for number in sorted(scored)]
+    if args.memory_writer:
+        write_with(model, load_model(args.memory_writer, *where, **options)[0])
     result = {
-        "name": args.name,
+        "benchmark": args.benchmark,
+        **model_options.describe_model(args, model),
         "data": args.data,
         "split": args.split,
         "memory": args.memory,
         "seed": args.seed,
-        **summarise(documents),
     }
-    questions = os.path.join(args.data, f"{args.split}.questions.jsonl")
-    if os.path.isfile(questions):
+    if model.decoder.memory is not None:
+        result["gate"] = model.decoder.gate.tolist()
+    path = os.path.join(args.data, f"{args.split}.questions.jsonl")
+    questions = read_json_lines(path) if os.path.isfile(path) else []
+    records = read_split(args, model, task, questions)
+    result.update(summarise(records))
+    if questions:
         with open(os.path.join(args.data, "manifest.json"), encoding="utf-8") as manifest:
             result["chance"] = json.load(manifest).get("chance")
-        result.update(recall(scored, read_json_lines(questions), args.tokens_per_sample))
-    result["seconds"] = round(watch.seconds, 1)
-    if args.results:
-        with open(args.results, "a", encoding="utf-8") as results:
-            results.write(json.dumps(result) + "\n")
+        result.update(recall(records, questions, args.tokens_per_sample))
+    result["seconds"] = round(sum(record["seconds"] for record in records), 1)
+    append_result(args.results, result)
     print(describe(result))
 
 
-def summarise(documents: List[DocumentScores]) -> Dict:
-    """Perplexity per token and per word, per document and by position in the document."""
-    nll = sum(float(d.nll.sum(dtype=np.float64)) for d in documents)
-    tokens = sum(len(d.nll) for d in documents)
-    words = sum(d.words for d in documents)
+def read_split(args: argparse.Namespace, model, task, questions: List[Dict]) -> List[Dict]:
+    """What is kept of every document, in their order; what a killed run has read is not read again."""
+    documents, descriptions = load_documents(task, args.split)
+    sizes = documents.sizes[: args.limit]
+    groups = group_documents(sizes, args.batch_size)
+    if args.memory == "other" and min(len(group) for group in groups) < 2:
+        raise ValueError(
+            f"--batch-size ({args.batch_size}) leaves one of {len(sizes)} documents alone, without "
+            "another whose memory it could read: choose another number"
+        )
+    names = ("bin", "idx", "documents.jsonl")
+    files = {name: f"{os.path.join(args.data, args.split)}.{name}" for name in names}
+    if questions:
+        files["questions"] = os.path.join(args.data, f"{args.split}.questions.jsonl")
+    if args.memory_writer:
+        files["memory writer"] = args.memory_writer
+    hashes = {name: file_hash(path) for name, path in files.items()}
+    log = ItemLog(args.results, model_options.settings(args, model, args.benchmark, hashes))
+    asked: Dict[int, List[Dict]] = {number: [] for number in range(len(documents))}
+    for question in questions:
+        asked[question["document"]].append(question)
+    records: Dict[int, Dict] = {}
+    with tqdm(total=int(sizes.sum()), unit="tok", unit_scale=True) as bar:
+        for number, group in enumerate(groups):
+            if str(number) in log.done:
+                bar.update(int(sizes[group].sum()))
+            else:
+                watch = Stopwatch()
+                scored = dict(
+                    score_group(model, task, Documents(documents, group), descriptions, bar)
+                )
+                found = {str(i): record_of(scored[i], asked[i]) for i in group}
+                seconds = watch.seconds / len(group)
+                log.add(str(number), {"documents": found, "seconds_each": seconds})
+            done = log.done[str(number)]
+            for i, record in done["documents"].items():
+                records[int(i)] = {**record, "seconds": done["seconds_each"]}
+    return [records[i] for i in range(len(sizes))]
+
+
+def record_of(scores: DocumentScores, questions: List[Dict]) -> Dict:
+    """What is kept of a document: sums of negative log-likelihoods, and which answers were right."""
+    by_position = []
+    start, stop = 0, 1024
+    while start < len(scores.nll):
+        part = scores.nll[start:stop]
+        by_position.append([len(part), float(part.sum(dtype=np.float64))])
+        start, stop = stop, 2 * stop
+    answers = [slice(q["position"], q["position"] + q["tokens"]) for q in questions]
+    return {
+        "name": scores.name,
+        "tokens": len(scores.nll),
+        "words": scores.words,
+        "nll": float(scores.nll.sum(dtype=np.float64)),
+        "by_position": by_position,
+        "answers": [bool(scores.right[answer].all()) for answer in answers],
+    }
+
+
+def summarise(records: List[Dict]) -> Dict:
+    """Perplexity per token and per word, per document, by its length, and by position in it."""
+    return {
+        **perplexities(records),
+        "by_length": by_length(records),
+        "by_position": by_position(records),
+        "documents": [
+            {"name": r["name"], "tokens": r["tokens"], "ppl": perplexity(r["nll"], r["tokens"])}
+            for r in records
+        ],
+    }
+
+
+def perplexities(records: List[Dict]) -> Dict:
+    tokens, words, nll = (
+        sum(record[key] for record in records) for key in ("tokens", "words", "nll")
+    )
     return {
         "tokens": tokens,
         "words": words,
         "loss": nll / tokens,
         "ppl": perplexity(nll, tokens),
         "word_ppl": perplexity(nll, words),
-        "by_position": by_position(documents),
-        "documents": [
-            {
-                "name": d.name,
-                "tokens": len(d.nll),
-                "ppl": perplexity(float(d.nll.sum(dtype=np.float64)), len(d.nll)),
-            }
-            for d in documents
-        ],
     }
 
 
-def by_position(documents: List[DocumentScores]) -> List[Dict]:
+def by_length(records: List[Dict]) -> List[Dict]:
+    """Perplexities of the documents in each of the paper's buckets that has any."""
+    buckets = []
+    for start, stop in zip(LENGTHS, LENGTHS[1:], strict=False):
+        chosen = [r for r in records if start <= r["tokens"] < (stop or float("inf"))]
+        if chosen:
+            bucket = {"from": start, "to": stop, "documents": len(chosen)}
+            buckets.append({**bucket, **perplexities(chosen)})
+    return buckets
+
+
+def by_position(records: List[Dict]) -> List[Dict]:
     """Perplexity of the tokens 0 to 1k, 1k to 2k, 2k to 4k, ... of all documents."""
     buckets = []
     start, stop = 0, 1024
-    while any(len(d.nll) > start for d in documents):
-        parts = [d.nll[start:stop] for d in documents]
-        nll = sum(float(part.sum(dtype=np.float64)) for part in parts)
-        tokens = sum(len(part) for part in parts)
-        buckets.append(
-            {"from": start, "to": stop, "tokens": tokens, "ppl": perplexity(nll, tokens)}
-        )
+    for place in range(max(len(record["by_position"]) for record in records)):
+        parts = [r["by_position"][place] for r in records if place < len(r["by_position"])]
+        tokens, nll = (sum(column) for column in zip(*parts, strict=True))
+        bucket = {"from": start, "to": stop, "tokens": tokens, "ppl": perplexity(nll, tokens)}
+        buckets.append(bucket)
         start, stop = stop, 2 * stop
     return buckets
 
 
-def recall(scored: Dict[int, DocumentScores], questions: List[Dict], segment: int) -> Dict:
-    """Share of the answers that were the first choice, token for token."""
-    right = np.zeros(len(questions), dtype=bool)
-    visible = np.zeros(len(questions), dtype=bool)
+def recall(records: List[Dict], questions: List[Dict], segment: int) -> Dict:
+    """Share of the answers that were the first choice, token for token.
+
+    Args:
+        questions: of all documents, also of those that were not read
+        segment: tokens of a segment
+    """
+    answers = {number: iter(record["answers"]) for number, record in enumerate(records)}
+    questions = [question for question in questions if question["document"] in answers]
+    right = np.array([next(answers[question["document"]]) for question in questions], dtype=bool)
+    # target p is predicted by input p of its segment; a mentioned token is input p + 1
+    visible = np.array(
+        [(q["mention"] + 1) // segment == q["position"] // segment for q in questions], dtype=bool
+    )
     distance = np.array([q["distance"] for q in questions])
-    for i, question in enumerate(questions):
-        scores, at = scored[question["document"]], question["position"]
-        answer = slice(at, at + question["tokens"])
-        right[i] = scores.right[answer].all()
-        # target p is predicted by input p of its segment; a mentioned token is input p + 1
-        visible[i] = (question["mention"] + 1) // segment == at // segment
     beyond = distance > segment
     edges = [1, *(2**power for power in range(5, 1 + max(5, int(distance.max()).bit_length())))]
     by_distance = []
@@ -176,10 +254,13 @@ def recall(scored: Dict[int, DocumentScores], questions: List[Dict], segment: in
 
 
 def describe(result: Dict) -> str:
+    """The line for people."""
     line = (
         f"{result['name']} (memory: {result['memory']}): {result['tokens']:,} tokens, "
         f"ppl {result['ppl']:.3f}, per word {result['word_ppl']:.2f}"
     )
+    if "gate" in result:
+        line += f", gate {' '.join(f'{gate:.2f}' for gate in result['gate'])}"
     if "recall" in result:
         shares = ", ".join(
             f"{where} the window {100 * share:.1f}%"

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Table, plot and results.json from the JSON lines of eval/evaluate.py.
+"""Tables, with the paper's numbers, plot and summary from the JSON lines of a benchmark.
 
 Example:
     python eval/report.py runs/quickstart/results.jsonl --plot runs/quickstart/results.png
 
-The last line of each name counts. results.json beside the lines holds, per name, tokens, ppl,
-word_ppl and, for a corpus with questions, recall within and beyond the window, questions, chance.
+Of lines with the same benchmark, name, setting and seed the last one counts. Of perplexities
+results.json (beside results.jsonl) holds, per name, tokens, ppl, word_ppl and, for a corpus with
+questions, recall within and beyond the window, questions, chance.
 """
 
 import argparse
@@ -13,12 +14,13 @@ import json
 from pathlib import Path
 from typing import Dict, List
 
-import matplotlib
-
+import report_plots
+import report_tables
 from longmem_fairseq.cli import run
-from stream_scoring import read_json_lines
+from results import read_json_lines
 
 KEPT = ("tokens", "ppl", "word_ppl", "memory", "recall", "questions", "chance")
+KINDS = ("icl", "chapterbreak", "squad", "needle")  # any other benchmark's lines are perplexities
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -27,71 +29,62 @@ def get_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("results", type=Path, help="file of JSON lines written by eval/evaluate.py")
+    add("results", type=Path, help="file of JSON lines that a benchmark of eval/ wrote")
     add("--plot", type=Path, help="PNG to write")
-    add("--baseline", default="backbone", help="name that the others are compared with")
+    add("--baseline", default="backbone", help="name that the other perplexities are compared with")
     return parser
 
 
-def main() -> None:
-    args = get_parser().parse_args()
-    results = {line["name"]: line for line in read_json_lines(args.results)}
-    if not results:
-        raise ValueError(f"{args.results} holds no results: run eval/evaluate.py first")
+def by_benchmark(lines: List[Dict]) -> Dict[str, List[Dict]]:
+    """Of every benchmark the lines that count, in the order of their first appearance."""
+    chosen: Dict[str, Dict[str, Dict]] = {}
+    for line in lines:
+        benchmark = line.get("benchmark", "perplexity")
+        # perplexities of several seeds are told apart by their names
+        parts = [line["name"]]
+        if benchmark in KINDS:
+            parts += [line["setting"], line["seed"]]
+        chosen.setdefault(benchmark, {})[json.dumps(parts)] = line
+    return {benchmark: list(found.values()) for benchmark, found in chosen.items()}
+
+
+def report_perplexities(args: argparse.Namespace, lines: List[Dict]) -> None:
+    """Prints the tables, draws the plot and writes the summary."""
+    results = {line["name"]: line for line in lines}
+    print("\n".join(report_tables.perplexities(results, args.baseline)))
+    several = {b["from"] for line in lines for b in line.get("by_length", [])}
+    if len(several) > 1:
+        print("\nPerplexity per token (per word) by length of the document, in tokens:\n")
+        print("\n".join(report_tables.lengths(results)))
     summary = {
         name: {key: result[key] for key in KEPT if key in result}
         for name, result in results.items()
     }
-    path = args.results.with_name("results.json")
+    path = args.results.with_suffix(".json")
     path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    print("\n".join(table(results, args.baseline)))
     if args.plot:
-        plot(results, args.plot)
+        report_plots.perplexities(results, args.plot)
         print(f"\n{path} and {args.plot} written")
 
 
-def table(results: Dict[str, Dict], baseline: str) -> List[str]:
-    """Markdown: perplexities and their ratio to the baseline's, recall where there are questions."""
-    header = ["model", "tokens", "ppl", "per word", f"ppl / {baseline}"]
-    asks = any("recall" in result for result in results.values())
-    if asks:
-        header += ["recall within", "beyond the window"]
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
-    for name, result in results.items():
-        row = [name, f"{result['tokens']:,}", f"{result['ppl']:.3f}", f"{result['word_ppl']:.2f}"]
-        base = results.get(baseline)
-        row.append(f"{result['ppl'] / base['ppl']:.4f}" if base else "")
-        if asks:
-            recall = result.get("recall", {})
-            for where in ("within", "beyond"):
-                share = recall.get(where)
-                row.append(f"{100 * share:.1f}%" if share is not None else "")
-        lines.append(row)
-    return ["| " + " | ".join(line) + " |" for line in lines]
-
-
-def plot(results: Dict[str, Dict], path: Path) -> None:
-    """Recall by distance where there are questions, else perplexity by position."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5))
-    for name, result in results.items():
-        if "recall_by_distance" in result:
-            buckets = result["recall_by_distance"]
-            values = [100 * bucket["recall"] for bucket in buckets]
-            axes.set(xlabel="tokens since the fact was last mentioned", ylabel="answers right (%)")
+def main() -> None:
+    args = get_parser().parse_args()
+    benchmarks = by_benchmark(read_json_lines(args.results))
+    if not benchmarks:
+        raise ValueError(f"{args.results} holds no results: run eval/evaluate.py first")
+    if args.plot and len(benchmarks) > 1:
+        raise ValueError(
+            f"--plot ({args.plot}) is for one benchmark, but {args.results} has {', '.join(benchmarks)}"
+        )
+    for number, (benchmark, lines) in enumerate(benchmarks.items()):
+        if len(benchmarks) > 1:
+            print(("\n" if number else "") + f"## {benchmark}\n")
+        if benchmark in KINDS:
+            print("\n".join(getattr(report_tables, benchmark)(lines)))
+            if args.plot:
+                getattr(report_plots, benchmark)(lines, args.plot)
         else:
-            buckets = [bucket for bucket in result["by_position"] if bucket["tokens"]]
-            values = [bucket["ppl"] for bucket in buckets]
-            axes.set(xlabel="position in the document (tokens)", ylabel="perplexity")
-        axes.plot([bucket["to"] for bucket in buckets], values, marker="o", label=name)
-    axes.set_xscale("log", base=2)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+            report_perplexities(args, lines)
 
 
 if __name__ == "__main__":

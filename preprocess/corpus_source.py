@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 SPLITS = ("train", "valid", "test")
 TEXT_SUFFIX = ".txt"
@@ -49,8 +49,6 @@ class Source:
             raise ValueError(
                 f"--source ({path}) holds no documents: expected .txt, .jsonl or .jsonl.zst files"
             )
-        if self.split_files and not self.split_files.get("train"):
-            raise ValueError(f"--source ({path}) has no documents in its train split")
 
     @property
     def has_splits(self) -> bool:
@@ -116,14 +114,7 @@ class Source:
                 yield from self._records(path, name)
 
     def _records(self, path: Path, file_name: str) -> Iterator[Document]:
-        for number, line in enumerate(_lines(path), start=1):
-            where = f"{path}, line {number}"
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(_decode(line, where))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: invalid JSON ({error.msg})") from None
+        for where, number, record in json_records(path):
             text = record.get(self.text_field) if isinstance(record, dict) else None
             if not isinstance(text, str):
                 raise ValueError(
@@ -137,6 +128,21 @@ class Source:
             if questions is not None:
                 _check_questions(questions, text, where)
             yield Document(str(record.get("name", f"{file_name}:{number}")), text, questions, where)
+
+
+def json_records(path: Path) -> Iterator[Tuple[str, int, Any]]:
+    """Every record of a .jsonl or .jsonl.zst file: where it is, for messages, its line, its content.
+
+    Raises ValueError for a line that is not JSON.
+    """
+    for number, line in enumerate(_lines(path), start=1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            yield where, number, json.loads(_decode(line, where))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: invalid JSON ({error.msg})") from None
 
 
 def _is_document_file(path: Path) -> bool:

@@ -18,11 +18,19 @@ class SplitCorpus:
     Args:
         valid_share, test_share: share of the documents, where the source has no splits of its own.
         seed: of that split.
+        must_train: there has to be a train split, from which the tokenizer is made.
 
     Raises ValueError where there are no documents, or none to train on.
     """
 
-    def __init__(self, source: Source, valid_share: float, test_share: float, seed: int):
+    def __init__(
+        self,
+        source: Source,
+        valid_share: float,
+        test_share: float,
+        seed: int,
+        must_train: bool = True,
+    ):
         self.source = source
         self.seed = seed
         self.split_of: List[str] = []  # of each document in reading order, where we split
@@ -42,8 +50,11 @@ class SplitCorpus:
                 self._count(split, length)
         if not any(self.num_documents.values()):
             raise ValueError(f"--source ({source.path}) holds no documents")
-        if not self.num_documents["train"]:
-            raise ValueError(f"--source ({source.path}) has no documents in its train split")
+        if must_train and not self.num_documents["train"]:
+            raise ValueError(
+                f"--source ({source.path}) has no documents in its train split, from which the "
+                "tokenizer is made; for evaluation alone, give a model's folder as --vocabulary"
+            )
 
     def _count(self, split: str, num_characters: int) -> None:
         self.num_documents[split] += 1

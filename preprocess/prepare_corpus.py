@@ -10,6 +10,9 @@ Writes
     dict.txt, {train,valid,test}.{bin,idx}, {split}.documents.jsonl, {split}.questions.jsonl,
     sentencepiece.model (or encoder.json and vocab.bpe) and manifest.json
 into --dest, all or nothing. Run again with the same input and options, it does nothing.
+
+To evaluate a model on other documents, --vocabulary is its folder, which holds its tokenizer and
+dictionary; the source may then have a test split alone.
 """
 
 import argparse
@@ -25,6 +28,7 @@ from corpus_source import SPLITS, Source
 from corpus_split import SplitCorpus
 from corpus_writer import write_split
 from longmem_fairseq.cli import run
+from longmem_fairseq.tokenizers.folder import load_tokenizer
 from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2_FILES, GPT2Tokenizer
 from longmem_fairseq.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer, load_dictionary
@@ -42,6 +46,11 @@ def get_parser() -> argparse.ArgumentParser:
     share = "share of documents, where the source has no splits"
     add("--source", type=Path, required=True, help="file or folder of documents")
     add("--dest", type=Path, required=True, help="folder to write, new or empty")
+    add(
+        "--vocabulary",
+        type=Path,
+        help="folder of a model or corpus: use its tokenizer and dict.txt",
+    )
     add("--tokenizer", choices=("sentencepiece", "gpt2"), default="sentencepiece", help="tokenizer")
     add("--vocab-size", type=int, default=8000, help="pieces of the SentencePiece model to train")
     add("--sentencepiece-model", type=Path, help="use this model instead of training one")
@@ -71,6 +80,12 @@ def check_options(args: argparse.Namespace) -> None:
             f"--valid-share ({args.valid_share}) and --test-share ({args.test_share}) "
             "leave no train split: their sum must be below 1"
         )
+    given = [args.sentencepiece_model, args.dict, args.gpt2_bpe_dir]
+    if args.vocabulary is not None and any(option is not None for option in given):
+        raise ValueError(
+            f"--vocabulary ({args.vocabulary}) is tokenizer and dictionary: leave out "
+            "--sentencepiece-model, --dict and --gpt2-bpe-dir"
+        )
     if args.tokenizer == "gpt2" and args.gpt2_bpe_dir is None:
         raise ValueError("--tokenizer gpt2 needs --gpt2-bpe-dir")
     if args.tokenizer == "sentencepiece" and args.dict and not args.sentencepiece_model:
@@ -89,6 +104,9 @@ def corpus_hash(args: argparse.Namespace, source: Source) -> str:
     files = {"sentencepiece_model": args.sentencepiece_model, "dict": args.dict}
     if args.tokenizer == "gpt2":
         files.update({name: args.gpt2_bpe_dir / name for name in GPT2_FILES})
+    if args.vocabulary is not None:
+        names = ("sentencepiece.model", *GPT2_FILES)
+        files.update({f"vocabulary {name}": args.vocabulary / name for name in names})
     for name, path in files.items():
         if path is not None and path.is_file():
             parts[name] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -96,6 +114,8 @@ def corpus_hash(args: argparse.Namespace, source: Source) -> str:
 
 
 def make_tokenizer(args: argparse.Namespace, corpus: SplitCorpus) -> Tokenizer:
+    if args.vocabulary is not None:
+        return load_tokenizer(args.vocabulary)
     dictionary = load_dictionary(args.dict) if args.dict else None
     if args.tokenizer == "gpt2":
         return GPT2Tokenizer(args.gpt2_bpe_dir, dictionary)
@@ -117,7 +137,8 @@ def write_corpus(folder: Path, corpus: SplitCorpus, args: argparse.Namespace) ->
             encoded, split, corpus.num_documents[split], unit=" documents", disable=None
         )
         splits[split], frequencies = write_split(folder, split, bar, len(tokenizer.dictionary))
-        if split == "train" and tokenizer.kind == "sentencepiece" and not args.dict:
+        trained_here = not (args.dict or args.vocabulary)
+        if split == "train" and tokenizer.kind == "sentencepiece" and trained_here:
             # what a new backbone predicts before it has learnt anything
             tokenizer.dictionary.count = frequencies.tolist()
     tokenizer.dictionary.save(str(folder / "dict.txt"))
@@ -141,7 +162,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     if is_up_to_date(args.dest, "manifest.json", {"hash": digest}, args.overwrite):
         print(f"{args.dest}: up to date")
         return
-    corpus = SplitCorpus(source, args.valid_share, args.test_share, args.seed)
+    must_train = not (args.vocabulary or args.sentencepiece_model or args.gpt2_bpe_dir)
+    corpus = SplitCorpus(source, args.valid_share, args.test_share, args.seed, must_train)
     with replaced_folder(args.dest) as folder:
         manifest = {**write_corpus(folder, corpus, args), "hash": digest}
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")

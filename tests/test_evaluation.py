@@ -4,11 +4,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from omegaconf import OmegaConf
 
 import evaluate
 import report
 from longmem_fairseq import cli
+from longmem_fairseq.models.longmem import LongMemConfig
 from stream_scoring import DocumentScores
+from tests.small_models import MEMORY, SEGMENT
 
 
 def document(nll, words=1, name="d", tokens=None, right=None):
@@ -18,9 +22,13 @@ def document(nll, words=1, name="d", tokens=None, right=None):
     return DocumentScores(name, words, tokens, nll, right)
 
 
+def records_of(*documents):
+    return [evaluate.record_of(document, []) for document in documents]
+
+
 def test_perplexity_per_token_word_and_document():
     documents = [document([np.log(2)] * 4, words=2, name="a"), document([np.log(8)] * 2, words=1)]
-    result = evaluate.summarise(documents)
+    result = evaluate.summarise(records_of(*documents))
     assert (result["tokens"], result["words"]) == (6, 3)
     # 4 log 2 + 2 log 8 = 10 log 2
     assert result["ppl"] == pytest.approx(2 ** (10 / 6))
@@ -30,7 +38,7 @@ def test_perplexity_per_token_word_and_document():
 
 def test_positions_double_and_cover_every_token():
     documents = [document(np.full(3000, np.log(4))), document(np.full(1025, np.log(2)))]
-    buckets = evaluate.by_position(documents)
+    buckets = evaluate.by_position(records_of(*documents))
     assert [(b["from"], b["to"], b["tokens"]) for b in buckets] == [
         (0, 1024, 2048),
         (1024, 2048, 1025),
@@ -40,9 +48,24 @@ def test_positions_double_and_cover_every_token():
     assert buckets[2]["ppl"] == pytest.approx(4)
 
 
+def test_lengths_are_the_papers_buckets():
+    sizes = {4999: 2, 5000: 2, 9999: 8, 10_000: 2, 1_000_000: 4}  # tokens: perplexity
+    documents = [document(np.full(size, np.log(ppl)), words=size) for size, ppl in sizes.items()]
+    buckets = evaluate.by_length(records_of(*documents))
+    assert [(b["from"], b["to"], b["documents"], b["tokens"]) for b in buckets] == [
+        (0, 5000, 1, 4999),
+        (5000, 10_000, 2, 14_999),
+        (10_000, 100_000, 1, 10_000),
+        (1_000_000, None, 1, 1_000_000),
+    ]
+    # 5,000 log 2 + 9,999 log 8 = 34,997 log 2
+    assert buckets[1]["ppl"] == pytest.approx(2 ** (34_997 / 14_999), rel=1e-5)
+    assert buckets[3]["word_ppl"] == pytest.approx(4, rel=1e-5)
+
+
 def test_recall_within_and_beyond_the_window():
     # segments of 4: targets 0-3, 4-7, 8-11; input p is target p - 1
-    scored = {0: document(np.zeros(12), tokens=np.arange(12), right=np.arange(12) != 10)}
+    scores = document(np.zeros(12), tokens=np.arange(12), right=np.arange(12) != 10)
     questions = [
         # mention 1 is input 2, in the segment of position 3: visible, right
         {"document": 0, "position": 3, "tokens": 1, "mention": 1, "distance": 2},
@@ -55,10 +78,57 @@ def test_recall_within_and_beyond_the_window():
         # in the segment before but not more than a window ago: neither
         {"document": 0, "position": 4, "tokens": 1, "mention": 2, "distance": 2},
     ]
-    result = evaluate.recall(scored, questions, segment=4)
+    result = evaluate.recall([evaluate.record_of(scores, questions)], questions, segment=4)
     assert result["questions"] == {"within": 2, "beyond": 2}
     assert result["recall"] == {"within": 1.0, "beyond": 0.5}
     assert result["recall_by_distance"] == [{"from": 1, "to": 32, "questions": 5, "recall": 0.8}]
+
+
+@pytest.fixture
+def checkpoint(build, backbone_path, tmp_path):
+    """Of a longmem, as fairseq-train writes it."""
+    cfg = LongMemConfig(_name="longmem", pretrained_model_path=backbone_path, **MEMORY)
+    state = {
+        "cfg": {"model": OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True)},
+        "args": None,
+        "model": build().state_dict(),
+        "optimizer_history": [{"optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}],
+        "extra_state": {},
+    }
+    torch.save(state, tmp_path / "checkpoint.pt")
+    return tmp_path / "checkpoint.pt"
+
+
+def test_memory_options_replace_those_of_the_checkpoint(
+    checkpoint, task, tmp_path, monkeypatch, capsys
+):
+    used = {}
+
+    def read(args, model, *unused):
+        used.update(model.decoder.memory.options)
+        return [{**record, "seconds": 0.0} for record in records_of(document([np.log(2)]))]
+
+    monkeypatch.setattr(evaluate, "read_split", read)
+    own = {
+        "memory_size": 64,
+        "chunk_size": 2,
+        "k": 8,
+        "index": "torch",
+        "index_parameters": "",
+        "dtype": "float32",
+        "storage": "device",
+        "directory": None,
+    }
+    more = "--memory-size 128 --chunk-size 4 --k 16 --memory-index HNSW8 --memory-dtype int8"
+    more += f" --memory-index-parameters efSearch=64 --memory-storage disk --memory-dir {tmp_path}"
+    others = (128, 4, 16, "HNSW8", "efSearch=64", "int8", "disk", str(tmp_path))
+    command = f"evaluate.py {task.cfg.data} --path {checkpoint} --name m"
+    command += f" --tokens-per-sample {SEGMENT} "
+    for arguments, expected in (("", own), (more, dict(zip(own, others, strict=True)))):
+        monkeypatch.setattr("sys.argv", (command + arguments).split())
+        evaluate.main()
+        assert {name: used[name] for name in own} == expected
+    assert capsys.readouterr().out.count("ppl 2.000") == 2
 
 
 @pytest.fixture

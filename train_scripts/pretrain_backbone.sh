@@ -4,7 +4,8 @@
 #   DATA_DIR=data/books SAVE_DIR=runs/backbone bash train_scripts/pretrain_backbone.sh
 #
 # Small backbones learn to copy first if the first epoch is a recital (preprocess/make_recital.py):
-# RECITAL_DIR, together with SMEARED_KEY_LAYERS. Arguments go to fairseq-train.
+# RECITAL_DIR, together with SMEARED_KEY_LAYERS. Arguments go to fairseq-train, which LAUNCH starts if it is
+# set (a torchrun command; see paper_pretrain.sh).
 # Leaves checkpoint_last.pt, dictionary and tokenizer in SAVE_DIR. Expect, for the recall corpus of
 # quickstart.sh (tiny, 1,000 updates), a training loss of about 1.95 (base 2).
 set -euo pipefail
@@ -16,6 +17,7 @@ DATA_DIR=${DATA_DIR:?folder made by preprocess/prepare_corpus.py}
 SAVE_DIR=${SAVE_DIR:?folder for the checkpoint}
 RECITAL_DIR=${RECITAL_DIR:-}
 UPDATES=${UPDATES:-100000}
+read -ra launch <<<"${LAUNCH:-}"
 
 model=(--arch "${ARCH:-longmem_backbone_medium}" --compute-dtype "$COMPUTE_DTYPE")
 if [[ -n "${SMEARED_KEY_LAYERS:-}" ]]; then
@@ -28,7 +30,7 @@ optimization=(--optimizer adam --adam-betas '(0.9, 0.98)' --adam-eps 1e-6 --weig
   --warmup-updates "${WARMUP_UPDATES:-100}" --total-num-update "$UPDATES" --max-update "$UPDATES")
 logging=(--log-format simple --log-interval 100 --no-epoch-checkpoints --disable-validation)
 
-fairseq-train "${RECITAL_DIR:+$RECITAL_DIR:}$DATA_DIR" \
+"${launch[@]}" fairseq-train "${RECITAL_DIR:+$RECITAL_DIR:}$DATA_DIR" \
   --user-dir "$here/../longmem_fairseq" --task longmem_language_modeling \
   --criterion longmem_cross_entropy --save-dir "$SAVE_DIR" --seed "${SEED:-1}" \
   "${model[@]}" "${data[@]}" "${optimization[@]}" "${logging[@]}" "$@"

@@ -6,7 +6,7 @@
 #
 # Defaults are the paper's (section 4.1 of arXiv 2306.07174), except that the SideNet starts from the
 # backbone's own predictions; SIDENET_INIT=released starts it as the paper does. Arguments go to
-# fairseq-train. Expect, for quickstart.sh, a training loss of about 1.90 (base 2) with memory, 2.00 without.
+# fairseq-train, which LAUNCH starts if it is set (a torchrun command; see paper_adapt.sh). Expect, for quickstart.sh, a training loss of about 1.90 (base 2) with memory, 2.00 without.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=train_scripts/compute_dtype.sh
@@ -16,6 +16,7 @@ DATA_DIR=${DATA_DIR:?folder made by preprocess/prepare_corpus.py}
 BACKBONE=${BACKBONE:?checkpoint of the backbone}
 SAVE_DIR=${SAVE_DIR:?folder for the checkpoint}
 UPDATES=${UPDATES:-100000}
+read -ra launch <<<"${LAUNCH:-}"
 
 model=(--arch "${ARCH:-longmem}" --pretrained-model-path "$BACKBONE" --compute-dtype "$COMPUTE_DTYPE")
 if [[ "${ARCH:-longmem}" == longmem ]]; then
@@ -31,7 +32,7 @@ optimization=(--optimizer adam --adam-betas '(0.9, 0.98)' --adam-eps 1e-6 --weig
   --warmup-updates "${WARMUP_UPDATES:-30}" --total-num-update "$UPDATES" --max-update "$UPDATES")
 logging=(--log-format simple --log-interval 100 --no-epoch-checkpoints --disable-validation)
 
-fairseq-train "$DATA_DIR" \
+"${launch[@]}" fairseq-train "$DATA_DIR" \
   --user-dir "$here/../longmem_fairseq" --task longmem_language_modeling \
   --criterion longmem_cross_entropy --save-dir "$SAVE_DIR" --seed "${SEED:-1}" \
   "${model[@]}" "${memory[@]}" "${data[@]}" "${optimization[@]}" "${logging[@]}" "$@"

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Ablations (section 4.5 and figures 4, 5 of the paper), a part for each name in PARTS:
+#
+#   grid       chunk size x memory size: perplexity, and accuracy on one task of in-context learning; the
+#              lines also say what weight (gate) every head gives to memory
+#   scope      a bank for each stream against one for the batch, as in the released code
+#   layer      which backbone layer is cached: trains a SideNet for each of LAYERS
+#   staleness  MemTRM reading a memory that older checkpoints of it wrote, against LongMem, whose memory
+#              never ages. Trains MemTRM with a checkpoint every STALENESS_INTERVAL updates.
+#
+#   RUN_DIR=runs/books DATA_DIR=data/books ICL_DATA=data/icl bash eval/ablations.sh
+#
+# Expect from the paper: in-context learning is best with chunks of 2; perplexity falls as memory grows
+# from 8k to 65k tokens. Settings: those of eval/benchmark.sh and train_scripts/train_longmem.sh, and below.
+# Arguments go to eval/evaluate.py.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=eval/benchmark.sh
+source "$here/benchmark.sh"
+
+DATA_DIR=${DATA_DIR:?folder made by preprocess/prepare_corpus.py}
+read -ra parts <<<"${PARTS:-grid scope layer staleness}"
+read -ra chunk_sizes <<<"${CHUNK_SIZES:-2 4 8}"
+read -ra memory_sizes <<<"${MEMORY_SIZES:-8192 16384 32768 65536}"
+MODEL=${MODEL:-longmem}
+export TOKENS_PER_SAMPLE
+
+perplexity() { # PART MODEL NAME [ARGUMENT ...]
+  local part=$1 model=$2 name=$3
+  shift 3
+  run_model "ablation_$part" evaluate.py "$model" "$name" "$DATA_DIR" --benchmark "ablation_$part" \
+    --batch-size "${BATCH_SIZE:-8}" "$@"
+}
+
+train() { # NAME SCRIPT [ARGUMENT ...]: trains RUN_DIR/NAME unless it is there
+  local name=$1 script=$2
+  shift 2
+  if [[ ! -f "$RUN_DIR/$name/dict.txt" ]]; then
+    BACKBONE=$RUN_DIR/backbone/checkpoint_last.pt SAVE_DIR=$RUN_DIR/$name \
+      bash "$here/../train_scripts/$script" --no-save-memory "$@" >"$RUN_DIR/$name.log" 2>&1
+  fi
+}
+
+grid() {
+  local chunk size
+  for chunk in "${chunk_sizes[@]}"; do
+    for size in "${memory_sizes[@]}"; do
+      perplexity grid "$MODEL" "chunk $chunk, memory $size" --chunk-size "$chunk" --memory-size "$size" "$@"
+    done
+    if [[ -n "${ICL_DATA:-}" ]]; then
+      run_model ablation_icl icl.py "$MODEL" "chunk $chunk" --data "$ICL_DATA" --tasks "${TASK:-SST-2}" \
+        --shots 20 --memory-demonstrations "${MEMORY_DEMONSTRATIONS:-200,2000}" \
+        --scoring "${SCORING:-argmax}" --chunk-size "$chunk" --memory-size 131072
+    fi
+  done
+}
+
+scope() {
+  local scope
+  for scope in stream batch; do
+    perplexity scope "$MODEL" "scope $scope" --memory-scope "$scope" "${memory_options[@]}" "$@"
+  done
+}
+
+layer() {
+  local layer
+  read -ra layers <<<"${LAYERS:-1 2 3}"
+  for layer in "${layers[@]}"; do
+    RETRIEVAL_LAYER_INDEX=$layer train "longmem_layer$layer" train_longmem.sh
+    perplexity layer "longmem_layer$layer" "layer $layer" "${memory_options[@]}" "$@"
+  done
+}
+
+staleness() {
+  local interval=${STALENESS_INTERVAL:-100} model script checkpoint age
+  for model in memtrm longmem; do
+    script=train_$model.sh
+    train "${model}_ages" "$script" --save-interval-updates "$interval"
+    perplexity staleness "${model}_ages" "$model without memory" --no-memory "$@"
+    perplexity staleness "${model}_ages" "$model, memory of its own" "${memory_options[@]}" "$@"
+    for checkpoint in "$RUN_DIR/${model}_ages"/checkpoint_*_*.pt; do
+      age=${checkpoint##*_}
+      perplexity staleness "${model}_ages" "$model, memory as of update ${age%.pt}" \
+        "${memory_options[@]}" --memory-writer "$checkpoint" "$@"
+    done
+  done
+}
+
+for part in "${parts[@]}"; do
+  "$part" "$@"
+done
+for part in grid scope layer staleness icl; do
+  if [[ -f "$RESULTS_DIR/ablation_$part.jsonl" ]]; then report "ablation_$part"; fi
+done

@@ -1,0 +1,170 @@
+#!/usr/bin/env python3
+"""ChapterBreak: which of six beginnings opens the next chapter?
+
+Example:
+    python eval/chapterbreak.py --data chapterbreak_ctx_8192.json --split ao3 \
+        --path runs/longmem/checkpoint_last.pt --name longmem
+
+--data is the JSON of SimengSun/ChapterBreak, or one made by preprocess/make_chapterbreak.py. The
+context is cut from the left to --contexts tokens; the window holds its end and --suffix tokens of a
+beginning, the memory what stands before that. The model chooses the beginning with the highest
+likelihood, each counted as far as the shortest of the six goes. Appends a JSON line to --results for
+every length of context, and prints one for people. Chance is 1/6.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Dict, List, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+import model_options
+from item_log import ItemLog
+from longmem_fairseq.cli import run
+from model_options import check_positive, numbers
+from prompt_reader import PromptReader
+from results import Stopwatch, append_result, file_hash
+
+
+class Item(NamedTuple):
+    """A break between chapters; the first of the *suffixes* is the one that follows."""
+
+    name: str
+    context: str
+    suffixes: List[str]
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="file of items, .json")
+    add("--split", default="ao3", help="which works of the file: ao3 or pg19")
+    add("--contexts", default="4096,6144,8192", help="tokens of context: one run for each number")
+    add("--suffix", type=int, default=128, help="tokens of a beginning that are looked at")
+    add("--limit", type=int, help="first items (default: all)")
+    model_options.add_model_options(parser)
+    return parser
+
+
+def read_items(path: Path, split: str) -> List[Item]:
+    """All items of a split, work by work.
+
+    Raises:
+        FileNotFoundError: there is no such file
+        ValueError: it is not of this form, or an item has no context, no true beginning, or no others
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"--data ({path}): no such file")
+    try:
+        works = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"--data ({path}) is not JSON") from None
+    if not isinstance(works, dict) or not isinstance(works.get(split), dict):
+        known = ", ".join(works) if isinstance(works, dict) else "none"
+        raise ValueError(f"--split ({split}) is not in {path}, whose splits are: {known}")
+    items = []
+    for work, breaks in works[split].items():
+        for number, found in enumerate(breaks):
+            where = f"{path}, {split}, work {work}, item {number}"
+            try:
+                suffixes = [found["pos"], *found["negs"]]
+                context = found["ctx"]
+                fits = all(isinstance(text, str) for text in [context, *suffixes])
+            except (TypeError, KeyError):
+                fits = False
+            if not fits or len(suffixes) < 2:
+                raise ValueError(f"{where}: expected texts ctx, pos and several negs")
+            if not all(text.strip() for text in [context, *suffixes]):
+                raise ValueError(f"{where}: an empty context or beginning")
+            items.append(Item(f"{work}/{number}", context, suffixes))
+    if not items:
+        raise ValueError(f"--data ({path}) holds no items of {split}")
+    return items
+
+
+def rank(reader: PromptReader, item: Item, context: int, most: int) -> Dict:
+    """The log-likelihoods of an item's beginnings after *context* tokens.
+
+    Args:
+        most: tokens of a beginning
+    """
+    suffixes = [reader.tokens(text)[:most] for text in item.suffixes]
+    # what is longer is less likely: all are counted as far as the shortest goes
+    length = min(len(tokens) for tokens in suffixes)
+    before = torch.cat([reader.start, reader.tokens(item.context)])[-context:]
+    local = reader.window - most + 1  # the window's last input is a beginning's last but one token
+    reader.forget()
+    reader.memorise(before[:-local])
+    scored = reader.score(before[-local:], [tokens[:length] for tokens in suffixes])
+    likelihoods = [float(s.log_probabilities.double().sum()) for s in scored]
+    return {
+        "log_likelihoods": likelihoods,
+        "context_tokens": len(before),
+        "suffix_tokens": length * len(suffixes),
+    }
+
+
+def evaluate(
+    reader: PromptReader,
+    items: List[Item],
+    context: int,
+    log: ItemLog,
+    args: argparse.Namespace,
+) -> Dict:
+    """Accuracy over all items; what *log* has is not done again."""
+    right, totals = 0, {"context_tokens": 0, "suffix_tokens": 0, "seconds": 0.0}
+    for item in tqdm(items, f"context {context}", unit=" items"):
+        if item.name not in log.done:
+            watch = Stopwatch()
+            ranked = rank(reader, item, context, args.suffix)
+            log.add(item.name, {**ranked, "seconds": watch.seconds})
+        done = log.done[item.name]
+        first, *others = done["log_likelihoods"]
+        right += first > max(others)
+        for name in totals:
+            totals[name] += done[name]
+    totals["seconds"] = round(totals["seconds"], 1)
+    chance = sum(1 / len(item.suffixes) for item in items) / len(items)
+    return {"items": len(items), "accuracy": right / len(items), "chance": chance, **totals}
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    check_positive(args, "suffix", "limit")
+    contexts = numbers("--contexts", args.contexts)
+    if min(contexts) < 1:
+        raise ValueError(f"--contexts ({args.contexts}) must be at least 1 each")
+    if args.tokens_per_sample < args.suffix:
+        raise ValueError(
+            f"--tokens-per-sample ({args.tokens_per_sample}) must be at least --suffix ({args.suffix})"
+        )
+    items = read_items(args.data, args.split)[: args.limit]
+    lm = model_options.load(args)
+    reader = PromptReader(lm)
+    for context in contexts:
+        setting = {"split": args.split, "context": context, "suffix": args.suffix}
+        key = model_options.settings(args, lm.model, "chapterbreak", {"data": file_hash(args.data)})
+        key["options"]["contexts"] = context
+        found = evaluate(reader, items, context, ItemLog(args.results, key), args)
+        described = model_options.describe_model(args, lm.model)
+        result = {
+            "benchmark": "chapterbreak",
+            **described,
+            "setting": setting,
+            "seed": None,
+            **found,
+        }
+        append_result(args.results, result)
+        print(
+            f"{args.name}: {args.split}, context {context}: accuracy {100 * found['accuracy']:.1f}% "
+            f"(chance {100 * found['chance']:.1f}%)"
+        )
+
+
+if __name__ == "__main__":
+    run(main)

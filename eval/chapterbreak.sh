@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# ChapterBreak (table 3 of the paper): which of six beginnings opens the next chapter?
+#
+#   RUN_DIR=runs/books DATA=chapterbreak_ctx_8192.json bash eval/chapterbreak.sh
+#
+# DATA comes from https://github.com/SimengSun/ChapterBreak (SPLIT ao3 or pg19), or from books of yours:
+#   python preprocess/make_chapterbreak.py --source books --dest chapterbreak.json   # SPLIT=pg19
+#
+# Paper, AO3, 4k / 6k / 8k tokens of context: LongMem 37.7% / 39.4% / 40.5%; GPT-3 28% (8k). Chance is
+# 16.7%, which is what to expect from tiny models without memory.
+# Settings: those of eval/benchmark.sh, and below. Arguments go to eval/chapterbreak.py.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=eval/benchmark.sh
+source "$here/benchmark.sh"
+
+DATA=${DATA:?file of items, .json}
+items=(--data "$DATA" --split "${SPLIT:-ao3}" --contexts "${CONTEXTS:-4096,6144,8192}")
+for model in "${plain_models[@]}"; do
+  run_model chapterbreak chapterbreak.py "$model" "$model" "${items[@]}" "$@"
+done
+for model in "${memory_models[@]}"; do
+  run_model chapterbreak chapterbreak.py "$model" "$model" "${items[@]}" "${memory_options[@]}" "$@"
+done
+report chapterbreak

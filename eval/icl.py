@@ -1,0 +1,206 @@
+#!/usr/bin/env python3
+"""In-context learning: a few demonstrations in the window, thousands in the memory.
+
+Example:
+    python eval/icl.py --data data/icl --path runs/longmem/checkpoint_last.pt --name longmem \
+        --shots 20 --memory-demonstrations 2000 --chunk-size 2 --memory-size 131072
+
+--data holds the folders SST-2, mr, subj, sst-5 and mpqa. For every task, number of demonstrations and
+seed: draws the demonstrations from the training examples as the released script does, memorises every
+token of those for the memory, and asks for the label of each test example. --scoring argmax is the
+paper's: the most likely next token is right if the label word begins with it. rank: the most likely of
+all label words. Where the window does not hold all --shots beside an example, the first of them are in
+the memory too. Appends a JSON line to --results for each, and prints one for people.
+"""
+
+import argparse
+import random
+from itertools import product
+from pathlib import Path
+from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import model_options
+from icl_tasks import TASKS, Example, Task, is_right, read_examples
+from item_log import ItemLog
+from longmem_fairseq.cli import run
+from model_options import check_positive, numbers
+from prompt_reader import Demonstrations, PromptReader
+from results import Stopwatch, append_result, file_hash
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder of the tasks' folders")
+    add("--tasks", default=",".join(TASKS), help="some of these, with commas between")
+    add("--shots", default="4,20", help="demonstrations in context: one run for each number")
+    add(
+        "--memory-demonstrations", default="0,2000", help="those in memory: one run for each number"
+    )
+    add("--seeds", default="1,2,3,4,5,6", help="of the demonstrations: one run for each")
+    add("--scoring", choices=("argmax", "rank"), default="argmax", help="see above")
+    add("--batch-size", type=int, default=32, help="examples read side by side")
+    add("--limit", type=int, help="first test examples of a task (default: all)")
+    model_options.add_model_options(parser)
+    return parser
+
+
+def batches(questions: Sequence[Tensor], size: int) -> Iterator[List[int]]:
+    """Numbers of questions of similar length, the shortest first."""
+    order = sorted(range(len(questions)), key=lambda i: (len(questions[i]), i))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def draw(examples: List[Example], shots: int, memory: int, seed: int) -> Tuple[List, List]:
+    """Demonstrations in context and in memory, drawn as the released evaluation script draws them.
+
+    Raises:
+        ValueError: there are not so many
+    """
+    if max(shots, memory) > len(examples):
+        raise ValueError(
+            f"{max(shots, memory)} demonstrations are more than the {len(examples)} training examples: "
+            "lower --shots or --memory-demonstrations"
+        )
+    rng = random.Random(seed)
+    return rng.sample(examples, shots), rng.sample(examples, memory)
+
+
+def choose(
+    reader: PromptReader,
+    prefix: Tensor,
+    questions: List[Tensor],
+    labels: Dict[str, Tensor],
+    scoring: str,
+) -> List[str]:
+    """What the model says of every question: the text of the most likely token, or a label word.
+
+    Args:
+        labels: tokens of every label word
+    """
+    words = list(labels.values())
+    if scoring == "argmax":
+        # any token after a question will do: what counts is which one would have been likelier
+        scored = read_rows(reader, prefix, [torch.cat([q, words[0][:1]]) for q in questions])
+        return [reader.lm.tokenizer.decode(s.choices[-1:].tolist()).strip() for s in scored]
+    rows = [torch.cat([question, word]) for question in questions for word in words]
+    likelihoods = torch.tensor(
+        [
+            s.log_probabilities[-len(words[i % len(words)]) :].sum()
+            for i, s in enumerate(read_rows(reader, prefix, rows))
+        ]
+    ).view(len(questions), len(words))
+    return [list(labels)[i] for i in likelihoods.argmax(dim=1).tolist()]
+
+
+def read_rows(reader: PromptReader, prefix: Tensor, rows: List[Tensor]) -> List:
+    """Scores of rows side by side, or one after another where they do not fit into the window."""
+    if len(prefix) - 1 + max(len(row) for row in rows) <= reader.window:
+        return reader.score(prefix, rows)
+    return [reader.score(prefix, [row])[0] for row in rows]
+
+
+class Run(NamedTuple):
+    """One setting of a task: which demonstrations stand where before which test examples."""
+
+    task: Task
+    in_context: List[Example]
+    in_memory: List[Example]
+    test: List[Example]
+    title: str
+
+
+def evaluate(reader: PromptReader, one: Run, log: ItemLog, args: argparse.Namespace) -> Dict:
+    """Asks for the label of every test example; what *log* has is not asked again."""
+    task = one.task
+
+    def demonstrated(examples: List[Example]) -> List[Tensor]:
+        texts = [
+            task.prompt.format(text=e.text) + task.answer.format(label=e.label) for e in examples
+        ]
+        return [reader.tokens(text) for text in texts]
+
+    demonstrations = Demonstrations(
+        reader, demonstrated(one.in_memory), demonstrated(one.in_context)
+    )
+    questions = [reader.tokens(task.prompt.format(text=e.text)) for e in one.test]
+    labels = {label: reader.tokens(f" {label}") for label in task.labels}
+    longest_label = max(len(tokens) for tokens in labels.values())
+    right, in_window, seconds = 0, 0, 0.0
+    with tqdm(total=len(one.test), desc=one.title, unit=" examples") as bar:
+        for number, batch in enumerate(batches(questions, args.batch_size)):
+            prefix = demonstrations.before(max(len(questions[i]) for i in batch) + longest_label)
+            if str(number) not in log.done:
+                watch = Stopwatch()
+                asked = [questions[i] for i in batch]
+                said = choose(reader, prefix, asked, labels, args.scoring)
+                log.add(str(number), {"examples": batch, "said": said, "seconds": watch.seconds})
+            done = log.done[str(number)]
+            for i, word in zip(done["examples"], done["said"], strict=True):
+                right += is_right(word, one.test[i].label)
+            in_window += len(demonstrations.in_context) * len(batch)
+            seconds += done["seconds"]
+            bar.update(len(batch))
+    count = len(one.test)
+    return {
+        "examples": count,
+        "accuracy": right / count,
+        "majority": max(sum(e.label == word for e in one.test) for word in task.labels) / count,
+        "tokens": sum(len(question) for question in questions),
+        "memorised_tokens": demonstrations.memorised if reader.has_memory else 0,
+        "shots_in_window": in_window / count,
+        "seconds": round(seconds, 1),
+    }
+
+
+def read_task(folder: Path, task: Task) -> Tuple[List[Example], List[Example], Dict[str, str]]:
+    """Training and test examples, and the hashes of their files."""
+    paths = [folder / task.folder / file for file in (task.train, task.test)]
+    train, test = (read_examples(path, task.labels) for path in paths)
+    return train, test, {path.name: file_hash(path) for path in paths}
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    check_positive(args, "batch_size", "limit")
+    tasks = args.tasks.split(",")
+    unknown = [name for name in tasks if name not in TASKS]
+    if unknown:
+        raise ValueError(f"--tasks ({unknown[0]}) must be some of {', '.join(TASKS)}")
+    data = {name: read_task(args.data, TASKS[name]) for name in tasks}
+    in_memory = numbers("--memory-demonstrations", args.memory_demonstrations)
+    settings = product(
+        tasks, in_memory, numbers("--shots", args.shots), numbers("--seeds", args.seeds)
+    )
+    lm = model_options.load(args)
+    reader = PromptReader(lm)
+    if not reader.has_memory and any(in_memory):
+        raise ValueError(
+            f"--memory-demonstrations ({args.memory_demonstrations}) needs a model with a memory bank; "
+            "0 for one without"
+        )
+    described = model_options.describe_model(args, lm.model)
+    for name, memory, shots, seed in settings:
+        train, test, hashes = data[name]
+        setting = {"task": name, "shots": shots, "memory_demonstrations": memory}
+        setting["scoring"] = args.scoring
+        title = f"{name}, {shots} shots, {memory} in memory, seed {seed}"
+        one = Run(TASKS[name], *draw(train, shots, memory, seed), test[: args.limit], title)
+        key = model_options.settings(args, lm.model, "icl", hashes)
+        key["options"].update(setting, tasks=name, seeds=seed)
+        found = evaluate(reader, one, ItemLog(args.results, key), args)
+        result = {"benchmark": "icl", **described, "setting": setting, "seed": seed, **found}
+        append_result(args.results, result)
+        print(f"{args.name}: {title}: accuracy {100 * found['accuracy']:.1f}%")
+
+
+if __name__ == "__main__":
+    run(main)

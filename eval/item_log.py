@@ -1,0 +1,72 @@
+"""What a run has finished, on disk: killed and started again, it goes on with the rest."""
+
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Dict, Optional
+
+
+class ItemLog:
+    """The finished items of one run, a JSON line each, in a file that is named after its settings.
+
+    Every line is on disk before the next item is begun; a last line that was cut off by a kill is
+    dropped. A run with any other setting has another file.
+
+    Args:
+        results: file of result lines, beside which a folder of such files lies; None keeps nothing
+        settings: all that the items depend on, as plain JSON; settings["benchmark"] begins the name
+
+    Raises:
+        ValueError: another process is at the same run, or the file was tampered with
+    """
+
+    def __init__(self, results: Optional[Path], settings: Dict):
+        self.done: Dict[str, Dict] = {}
+        self._file = None
+        if results is None:
+            return
+        folder = Path(f"{results}.items")
+        folder.mkdir(parents=True, exist_ok=True)
+        header = json.dumps(settings, sort_keys=True)
+        digest = hashlib.sha256(header.encode()).hexdigest()[:16]
+        path = folder / f"{settings['benchmark']}-{digest}.jsonl"
+        self._file = open(path, "a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{path}: another process is at this very run") from None
+        self._read(path)
+        if self._file.tell() == 0:
+            self._write(settings)
+
+    def add(self, item: str, record: Dict) -> None:
+        """Keeps what was found for an item (plain JSON)."""
+        self.done[item] = record
+        self._write({"item": item, **record})
+
+    def _read(self, path: Path) -> None:
+        self._file.seek(0)
+        whole = 0  # bytes
+        for number, line in enumerate(self._file):
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            if number > 0:
+                try:
+                    record = json.loads(line)
+                    self.done[record.pop("item")] = record
+                except (ValueError, KeyError, AttributeError):
+                    raise ValueError(
+                        f"{path}, line {number + 1}: not a finished item; delete the file to start anew"
+                    ) from None
+        self._file.truncate(whole)
+        self._file.seek(whole)
+
+    def _write(self, record: Dict) -> None:
+        if self._file is None:
+            return
+        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())

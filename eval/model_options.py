@@ -1,0 +1,97 @@
+"""What every benchmark is told about the model: its options, and the model that they give."""
+
+import argparse
+from pathlib import Path
+from typing import Dict, List
+
+import torch
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+
+from longmem_fairseq import LongMem
+from longmem_fairseq.models.checkpoints import fingerprint
+from longmem_fairseq.tasks.config import MODEL_OPTIONS, ModelOptions
+from results import commit
+
+# where results go, and how fast: not what they are
+NO_SETTINGS = (
+    "path",
+    "name",
+    "results",
+    "data",
+    "pretrained_model_path",
+    "memory_dir",
+)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the model and its memory, which replace what the checkpoint was trained with."""
+    add = parser.add_argument
+    add("--path", required=True, help="checkpoint of a model of this plugin")
+    add("--name", required=True, help="what to call the model in results")
+    add("--results", type=Path, help="file to append JSON lines to; a killed run goes on beside it")
+    add("--tokens-per-sample", type=int, default=1024, help="tokens of a segment, the local window")
+    add(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1"
+    )
+    gen_parser_from_dataclass(parser.add_argument_group("model"), ModelOptions())
+
+
+def overrides(args: argparse.Namespace) -> Dict:
+    """The options that were given and replace those of the checkpoint."""
+    given = {name: getattr(args, name) for name in MODEL_OPTIONS}
+    return {name: value for name, value in given.items() if value not in (None, False)}
+
+
+def load(args: argparse.Namespace) -> LongMem:
+    """The model that the options describe, with the tokenizer in its folder.
+
+    Raises:
+        FileNotFoundError, ValueError: see :meth:`LongMem.from_pretrained`
+    """
+    window = {"tokens_per_sample": args.tokens_per_sample}
+    return LongMem.from_pretrained(args.path, device=args.device, **window, **overrides(args))
+
+
+def describe_model(args: argparse.Namespace, model) -> Dict:
+    """For a result line: the model's name, and what its memory was."""
+    options = {} if model.decoder.memory is None else model.decoder.memory.options
+    kept = ("memory_size", "chunk_size", "k", "scope", "index", "index_parameters", "dtype")
+    return {
+        "name": args.name,
+        "commit": commit(),
+        "tokens_per_sample": args.tokens_per_sample,
+        "memory_options": {name: options[name] for name in kept if name in options} or None,
+    }
+
+
+def settings(args: argparse.Namespace, model, benchmark: str, data: Dict[str, str]) -> Dict:
+    """All that results depend on, for :class:`ItemLog`.
+
+    Args:
+        data: hashes of what is read
+    """
+    options = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
+    weights = fingerprint({name: tensor.cpu() for name, tensor in model.state_dict().items()})
+    code = {"weights": weights.numpy().tobytes().hex(), "commit": commit()}
+    plain = {name: str(v) if isinstance(v, Path) else v for name, v in options.items()}
+    return {"benchmark": benchmark, **code, "data": data, "options": plain}
+
+
+def numbers(option: str, text: str) -> List[int]:
+    """The value of an option that takes numbers with commas between them.
+
+    Raises:
+        ValueError: it is something else, or a number is negative
+    """
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise ValueError(f"{option} ({text}) must be whole numbers with commas between them")
+    return [int(part) for part in parts]
+
+
+def check_positive(args: argparse.Namespace, *names: str) -> None:
+    """Raises ValueError for an option that is given and less than 1."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} ({value}) must be at least 1")

@@ -1,0 +1,238 @@
+#!/usr/bin/env python3
+"""A needle in a haystack: a fact at some depth of a long text, asked for at its end.
+
+Example:
+    python eval/needle.py --data haystack.json --path runs/longmem/checkpoint_last.pt --name longmem \
+        --lengths 1024,16384,262144,1048576 --memory-size 1048576
+
+--data is made by preprocess/make_haystack.py. For every length, depth and trial the memory holds that
+many tokens of the haystack with one needle among them, at a sentence's beginning; the window then holds
+more of the haystack and the question. The answer is right if every token of it was the most likely one.
+Keys and values of the haystack are computed once; a needle changes those of its own segment alone.
+Appends a JSON line to --results, for the heat map of eval/report.py, and prints one for people.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Dict, List, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import model_options
+from item_log import ItemLog
+from longmem_fairseq.cli import run
+from longmem_fairseq.tokenizers import Tokenizer
+from model_options import check_positive, numbers
+from prompt_reader import PromptReader
+from results import Stopwatch, append_result, file_hash
+
+
+class Needle(NamedTuple):
+    needle: Tensor
+    question: Tensor
+    answer: Tensor
+
+
+class Haystack(NamedTuple):
+    """Tokens of the haystack, and where sentences begin in them."""
+
+    tokens: Tensor
+    sentences: np.ndarray
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="haystack and needles, .json")
+    lengths = ",".join(str(2**power) for power in range(10, 21))
+    add(
+        "--lengths",
+        default=lengths,
+        help="tokens in the memory: a column of the grid for each number",
+    )
+    add(
+        "--depths",
+        type=int,
+        default=11,
+        help="rows of the grid, from the oldest to the newest token",
+    )
+    add("--trials", type=int, default=10, help="needles for each cell of the grid")
+    model_options.add_model_options(parser)
+    return parser
+
+
+def read_haystack(path: Path) -> Dict:
+    """The content of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file
+        ValueError: it is something else
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"--data ({path}): no such file")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        parts = [n[key] for n in content["needles"] for key in Needle._fields]
+        if not all(isinstance(text, str) and text for text in [content["haystack"], *parts]):
+            raise ValueError
+        float(content["chance"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"--data ({path}) is not a haystack of preprocess/make_haystack.py"
+        ) from None
+    if not content["needles"]:
+        raise ValueError(f"--data ({path}) has no needles")
+    return content
+
+
+def encode_haystack(text: str, tokenizer: Tokenizer) -> Haystack:
+    """The haystack's tokens; a sentence begins after a full stop or question mark and a space."""
+    ids = tokenizer.encode(text)
+    content = text.encode()
+    ends = tokenizer.token_ends(ids)
+    # a token that begins with the space after the mark begins the sentence
+    stops = np.flatnonzero(np.isin(np.frombuffer(content, dtype=np.uint8), list(b".?")))
+    firsts = np.searchsorted(ends, stops + 1, side="right")
+    follows = np.isin(stops + 1, ends)  # the mark ends a token
+    sentences = np.unique(firsts[follows & (firsts < len(ids))])
+    return Haystack(torch.from_numpy(tokenizer.to_dictionary[ids]).long(), sentences)
+
+
+class Hider:
+    """Puts a needle into the memory of a reader, at any depth of any length of haystack."""
+
+    def __init__(self, reader: PromptReader, haystack: Haystack, longest: int):
+        self.reader, self.haystack = reader, haystack
+        self.pair = None
+        if reader.has_memory:
+            self.pair = reader.keys_values(haystack.tokens[:longest])  # 1 x H x T x D each
+
+    def hide(self, needle: Tensor, length: int, depth: float) -> int:
+        """Memorises *length* tokens with *needle* among them; returns where it begins."""
+        start = self._place(len(needle), length, depth)
+        if self.pair is None:
+            return start
+        window = self.reader.window
+        first = start // window * window
+        last = min(first + window, length)
+        tokens = self.haystack.tokens
+        segment = torch.cat([tokens[first:start], needle, tokens[start:last]])[: last - first]
+        changed = self.reader.keys_values(segment)
+        self.reader.forget()
+        for part in (slice(0, first), None, slice(last, length)):
+            self.reader.write(
+                *(changed if part is None else (tensor[:, :, part] for tensor in self.pair))
+            )
+        return start
+
+    def _place(self, size: int, length: int, depth: float) -> int:
+        """The first sentence from depth on whose segment has room for *size* tokens, else the last."""
+        window = self.reader.window
+        sentences = self.haystack.sentences[self.haystack.sentences <= length - size]
+        places = sentences[sentences % window <= window - size]
+        if len(places) == 0:
+            raise ValueError(
+                f"--lengths ({length}) or --tokens-per-sample ({window}) leave no sentence whose "
+                f"segment has room for a needle of {size} tokens"
+            )
+        wanted = np.searchsorted(places, depth * (length - size))
+        return int(places[min(wanted, len(places) - 1)])
+
+
+def ask(reader: PromptReader, haystack: Tensor, needle: Needle, length: int) -> bool:
+    """Whether the question, after more of the haystack in the window, is answered token for token."""
+    room = reader.window + 1 - len(needle.question) - len(needle.answer)
+    context = torch.cat([haystack[length : length + room], needle.question])
+    (scored,) = reader.score(context, [needle.answer])
+    return bool(torch.equal(scored.choices, needle.answer))
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    check_positive(args, "depths", "trials")
+    lengths = numbers("--lengths", args.lengths)
+    content = read_haystack(args.data)
+    if args.trials > len(content["needles"]):
+        raise ValueError(
+            f"--trials ({args.trials}) must be at most {len(content['needles'])}, the needles of "
+            f"{args.data}"
+        )
+    lm = model_options.load(args)
+    reader = PromptReader(lm)
+    haystack = encode_haystack(content["haystack"], lm.tokenizer)
+    if max(lengths) + reader.window > len(haystack.tokens):
+        raise ValueError(
+            f"--lengths ({max(lengths)}) and a window need more than {len(haystack.tokens):,} tokens, "
+            f"which {args.data} has: make it with more --words"
+        )
+    needles = [
+        Needle(*(reader.tokens(needle[field]) for field in Needle._fields))
+        for needle in content["needles"][: args.trials]
+    ]
+    depths = np.linspace(0, 1, args.depths).tolist() if args.depths > 1 else [0.5]
+    key = model_options.settings(args, lm.model, "needle", {"data": file_hash(args.data)})
+    log = ItemLog(args.results, key)
+    grid, seconds = search(reader, haystack, needles, lengths, depths, log)
+    described = model_options.describe_model(args, lm.model)
+    setting = {"format": content["format"], "lengths": lengths, "depths": depths}
+    result = {
+        "benchmark": "needle",
+        **described,
+        "setting": {**setting, "trials": args.trials},
+        "seed": None,
+        "chance": content["chance"],
+        "accuracy": float(np.mean(grid)),
+        "grid": grid,
+        "memorised_tokens": sum(lengths) * len(depths) * args.trials if reader.has_memory else 0,
+        "seconds": round(seconds, 1),
+    }
+    append_result(args.results, result)
+    by_length = ", ".join(
+        f"{length:,}: {100 * np.mean(column):.0f}%"
+        for length, column in zip(lengths, zip(*grid, strict=True), strict=True)
+    )
+    print(f"{args.name}: {by_length} (chance {100 * content['chance']:.3g}%)")
+
+
+def search(
+    reader: PromptReader,
+    haystack: Haystack,
+    needles: List[Needle],
+    lengths: List[int],
+    depths: List[float],
+    log: ItemLog,
+):
+    """Accuracy for every depth (rows) and length (columns), and the seconds that it took."""
+    hider = None
+    grid = [[0.0] * len(lengths) for _ in depths]
+    total = 0.0
+    tokens = sum(lengths) * len(depths) * len(needles)
+    with tqdm(total=tokens, unit="tok", unit_scale=True) as bar:
+        for column, length in enumerate(lengths):
+            for row, depth in enumerate(depths):
+                item = f"{length} {depth:.4f}"
+                if item not in log.done:
+                    watch = Stopwatch()
+                    # made when the first cell needs it: a run that is done costs nothing
+                    hider = hider or Hider(reader, haystack, max(lengths))
+                    right = []
+                    for needle in needles:
+                        hider.hide(needle.needle, length, depth)
+                        right.append(ask(reader, haystack.tokens, needle, length))
+                    log.add(item, {"right": right, "seconds": watch.seconds})
+                done = log.done[item]
+                grid[row][column] = sum(done["right"]) / len(needles)
+                total += done["seconds"]
+                bar.update(length * len(needles))
+    return grid, total
+
+
+if __name__ == "__main__":
+    run(main)

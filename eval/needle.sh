@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# A needle in a haystack of up to a million tokens: which facts are found, by length and depth.
+#
+#   RUN_DIR=runs/quickstart TOKENS_PER_SAMPLE=256 bash eval/needle.sh
+#   RUN_DIR=runs/gpt2 FORMAT=passkey bash eval/needle.sh
+#
+# FORMAT=recall speaks the language of the quickstart's corpus, for its models; passkey is English. Not in
+# the paper. Expect chance (2.5% in recall) from models without memory. On 2 cores the quickstart's LongMem
+# takes about 10 minutes for the 11 x 11 x 10 needles; a million tokens cost 1 GiB of memory there.
+# Settings: those of eval/benchmark.sh, and below. Arguments go to eval/needle.py.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+MEMORY_OPTIONS=${MEMORY_OPTIONS---memory-size 1048576}
+# shellcheck source=eval/benchmark.sh
+source "$here/benchmark.sh"
+
+FORMAT=${FORMAT:-recall}
+DATA=${DATA:-$RESULTS_DIR/haystack_$FORMAT.json}
+if [[ ! -f "$DATA" ]]; then
+  python "$here/../preprocess/make_haystack.py" --format "$FORMAT" --dest "$DATA"
+fi
+grid=(--data "$DATA" --depths "${DEPTHS:-11}" --trials "${TRIALS:-10}")
+if [[ -n "${LENGTHS:-}" ]]; then grid+=(--lengths "$LENGTHS"); fi
+for model in "${plain_models[@]}"; do
+  run_model needle needle.py "$model" "$model" "${grid[@]}" "$@"
+done
+for model in "${memory_models[@]}"; do
+  run_model needle needle.py "$model" "$model" "${grid[@]}" "${memory_options[@]}" "$@"
+done
+report needle

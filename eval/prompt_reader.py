@@ -1,0 +1,163 @@
+"""Reads prompts that share what was memorised before them, and what stands before them in the window.
+
+B rows, T tokens, n segments, H heads, D head_dim, W window.
+"""
+
+from collections import deque
+from typing import List, NamedTuple, Sequence, Tuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from longmem_fairseq import LongMem
+from longmem_fairseq.modules import token_losses
+
+MEMORISED_AT_A_TIME = 8192  # tokens whose keys and values are computed at once
+
+
+class Scored(NamedTuple):
+    """For each of a row's tokens: its log-probability (natural), and the most likely token instead."""
+
+    log_probabilities: Tensor
+    choices: Tensor
+
+
+class PromptReader:
+    """A model with one memory, that reads what it has memorised but adds nothing to it.
+
+    Args:
+        lm: the model may have no memory
+    """
+
+    def __init__(self, lm: LongMem):
+        self.lm, self.decoder, self.window = lm, lm.decoder, lm.window
+        self.start = torch.tensor([lm.dictionary.eos()])  # stands before a document in training
+        self.has_memory = self.decoder.memory is not None
+
+    def tokens(self, text: str) -> Tensor:
+        """A text as indices of the dictionary."""
+        return torch.from_numpy(self.lm.tokenizer.indices(text)).long()
+
+    def forget(self) -> None:
+        """Empties the memory, if there is one."""
+        if self.has_memory:
+            self.lm.memory.single_bank(self.lm.device).reset()
+
+    def memorise(self, tokens: Tensor) -> None:
+        """Adds T tokens to the memory, read in segments of the window; without memory they are lost."""
+        if self.has_memory and len(tokens) > 0:
+            self.write(*self.keys_values(tokens))
+
+    def write(self, keys: Tensor, values: Tensor) -> None:
+        """Adds keys and values, 1 x H x T x D, to the memory.
+
+        Raises:
+            ValueError: the memory would lose its oldest tokens for them
+        """
+        bank = self.lm.memory.single_bank(self.lm.device)
+        tokens = bank.num_tokens[0] + bank.num_pending[0] + keys.size(2)
+        if tokens > bank.memory_size:
+            raise ValueError(
+                f"--memory-size ({bank.memory_size}) is too small for {tokens:,} tokens that are to be "
+                "remembered"
+            )
+        bank.write(keys, values)
+
+    @torch.no_grad()
+    def keys_values(self, tokens: Tensor) -> Tuple[Tensor, Tensor]:
+        """What the memory keeps of T tokens read in segments of the window; 1 x H x T x D each."""
+        # the cached layer stands below what reads memory, so that segments can be read side by side
+        whole = len(tokens) - len(tokens) % self.window
+        segments = (
+            tokens[:whole].view(-1, self.window).split(max(1, MEMORISED_AT_A_TIME // self.window))
+        )
+        rest = tokens[None, whole:]
+        parts = []
+        for rows in [*segments, rest]:
+            if rows.numel() > 0:
+                pair = self.decoder.keys_values(rows.to(self.lm.device))  # n x H x W x D
+                parts.append([t.transpose(0, 1).flatten(1, 2).unsqueeze(0) for t in pair])
+        keys, values = (torch.cat(part, dim=2) for part in zip(*parts, strict=True))
+        return keys, values
+
+    @torch.no_grad()
+    def score(self, prefix: Tensor, rows: Sequence[Tensor]) -> List[Scored]:
+        """How likely the tokens of every row are after the same *prefix*, which is read once.
+
+        Of a row that the window does not hold beside the prefix, which has to be alone, only the last
+        tokens are scored: what comes before goes to a memory of its own, if there is one.
+
+        Args:
+            prefix: at least one token
+            rows: of one token or more
+        """
+        longest, pad = max(len(row) for row in rows), self.lm.dictionary.pad()
+        if len(prefix) - 1 + longest > self.window and len(rows) > 1:
+            raise ValueError(
+                f"--tokens-per-sample ({self.window}) is too small for {len(rows)} rows of up to "
+                f"{len(prefix) - 1 + longest} tokens side by side"
+            )
+        targets = pad_sequence(list(rows), batch_first=True, padding_value=pad)  # B x T
+        targets, prefix = targets.to(self.lm.device), prefix.to(self.lm.device)
+        last = prefix[-1:].expand(len(rows), -1)
+        state = self.decoder.start_generation(prefix[None, :-1], len(rows))
+        inputs = torch.cat([last, targets[:, :-1]], dim=1)
+        logits = self.decoder(inputs, incremental_state=state)[0]
+        known = min(longest, logits.size(1))
+        logits, targets = logits[:, -known:], targets[:, -known:]
+        likelihoods, choices = -token_losses(logits, targets, pad), logits.argmax(dim=-1)
+        lengths = [min(len(row), known) for row in rows]
+        return [
+            Scored(likelihoods[i, :length].cpu(), choices[i, :length].cpu())
+            for i, length in enumerate(lengths)
+        ]
+
+    @torch.no_grad()
+    def generate(self, prefix: Tensor, rows: Tensor, max_new_tokens: int, stop: Tensor) -> Tensor:
+        """The most likely token after each of B x T, again and again; B x N.
+
+        Args:
+            prefix: what stands before every row
+            stop: tokens after any of which a row has ended; N is what it took until all had
+        """
+        prefix, tokens = prefix.to(self.lm.device), rows.to(self.lm.device)
+        stop = stop.to(self.lm.device)
+        state = self.decoder.start_generation(prefix[None], len(rows))
+        ended = torch.zeros(len(rows), dtype=torch.bool, device=self.lm.device)
+        for _ in range(max_new_tokens):
+            following = self.decoder(tokens, incremental_state=state)[0][:, -1].argmax(dim=-1)
+            tokens = torch.cat([tokens, following.unsqueeze(1)], dim=1)
+            ended |= torch.isin(following, stop)
+            if ended.all():
+                break
+        return tokens[:, rows.size(1) :].cpu()
+
+
+class Demonstrations:
+    """Demonstrations before an item: the window holds the last ones, the memory those before.
+
+    Items come in the order of their lengths, the shortest first. The longer they are, the fewer
+    demonstrations fit beside them; what no longer fits moves to the memory, the oldest first.
+
+    Args:
+        in_memory, in_context: tokens of every demonstration
+    """
+
+    def __init__(
+        self, reader: PromptReader, in_memory: Sequence[Tensor], in_context: Sequence[Tensor]
+    ):
+        self.reader, self.in_context = reader, deque(in_context)
+        reader.forget()
+        self.memorised = sum(len(tokens) for tokens in in_memory)  # tokens
+        if in_memory:
+            reader.memorise(torch.cat([reader.start, *in_memory]))
+
+    def before(self, length: int) -> Tensor:
+        """What stands in the window before items of up to *length* tokens."""
+        room = self.reader.window - len(self.reader.start) - length
+        while self.in_context and sum(len(tokens) for tokens in self.in_context) > room:
+            oldest = self.in_context.popleft()
+            self.memorised += len(oldest)
+            self.reader.memorise(oldest)
+        return torch.cat([self.reader.start, *self.in_context])

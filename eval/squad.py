@@ -1,0 +1,216 @@
+#!/usr/bin/env python3
+"""SQuAD v1.1 by open generation: a few demonstrations in the window, hundreds in the memory.
+
+Example:
+    python eval/squad.py --data dev-v1.1.json --train train-v1.1.json \
+        --path runs/longmem/checkpoint_last.pt --name longmem
+
+Draws --shots demonstrations for the window and --memory-demonstrations for the memory from --train, and
+lets the model write the answer to every question of --data, one most likely token after the other up to
+the end of the line. Both files have the official form. Where the window does not hold all --shots
+beside a question and its paragraph, the first of them are in the memory too. Appends a JSON line with
+exact match and F1 (%) to --results, and prints one for people.
+"""
+
+import argparse
+import json
+import random
+from itertools import groupby
+from pathlib import Path
+from typing import Dict, Iterator, List, NamedTuple, Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import model_options
+from item_log import ItemLog
+from longmem_fairseq.cli import run
+from longmem_fairseq.tokenizers import Tokenizer
+from model_options import check_positive, numbers
+from prompt_reader import Demonstrations, PromptReader
+from results import Stopwatch, append_result, file_hash
+from squad_metrics import exact_match, f1
+
+PROMPT = "Context: {context}\nQuestion: {question}\nAnswer:"
+ANSWER = " {answer}\n\n"
+
+
+class Question(NamedTuple):
+    name: str
+    context: str
+    question: str
+    answers: List[str]
+
+    @property
+    def prompt(self) -> str:
+        return PROMPT.format(context=self.context, question=self.question)
+
+    @property
+    def demonstration(self) -> str:
+        return self.prompt + ANSWER.format(answer=self.answers[0])
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="questions to answer, .json")
+    add("--train", type=Path, required=True, help="questions to demonstrate with, .json")
+    add("--shots", type=int, default=3, help="demonstrations in context")
+    add("--memory-demonstrations", default="200", help="those in memory: one run for each number")
+    add("--seeds", default="1", help="of the demonstrations: one run for each")
+    add("--max-new-tokens", type=int, default=32, help="tokens of an answer")
+    add("--batch-size", type=int, default=8, help="questions answered side by side, at most")
+    add("--limit", type=int, help="first questions (default: all)")
+    model_options.add_model_options(parser)
+    return parser
+
+
+def read_questions(option: str, path: Path) -> List[Question]:
+    """All questions of a file of the official form.
+
+    Raises:
+        FileNotFoundError: there is no such file
+        ValueError: it is not of this form, or a question has no answer or no paragraph
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{option} ({path}): no such file")
+    try:
+        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+        found = [
+            Question(
+                str(asked["id"]),
+                paragraph["context"].strip(),
+                asked["question"].strip(),
+                [answer["text"] for answer in asked["answers"]],
+            )
+            for article in articles
+            for paragraph in article["paragraphs"]
+            for asked in paragraph["qas"]
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{option} ({path}) is not of SQuAD's form, data[].paragraphs[].{{context, qas[].{{id, "
+            f"question, answers[].text}}}}: {type(error).__name__} {error}"
+        ) from None
+    if not found:
+        raise ValueError(f"{option} ({path}) holds no questions")
+    for question in found:
+        if not question.answers:
+            raise ValueError(f"{option} ({path}): question {question.name} has no answer")
+        if not question.context or not question.question:
+            raise ValueError(
+                f"{option} ({path}): question {question.name} has no text or paragraph"
+            )
+    return found
+
+
+def batches(prompts: Sequence[Tensor], size: int) -> Iterator[List[int]]:
+    """Numbers of prompts of the same length, the shortest first: what is generated follows at once."""
+
+    def length(i: int) -> int:
+        return len(prompts[i])
+
+    for _, same in groupby(sorted(range(len(prompts)), key=length), key=length):
+        same = list(same)
+        for start in range(0, len(same), size):
+            yield same[start : start + size]
+
+
+def answer_of(tokens: Tensor, tokenizer: Tokenizer) -> str:
+    """What was generated, up to the end of the line."""
+    return tokenizer.decode(tokens.tolist()).strip(" ").split("\n", 1)[0].strip()
+
+
+def line_ends(tokenizer: Tokenizer) -> Tensor:
+    """Tokens that hold a line break, and the one that ends a document."""
+    breaks = [
+        int(tokenizer.to_dictionary[i])
+        for i, content in enumerate(tokenizer.token_bytes)
+        if b"\n" in content
+    ]
+    return torch.tensor([tokenizer.dictionary.eos(), *breaks])
+
+
+def evaluate(
+    reader: PromptReader,
+    questions: List[Question],
+    demonstrations: Demonstrations,
+    log: ItemLog,
+    args: argparse.Namespace,
+) -> Dict:
+    """Answers all questions; what *log* has is not answered again."""
+    prompts = [reader.tokens(question.prompt) for question in questions]
+    stop = line_ends(reader.lm.tokenizer)
+    scores: Dict[str, List[float]] = {"exact_match": [], "f1": []}
+    seconds, in_window = 0.0, 0
+    with tqdm(total=len(questions), desc="questions", unit=" questions") as bar:
+        for number, batch in enumerate(batches(prompts, args.batch_size)):
+            prefix = demonstrations.before(len(prompts[batch[0]]) + args.max_new_tokens)
+            if str(number) not in log.done:
+                watch = Stopwatch()
+                rows = torch.stack([prompts[i] for i in batch])
+                written = reader.generate(prefix, rows, args.max_new_tokens, stop)
+                said = [answer_of(tokens, reader.lm.tokenizer) for tokens in written]
+                log.add(str(number), {"questions": batch, "said": said, "seconds": watch.seconds})
+            done = log.done[str(number)]
+            for i, said in zip(done["questions"], done["said"], strict=True):
+                scores["exact_match"].append(exact_match(said, questions[i].answers))
+                scores["f1"].append(f1(said, questions[i].answers))
+            seconds += done["seconds"]
+            in_window += len(batch) * len(demonstrations.in_context)
+            bar.update(len(batch))
+    return {
+        "questions": len(questions),
+        **{name: 100 * sum(values) / len(questions) for name, values in scores.items()},
+        "tokens": sum(len(prompt) for prompt in prompts),
+        "memorised_tokens": demonstrations.memorised if reader.has_memory else 0,
+        "shots_in_window": in_window / len(questions),
+        "seconds": round(seconds, 1),
+    }
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    check_positive(args, "max_new_tokens", "batch_size", "limit")
+    in_memory = numbers("--memory-demonstrations", args.memory_demonstrations)
+    seeds = numbers("--seeds", args.seeds)
+    questions = read_questions("--data", args.data)[: args.limit]
+    train = read_questions("--train", args.train)
+    if args.shots < 0 or args.shots + max(in_memory) > len(train):
+        raise ValueError(
+            f"--shots ({args.shots}) and --memory-demonstrations ({max(in_memory)}) must be from 0 to "
+            f"the {len(train)} questions of --train together"
+        )
+    lm = model_options.load(args)
+    reader = PromptReader(lm)
+    if not reader.has_memory and any(in_memory):
+        raise ValueError(
+            f"--memory-demonstrations ({args.memory_demonstrations}) needs a model with a memory bank; "
+            "0 for one without"
+        )
+    hashes = {"data": file_hash(args.data), "train": file_hash(args.train)}
+    for memory in in_memory:
+        for seed in seeds:
+            drawn = random.Random(seed).sample(train, args.shots + memory)
+            tokens = [reader.tokens(question.demonstration) for question in drawn]
+            shown = Demonstrations(reader, tokens[args.shots :], tokens[: args.shots])
+            setting = {"shots": args.shots, "memory_demonstrations": memory}
+            key = model_options.settings(args, lm.model, "squad", hashes)
+            key["options"].update(setting, seeds=seed)
+            log = ItemLog(args.results, key)
+            found = evaluate(reader, questions, shown, log, args)
+            described = model_options.describe_model(args, lm.model)
+            result = {"benchmark": "squad", **described, "setting": setting, "seed": seed, **found}
+            append_result(args.results, result)
+            print(
+                f"{args.name}: {memory} demonstrations in memory, seed {seed}: exact match "
+                f"{found['exact_match']:.2f}, F1 {found['f1']:.2f}"
+            )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,165 @@
+#!/usr/bin/env python3
+"""Write ArXiv papers as documents: from LaTeX sources, or the ArXiv part of the Pile.
+
+Examples:
+    python preprocess/extract_arxiv.py --source arxiv_sources --dest arxiv
+    python preprocess/extract_arxiv.py --source pile/val.jsonl.zst --dest arxiv
+
+A folder holds a paper in each of its .tex files, and in each of its folders and archives (.tar,
+.tar.gz, .tgz, and .gz of a single file) of several .tex files: the one with \\documentclass is the
+paper, the files it names with \\input and \\include are put in their places, and comments go. A .jsonl
+or .jsonl.zst file is the Pile's: records whose meta.pile_set_name is --pile-set, taken as they are
+(there, LaTeX has been turned to Markdown already). Writes DEST/test.jsonl, which
+preprocess/prepare_corpus.py takes.
+"""
+
+import argparse
+import gzip
+import json
+import re
+import tarfile
+from pathlib import Path, PurePosixPath
+from typing import Dict, Iterator, Optional, Sequence, Tuple
+
+from tqdm import tqdm
+
+from corpus_source import RECORD_SUFFIXES, json_records
+from longmem_fairseq.cli import run
+from output_folder import replaced_folder
+
+ARCHIVES = (".tar", ".tar.gz", ".tgz")
+# what stands before a comment: no backslash, or pairs of them
+COMMENT = re.compile(r"(?<!\\)((?:\\\\)*)%.*")
+INCLUDED = re.compile(r"\\(?:input|include|subfile)\s*\{([^}]*)\}")
+DEEPEST = 10  # files that include files that include files ...
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--source", type=Path, required=True, help="folder of LaTeX sources, or the Pile's file")
+    add("--dest", type=Path, required=True, help="folder to write, new or empty")
+    add("--split", default="test", help="name of the file of documents in --dest")
+    add("--pile-set", default="ArXiv", help="which records of the Pile's file")
+    add("--keep-comments", action="store_true", help="leave LaTeX comments in")
+    return parser
+
+
+def without_comments(text: str) -> str:
+    """LaTeX without comments; a line that was nothing else goes altogether."""
+    lines = []
+    for line in text.split("\n"):
+        kept = COMMENT.sub(r"\1", line).rstrip()
+        if kept or not line.strip():
+            lines.append(kept)
+    return "\n".join(lines)
+
+
+def assembled(files: Dict[str, str], main: str, depth: int = 0) -> str:
+    """The text of file *main* with the files that it includes in their places, where they are known."""
+
+    def replacement(match: re.Match) -> str:
+        name = str(PurePosixPath(match.group(1).strip()))
+        for candidate in (name, f"{name}.tex"):
+            if candidate in files and depth < DEEPEST:
+                return assembled(files, candidate, depth + 1)
+        return match.group()
+
+    return INCLUDED.sub(replacement, files[main])
+
+
+def paper(files: Dict[str, str], keep_comments: bool = False) -> Optional[str]:
+    """The text of a paper's LaTeX files, by their names; None where none is the main file."""
+    if not keep_comments:
+        # first, so that an \\input that is commented out is none
+        files = {name: without_comments(text) for name, text in files.items()}
+    mains = [name for name, text in files.items() if "\\documentclass" in text]
+    if len(files) == 1:
+        mains = list(files)
+    if not mains:
+        return None
+    # several, such as a supplement: the one that, with what it includes, is the longest
+    return max((assembled(files, name) for name in mains), key=len)
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")  # which older papers are in, and which takes any byte
+
+
+def _archived(path: Path) -> Dict[str, str]:
+    """LaTeX files of an archive as ArXiv hands them out; a .gz may hold one bare file."""
+    try:
+        if path.name.endswith(ARCHIVES):
+            with tarfile.open(path) as archive:
+                members = [m for m in archive if m.isfile() and m.name.endswith(".tex")]
+                return {
+                    str(PurePosixPath(m.name)): _decoded(archive.extractfile(m).read())
+                    for m in members
+                }
+        return {path.stem: _decoded(gzip.decompress(path.read_bytes()))}
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ValueError(f"{path}: damaged archive ({error})") from None
+
+
+def latex_papers(source: Path, keep_comments: bool) -> Iterator[Tuple[str, Optional[str]]]:
+    """Name and text of every paper in a folder; None for the text where no main file is found."""
+    for path in tqdm(sorted(source.iterdir()), "papers", unit=" papers", disable=None):
+        if path.is_dir():
+            files = {
+                file.relative_to(path).as_posix(): _decoded(file.read_bytes())
+                for file in sorted(path.rglob("*.tex"))
+            }
+        elif path.suffix == ".tex":
+            files = {path.name: _decoded(path.read_bytes())}
+        elif path.name.endswith((*ARCHIVES, ".gz")):
+            files = _archived(path)
+        else:
+            continue
+        yield path.name, paper(files, keep_comments) if files else None
+
+
+def pile_papers(source: Path, pile_set: str) -> Iterator[Tuple[str, str]]:
+    """Name and text of every record of one of the Pile's sets."""
+    for where, number, record in json_records(source):
+        try:
+            wanted, text = record["meta"]["pile_set_name"] == pile_set, record["text"]
+        except (TypeError, KeyError):
+            raise ValueError(
+                f"{where}: not a record of the Pile, which has text and meta.pile_set_name"
+            ) from None
+        if wanted:
+            yield f"{pile_set}-{number}", text
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    args = get_parser().parse_args(argv)
+    if not args.source.exists():
+        raise FileNotFoundError(f"--source ({args.source}): no such file or folder")
+    if args.source.is_dir():
+        papers = latex_papers(args.source, args.keep_comments)
+    elif args.source.name.endswith(RECORD_SUFFIXES):
+        papers = pile_papers(args.source, args.pile_set)
+    else:
+        raise ValueError(f"--source ({args.source}) is neither a folder nor .jsonl or .jsonl.zst")
+    written = without_main = 0
+    with replaced_folder(args.dest) as folder:
+        with open(folder / f"{args.split}.jsonl", "w", encoding="utf-8") as file:
+            for name, text in papers:
+                if text is None or not text.strip():
+                    without_main += 1
+                    continue
+                file.write(json.dumps({"name": name, "text": text}) + "\n")
+                written += 1
+        if not written:
+            raise ValueError(f"--source ({args.source}) holds no papers")
+    print(f"{args.dest}: {written} papers, {without_main} left out for want of a main file")
+
+
+if __name__ == "__main__":
+    run(main)

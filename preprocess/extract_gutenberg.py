@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""Write the plain text of Project Gutenberg books: no header, footer or line wraps; by year if wanted.
+
+Example:
+    python preprocess/extract_gutenberg.py --source gutenberg --metadata pg_catalog.csv \
+        --from-year 2020 --to-year 2022 --dest pg22
+
+reads gutenberg/**/*.txt, whose names hold the book's number (pg2701.txt, 2701-0.txt), and writes
+pg22/test/NUMBER.txt, one paragraph a line, and pg22/metadata.csv (id, title, author, year, file,
+words, characters). preprocess/prepare_corpus.py takes the folder. --metadata is a table with a row a
+book: by default Gutenberg's own catalogue, whose year is that of the release there (PG-22). For the
+dates of publication in PG-19's metadata.csv, which has no header line:
+    --columns id,title,year,url --id-column id --title-column title --year-column year
+"""
+
+import argparse
+import csv
+import re
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence
+
+from tqdm import tqdm
+
+from gutenberg_text import strip_boilerplate, unwrap, with_ascii_punctuation
+from longmem_fairseq.cli import run
+from output_folder import replaced_folder
+
+FIELDS = ("id", "title", "author", "year", "file", "words", "characters")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--source", type=Path, required=True, help="folder of .txt files, at any depth")
+    add("--dest", type=Path, required=True, help="folder to write, new or empty")
+    add("--metadata", type=Path, help="table of the books, .csv; none: all books, no years")
+    add("--columns", help="names of the table's columns, if it has no header: a,b,c")
+    add("--id-column", default="Text#", help="column with the number of the book")
+    add("--title-column", default="Title", help="column with the title")
+    add("--author-column", default="Authors", help="column with the author")
+    add("--year-column", default="Issued", help="column that holds the year")
+    add("--from-year", type=int, help="leave out earlier books, and those without a year")
+    add("--to-year", type=int, help="leave out later books, and those without a year")
+    add("--split", default="test", help="name of the folder of texts in --dest")
+    add("--ascii-punctuation", action="store_true", help="straight quotes, two hyphens for a dash")
+    add("--keep-wraps", action="store_true", help="leave the lines as they are")
+    return parser
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raise ValueError or FileNotFoundError for options that do not fit or go together."""
+    if not args.source.is_dir():
+        raise FileNotFoundError(f"--source ({args.source}): no such folder")
+    if args.metadata is not None and not args.metadata.is_file():
+        raise FileNotFoundError(f"--metadata ({args.metadata}): no such file")
+    for option in ("from_year", "to_year"):
+        if getattr(args, option) is not None and args.metadata is None:
+            name = option.replace("_", "-")
+            raise ValueError(
+                f"--{name} ({getattr(args, option)}) needs --metadata, where years are"
+            )
+    if args.dest.exists() and (not args.dest.is_dir() or any(args.dest.iterdir())):
+        raise ValueError(f"--dest ({args.dest}) is not empty: give a new or empty folder")
+
+
+def read_metadata(args: argparse.Namespace) -> Dict[str, Dict[str, str]]:
+    """Id, title, author and year of every book of the table, by the number of the book."""
+    books = {}
+    names = args.columns.split(",") if args.columns else None
+    with open(args.metadata, encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file, fieldnames=names)
+        wanted = {
+            field: getattr(args, f"{field}_column") for field in ("id", "title", "author", "year")
+        }
+        missing = [wanted[f] for f in ("id", "year") if wanted[f] not in (rows.fieldnames or [])]
+        if missing:
+            raise ValueError(
+                f"--metadata ({args.metadata}) has no column {missing[0]!r} but "
+                f"{', '.join(rows.fieldnames or ['nothing'])}: name yours with --id-column and "
+                "--year-column, or all of them with --columns"
+            )
+        for row in rows:
+            book = {field: (row.get(column) or "") for field, column in wanted.items()}
+            year = re.search(r"\b\d{4}\b", book["year"])
+            books[book["id"]] = {**book, "year": year.group() if year else ""}
+    return books
+
+
+def chosen(book: Optional[Dict[str, str]], args: argparse.Namespace) -> bool:
+    """Whether the year of a book (None: it is not in the table) is wanted."""
+    if args.from_year is None and args.to_year is None:
+        return True
+    if book is None or not book["year"]:
+        return False
+    year = int(book["year"])
+    return (args.from_year is None or year >= args.from_year) and (
+        args.to_year is None or year <= args.to_year
+    )
+
+
+def read_text(path: Path) -> str:
+    # Gutenberg's files are UTF-8 or, from before it, Latin-1, which takes any byte
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        return data.decode("latin-1").replace("\r\n", "\n")
+
+
+def number_of(path: Path) -> str:
+    """The number of a book, from the name of its file; "" if it has none."""
+    found = re.search(r"\d+", path.stem)
+    return found.group() if found else ""
+
+
+def write_books(folder: Path, paths: List[Path], args: argparse.Namespace) -> str:
+    """Write texts and metadata.csv; returns the line for people."""
+    metadata = read_metadata(args) if args.metadata else {}
+    texts = folder / args.split
+    texts.mkdir()
+    written: Dict[str, Path] = {}
+    bare = 0
+    with open(folder / "metadata.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, FIELDS)
+        table.writeheader()
+        for path in tqdm(paths, "books", unit=" books", disable=None):
+            number = number_of(path)
+            book = metadata.get(number)
+            if not chosen(book, args):
+                continue
+            name = f"{number or path.stem}.txt"
+            if name in written:
+                raise ValueError(
+                    f"{path} and {written[name]} are both book {number}: keep one of them"
+                )
+            written[name] = path
+            text = read_text(path)
+            stripped = strip_boilerplate(text)
+            bare += stripped is None
+            text = text.strip() if stripped is None else stripped
+            text = text if args.keep_wraps else unwrap(text)
+            text = with_ascii_punctuation(text) if args.ascii_punctuation else text
+            (texts / name).write_text(text + "\n", encoding="utf-8")
+            row = {"file": f"{args.split}/{name}", "words": len(text.split())}
+            table.writerow({**(book or {"id": number}), **row, "characters": len(text)})
+    if not written:
+        raise ValueError(
+            f"--source ({args.source}) has no book of these years: see --metadata, --from-year"
+        )
+    return (
+        f"{len(written)} of {len(paths)} books, {bare} of them without Gutenberg's header and taken "
+        "as they are"
+    )
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    args = get_parser().parse_args(argv)
+    check_options(args)
+    paths = sorted(args.source.rglob("*.txt"))
+    if not paths:
+        raise ValueError(f"--source ({args.source}) holds no .txt files")
+    with replaced_folder(args.dest) as folder:
+        line = write_books(folder, paths, args)
+    print(f"{args.dest}: {line}")
+
+
+if __name__ == "__main__":
+    run(main)
