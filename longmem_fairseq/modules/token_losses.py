@@ -3,6 +3,8 @@
 n tokens, V vocabulary.
 """
 
+from typing import Iterator, Tuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,8 +14,8 @@ from torch import Tensor
 LOGIT_BUDGET = {"cpu": 2**19, "cuda": 2**28}
 
 
-def token_losses(logits: Tensor, target: Tensor, padding_idx: int) -> Tensor:
-    """Negative log-likelihood of every target (nats), 0 for padding; float32.
+def row_blocks(logits: Tensor, target: Tensor) -> Iterator[Tuple[Tensor, Tensor]]:
+    """Some rows of the logits at a time, in float32, with their targets.
 
     Args:
         logits: ... x V
@@ -21,8 +23,19 @@ def token_losses(logits: Tensor, target: Tensor, padding_idx: int) -> Tensor:
     """
     rows = max(1, LOGIT_BUDGET[logits.device.type] // logits.size(-1))
     blocks = zip(logits.flatten(0, -2).split(rows), target.flatten().split(rows), strict=True)
+    for block, expected in blocks:
+        yield block.float(), expected
+
+
+def token_losses(logits: Tensor, target: Tensor, padding_idx: int) -> Tensor:
+    """Negative log-likelihood of every target (nats), 0 for padding; float32.
+
+    Args:
+        logits: ... x V
+        target: ...
+    """
     losses = [
-        F.cross_entropy(block.float(), expected, ignore_index=padding_idx, reduction="none")
-        for block, expected in blocks
+        F.cross_entropy(block, expected, ignore_index=padding_idx, reduction="none")
+        for block, expected in row_blocks(logits, target)
     ]
     return torch.cat(losses).view(target.shape)
