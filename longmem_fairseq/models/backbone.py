@@ -213,9 +213,7 @@ class BackboneDecoder(MemoryDecoder):
             x = x + self.embed_positions(positions).float()
         return self.embed_norm(x)
 
-    def biases(
-        self, src_tokens: Tensor, caches: Optional[List[LocalCache]] = None
-    ) -> List[Tensor]:
+    def biases(self, src_tokens: Tensor, caches: Optional[List[LocalCache]] = None) -> List[Tensor]:
         """For each layer the attention bias of B x T tokens after the P in *caches*.
 
         H x T x (P + T), or 1 instead of H without ALiBi.

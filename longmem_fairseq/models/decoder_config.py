@@ -148,6 +148,6 @@ def check_decoder(cfg: DecoderConfig, window: int) -> None:
         )
     if str(cfg.positions) == "learned" and window > cfg.max_positions:
         raise ValueError(
-            f"--tokens-per-sample ({window}) must not exceed the {cfg.max_positions} positions that the "
-            "model has learned (--max-positions)"
+            f"--tokens-per-sample ({window}) must not exceed the {cfg.max_positions} positions that "
+            "the model has learned (--max-positions)"
         )

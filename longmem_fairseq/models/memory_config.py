@@ -168,8 +168,8 @@ def build_memory(
         )
     if cfg.memory_distance < 0 or (cfg.memory_distance and str(backbone.positions) != "rotary"):
         raise ValueError(
-            f"--memory-distance ({cfg.memory_distance}) must be 0, or positive with a backbone of rotary "
-            f"positions (this one's are {backbone.positions})"
+            f"--memory-distance ({cfg.memory_distance}) must be 0, or positive with a backbone of "
+            f"rotary positions (this one's are {backbone.positions})"
         )
     dtype = str(cfg.memory_dtype)
     options = {

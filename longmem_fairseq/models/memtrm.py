@@ -19,6 +19,7 @@ from longmem_fairseq.models.memory_config import (
 )
 from longmem_fairseq.models.memory_decoder import Reading
 
+
 @dataclass
 class MemTRMConfig(LongMemBackboneConfig, MemoryConfig):
     """Sizes of the language model and options of its memory.
