@@ -32,6 +32,15 @@ def load(dest):
     return decoder.eval(), CheckpointIds.load(dest, dictionary)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Nothing here is worth a second one, which would mostly wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module", params=list(MODELS))
 def pair(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
