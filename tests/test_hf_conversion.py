@@ -1,8 +1,5 @@
 """Backbones made of Hugging Face models compute what transformers computes."""
 
-import json
-
-import numpy as np
 import pytest
 import torch
 from fairseq.data import Dictionary
