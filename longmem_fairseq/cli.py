@@ -7,7 +7,7 @@ from typing import Callable
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls *main*; a ValueError, OSError or ImportError it raises becomes ``PROGRAM: error: MESSAGE``."""
+    """Calls *main*; a ValueError, OSError or ImportError becomes ``PROGRAM: error: MESSAGE``."""
     # importing fairseq leaves the root logger at DEBUG, and everybody talks
     logging.getLogger().setLevel(logging.WARNING)
     try:

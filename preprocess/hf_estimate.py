@@ -50,6 +50,6 @@ def estimate(
     token = bytes_per_token(memory.num_heads, memory.head_dim, options.chunk_size, "bfloat16")
     yield (
         f"memory of {memory.num_heads} key/value heads x {memory.head_dim} at layer {layer}: "
-        f"{token:,.0f} bytes per token in bfloat16, {MEMORY_SIZE * token / GIB:.2f} GiB for {MEMORY_SIZE:,} tokens "
-        "of one stream"
+        f"{token:,.0f} bytes per token in bfloat16, {MEMORY_SIZE * token / GIB:.2f} GiB for "
+        f"{MEMORY_SIZE:,} tokens of one stream"
     )

@@ -8,7 +8,7 @@ Example:
 test/ folders, or train.jsonl and so on, are the splits; without them it is split by document.
 Writes
     dict.txt, {train,valid,test}.{bin,idx}, {split}.documents.jsonl, {split}.questions.jsonl,
-    sentencepiece.model (or encoder.json and vocab.bpe; or tokenizer.json and ids.json) and manifest.json
+    sentencepiece.model (or encoder.json, vocab.bpe; or tokenizer.json, ids.json) and manifest.json
 into --dest, all or nothing. Run again with the same input and options, it does nothing.
 """
 

@@ -9,7 +9,10 @@ PAGE = (
     "$\\alpha_1 \\le \\frac{n}{2}$ <b>bold</b> </s> <0x41> \u00a0\u2003 e\u0301 ﬁn\u0000 "
 )
 SPECIALS = ["<unk>", "<s>", "</s>"]
-GPT4_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
+GPT4_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
+)
 METASPACE_DECODER = decoders.Sequence(
     [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
 )

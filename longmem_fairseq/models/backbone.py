@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from longmem_fairseq.models.decoder_config import DecoderConfig, check_decoder
 from longmem_fairseq.models.memory_decoder import MemoryDecoder, Reading, Retrieve
-from longmem_fairseq.modules import NORMS, CausalBias, DecoderBlock, LocalCache, Rotary
+from longmem_fairseq.modules import (
+    NORMS,
+    CausalBias,
+    DecoderBlock,
+    LocalCache,
+    Rotary,
+    quantise,
+)
 
 COMPUTE_DTYPES = {
     "float32": torch.float32,
@@ -239,9 +246,15 @@ class BackboneDecoder(MemoryDecoder):
             normed = self.encode(src_tokens, caches=caches).normed
             return Reading(self.output_layer(normed), None, None)
 
-    def freeze(self) -> None:
-        """No gradients, weights of matrix products stored in ``compute_dtype``, evaluation mode."""
+    def freeze(self, int8: bool = False) -> None:
+        """No gradients, weights of matrix products stored in ``compute_dtype``, evaluation mode.
+
+        Args:
+            int8: store those of the blocks in a byte each; head and embeddings stay as above
+        """
         self.requires_grad_(False)
+        if int8:
+            quantise(self.layers, self.compute_dtype)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):  # norms stay float32
                 module.to(self.compute_dtype)

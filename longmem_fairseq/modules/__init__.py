@@ -2,6 +2,7 @@
 
 from longmem_fairseq.modules.causal_bias import CausalBias, alibi_slopes
 from longmem_fairseq.modules.decoder_block import ACTIVATIONS, BLOCKS, DecoderBlock
+from longmem_fairseq.modules.int8_linear import Int8Linear, quantise
 from longmem_fairseq.modules.joint_attention import JointAttention, LocalCache
 from longmem_fairseq.modules.memory_attention import memory_attention
 from longmem_fairseq.modules.norms import NORMS, RMSNorm
@@ -13,6 +14,7 @@ __all__ = [
     "BLOCKS",
     "CausalBias",
     "DecoderBlock",
+    "Int8Linear",
     "JointAttention",
     "LocalCache",
     "NORMS",
@@ -20,6 +22,7 @@ __all__ = [
     "Rotary",
     "alibi_slopes",
     "memory_attention",
+    "quantise",
     "row_blocks",
     "token_losses",
 ]

@@ -16,6 +16,7 @@ from longmem_fairseq.allocator import keep_freed_memory
 from longmem_fairseq.data import DocumentStreamDataset
 from longmem_fairseq.models.backbone import COMPUTE_DTYPE_CHOICES
 from longmem_fairseq.models.checkpoints import dictionary_hash
+from longmem_fairseq.models.longmem import BACKBONE_DTYPE_CHOICES
 from longmem_fairseq.models.memory_config import (
     MEMORY_DTYPE_CHOICES,
     MEMORY_SCOPE_CHOICES,
@@ -45,6 +46,7 @@ MODEL_OPTIONS = (
     "memory_storage",
     "memory_dir",
     "compute_dtype",
+    "backbone_dtype",
 )
 _OVERRIDE = " (default when evaluating: as the checkpoint was trained)"
 
@@ -97,6 +99,9 @@ class LongMemLanguageModelingConfig(FairseqDataclass):
     )
     compute_dtype: Optional[COMPUTE_DTYPE_CHOICES] = field(
         default=None, metadata={"help": "type of the matrix products" + _OVERRIDE}
+    )
+    backbone_dtype: Optional[BACKBONE_DTYPE_CHOICES] = field(
+        default=None, metadata={"help": "how the frozen backbone is stored" + _OVERRIDE}
     )
     no_save_memory: bool = field(
         default=False,
