@@ -1,6 +1,5 @@
 """Small random models of every family, as transformers saves them."""
 
-import json
 import sys
 
 import torch
@@ -11,7 +10,7 @@ sys.modules.setdefault("torchaudio", None)
 
 import transformers  # noqa: E402
 
-VOCAB = 60
+VOCAB = 64
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 SMALL = {
     "vocab_size": VOCAB,
@@ -41,7 +40,7 @@ MODELS = {  # name: (configuration class, options)
     "gpt2": (
         "GPT2",
         {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64}
-        | {"bos_token_id": 59, "eos_token_id": 59},
+        | {"bos_token_id": VOCAB - 1, "eos_token_id": VOCAB - 1},
     ),
     "opt": (
         "OPT",
@@ -107,20 +106,25 @@ MODELS = {  # name: (configuration class, options)
 }
 
 
-def make_model(name, folder, tokenizer=None, **options):
-    """Saves a model with weights large enough to matter in *folder*, and returns it."""
+def make_model(name, folder, tokenizer=None, saving=None, **changes):
+    """Saves a model with weights large enough to matter in *folder*, and returns it.
+
+    Args:
+        tokenizer: of the package tokenizers, to be saved with it
+        saving: arguments of ``save_pretrained``
+        changes: options of the configuration
+    """
     kind, sizes = MODELS[name]
-    config = getattr(transformers, f"{kind}Config")(**sizes)
+    config = getattr(transformers, f"{kind}Config")(**{**sizes, **changes})
     # only eager attention knows softcapping; but it counts Falcon's ALiBi twice
     config._attn_implementation = "sdpa" if kind == "Falcon" else "eager"
     torch.manual_seed(1)
-    head = {"GPT2": "LMHeadModel"}.get(kind, "ForCausalLM")
-    cls = getattr(transformers, f"{kind.removesuffix('Text')}{head}")
-    model = cls(config).float().eval()
+    head = "LMHeadModel" if kind == "GPT2" else "ForCausalLM"
+    model = getattr(transformers, f"{kind.removesuffix('Text')}{head}")(config).float().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(folder, **options)
+    model.save_pretrained(folder, **(saving or {}))
     if tokenizer is not None:
-        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     return model
