@@ -40,9 +40,7 @@ def converted(request, tmp_path_factory):
 
 
 def document(num_tokens, rows=1):
-    return torch.randint(
-        4, VOCAB, (rows, num_tokens), generator=torch.Generator().manual_seed(1)
-    )
+    return torch.randint(4, VOCAB, (rows, num_tokens), generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
@@ -105,6 +103,8 @@ def test_training_leaves_the_backbone_alone(converted):
     assert all(0 < float(log["loss"]) < 1e4 for log in logs)
     for name, tensor in model.decoder.backbone.state_dict().items():
         assert torch.equal(tensor, backbone[name])
-    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, start[name])}
+    moved = {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, start[name])
+    }
     assert "decoder.layers.1.self_attn.memory_bias" in moved
     assert not any("backbone." in name for name in model.state_dict())
