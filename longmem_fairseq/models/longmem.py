@@ -55,9 +55,9 @@ class LongMemConfig(MemoryConfig):
     backbone_dtype: BACKBONE_DTYPE_CHOICES = field(
         default="compute",
         metadata={
-            "help": "how the frozen backbone is stored; compute: in --compute-dtype; int8: the matrices "
-            "of its blocks in a byte per number, with a scale per row, which takes half the room of "
-            "bfloat16 and a little more time"
+            "help": "how the frozen backbone is stored; compute: in --compute-dtype; int8: the "
+            "matrices of its blocks in a byte per number, with a scale per row, which takes half the "
+            "room of bfloat16 and more time"
         },
     )
     dropout: float = field(
