@@ -71,6 +71,17 @@ def test_identity_starts_at_the_backbone(converted):
     assert model.decoder.memory.bank.num_tokens == [24, 24]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("backbone_dtype", ["compute", "int8"])
+def test_bfloat16_is_close(converted, backbone_dtype):
+    task, path = converted
+    tokens, logits = document(3 * SEGMENT, rows=2), []
+    for options in ({}, {"compute_dtype": "bfloat16", "backbone_dtype": backbone_dtype}):
+        logits.append(read(build_model(task, path, sidenet_init="identity", **options), tokens))
+    exact, rounded = (tensor[..., 4:].float().log_softmax(-1).exp() for tensor in logits)
+    assert 0 < (exact - rounded).abs().sum(-1).mean() < 0.2
+
+
 @pytest.mark.parametrize("kind", ["longmem", "memtrm", "distance"])
 def test_token_by_token_past_the_window(converted, kind):
     task, path = converted
