@@ -11,9 +11,11 @@ import torch
 pytest.importorskip("tokenizers", reason="needs the extra hf")
 
 import convert_hf_checkpoint  # noqa: E402
+from hf_families import FAMILIES  # noqa: E402
 from longmem_fairseq.cli import run  # noqa: E402
+from longmem_fairseq.tokenizers import load_tokenizer  # noqa: E402
 from tests.hf_models import VOCAB, make_model  # noqa: E402
-from tests.hf_tokenizers import make_tokenizer  # noqa: E402
+from tests.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
 from tests.malicious import Malicious  # noqa: E402
 
 ALONE = "--no-tokenizer"
@@ -92,6 +94,54 @@ def test_dtype_is_that_of_matrices(model, tmp_path):
     half = convert(model, tmp_path / "half", ALONE, "--dtype", "bfloat16")
     for name, tensor in half.items():
         assert tensor.dtype == (torch.bfloat16 if tensor.dim() > 1 else torch.float32), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "ours"),
+    [  # as on the hub: with and without the prefix of the whole model
+        ("gpt2", "h.3.attn.c_attn.bias", "layers.3.self_attn.qkv.bias"),
+        ("gpt2", "transformer.h.3.attn.c_attn.bias", "layers.3.self_attn.qkv.bias"),
+        ("gpt2", "h.3.attn.bias", ""),
+        ("gpt2", "wpe.weight", "embed_positions.weight"),
+        ("opt", "decoder.layers.0.final_layer_norm.bias", "layers.0.mlp_norm.bias"),
+        ("opt", "model.decoder.final_layer_norm.bias", "layer_norm.bias"),
+        ("bloom", "word_embeddings_layernorm.weight", "embed_norm.weight"),
+        ("gpt_neox", "gpt_neox.layers.11.attention.masked_bias", ""),
+        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq", ""),
+        ("gemma3_text", "language_model.model.norm.weight", "layer_norm.weight"),
+        ("gemma3_text", "model.language_model.layers.2.mlp.up_proj.weight", "layers.2.fc1.weight"),
+        ("gemma3_text", "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight", ""),
+    ],
+)
+def test_names_of_released_checkpoints(kind, name, ours):
+    assert FAMILIES[kind].our_name(name) == ours
+
+
+def test_gemma_3_that_also_sees_is_read_as_its_language_model(tmp_path, capsys):
+    text = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 12}
+    text["rope_scaling"] = {"factor": 8.0, "rope_type": "linear"}
+    config = {"model_type": "gemma3", "eos_token_id": [1, 106], "text_config": text}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    convert_hf_checkpoint.main(["--model", str(tmp_path), "--dry-run"])
+    attention = 64 * 256 * (8 + 4 + 4 + 8) + 2 * 256
+    frozen = 12 * (attention + 3 * 64 * 96 + 4 * 64) + 64 + (262208 + 3) * (64 + 1)
+    assert f"12 layers, {frozen:,} frozen parameters" in capsys.readouterr().out
+
+
+def test_older_tokenizers_are_read_by_transformers(model, tmp_path):
+    tokenizer = make_tokenizer("gpt2")
+    tokenizer.model.save(str(model))  # vocab.json and merges.txt
+    settings = {"tokenizer_class": "GPT2Tokenizer", "unk_token": "<unk>"}
+    settings.update(bos_token="<s>", eos_token="</s>")
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    make_model("gpt2", model, vocab_size=tokenizer.get_vocab_size(), eos_token_id=2)
+    for path in model.glob("model-*"):
+        path.unlink()
+    (model / "model.safetensors.index.json").unlink()
+    convert(model, tmp_path / "dest")
+    text = PAGE.replace("</s>", "")
+    expected = tokenizer.encode(text, add_special_tokens=False).ids
+    assert load_tokenizer(tmp_path / "dest").encode(text).tolist() == expected
 
 
 def test_the_dry_run_of_a_7b_model_loads_nothing(tmp_path, capsys):
