@@ -95,6 +95,7 @@ class BackboneDecoder(MemoryDecoder):
         self.embed_norm = self.new_norm() if cfg.embed_norm else nn.Identity()
         alibi_heads = cfg.num_attention_heads if str(cfg.positions) == "alibi" else 0
         self.attention_bias = CausalBias(alibi_heads, cfg.alibi_scale)
+        self.sliding_layers = frozenset(cfg.sliding_layers)  # omegaconf's lists are slow to search
         self.sliding_bias = CausalBias(alibi_heads, cfg.alibi_scale, cfg.sliding_window)
         self.layers = nn.ModuleList()
         for layer in range(cfg.num_layers):
@@ -157,7 +158,7 @@ class BackboneDecoder(MemoryDecoder):
                 writes = name.endswith(("out_proj.weight", "fc2.weight"))
                 depth = (2 * len(self.layers)) ** -0.5 if writes else 1.0
                 nn.init.normal_(parameter, std=0.02 * depth)
-            elif name.endswith(("fc1.bias", "gate_proj.bias", "fc2.bias", "_proj.bias")):
+            elif name.endswith(("fc1.bias", "fc2.bias", "_proj.bias")):
                 nn.init.zeros_(parameter)
         # the first prediction is the frequency of every token: learning it by gradient takes a
         # hundred updates that undo the matching of queries and keys below
@@ -228,10 +229,10 @@ class BackboneDecoder(MemoryDecoder):
         num_before = caches[0].num_tokens if caches else 0
         sizes = (src_tokens.size(1), self.compute_dtype, src_tokens.device, num_before)
         bias, sliding = self.attention_bias(*sizes), None
-        if self.cfg.sliding_layers:
+        if self.sliding_layers:
             sliding = self.sliding_bias(*sizes)
-        layers = range(self.cfg.num_layers)
-        return [sliding if layer in self.cfg.sliding_layers else bias for layer in layers]
+        layers = range(len(self.layers))
+        return [sliding if layer in self.sliding_layers else bias for layer in layers]
 
     def layer_keys_values(self, src_tokens: Tensor, layer: int) -> Tuple[Tensor, Tensor]:
         """Keys and values of a layer, B x H' x T x D, computing nothing that they do not need."""
