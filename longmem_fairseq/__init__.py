@@ -1,11 +1,11 @@
 """LongMem ("Augmenting Language Models with Long-Term Memory", arXiv 2306.07174) for fairseq.
 
 ``fairseq-train --user-dir longmem_fairseq`` imports this module, which registers the models
-``longmem_backbone``, ``longmem`` and ``memtrm``, the task ``longmem_language_modeling``, the
-criterion ``longmem_cross_entropy`` and the BPE ``longmem``.
+``longmem_backbone``, ``longmem`` and ``memtrm``, the task ``longmem_language_modeling`` and the
+criterion ``longmem_cross_entropy``.
 """
 
-from longmem_fairseq import compat, criterions, models, tasks, tokenizers
+from longmem_fairseq import compat, criterions, models, tasks
 
 __version__ = "0.1.0"
-__all__ = ["compat", "criterions", "models", "tasks", "tokenizers"]
+__all__ = ["compat", "criterions", "models", "tasks"]

@@ -3,13 +3,11 @@
 import pickle
 
 import pytest
-from omegaconf import OmegaConf
 
 pytest.importorskip("tokenizers", reason="needs the extra hf")
 
 from longmem_fairseq.tokenizers import HFTokenizer, load_tokenizer  # noqa: E402
 from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds  # noqa: E402
-from longmem_fairseq.tokenizers.fairseq_bpe import LongMemBPEConfig  # noqa: E402
 from tests.hf_tokenizers import KINDS, PAGE, make_tokenizer  # noqa: E402
 
 PREFIX = {"llama2": " ", "mistral": " "}
@@ -23,9 +21,7 @@ def tokenizers(request, tmp_path_factory):
     ids = CheckpointIds(original.get_vocab_size() + 5, {"unk": 0, "bos": 1, "eos": 2})
     ids.save(folder)
     ids.dictionary().save(str(folder / "dict.txt"))
-    ours = load_tokenizer(folder)
-    ours.folder = folder
-    return request.param, original, ours
+    return request.param, original, load_tokenizer(folder)
 
 
 def test_tokens_are_those_of_the_original(tokenizers):
@@ -91,16 +87,3 @@ def test_what_does_not_belong_together_is_refused(tokenizers, tmp_path):
     (tmp_path / "ids.json").unlink()
     with pytest.raises(FileNotFoundError, match="no ids.json"):
         load_tokenizer(tmp_path)
-
-
-def test_fairseqs_bpe_speaks_the_dictionary(tokenizers):
-    from fairseq.data.encoders import build_bpe
-
-    ours = tokenizers[2]
-    cfg = LongMemBPEConfig(_name="longmem", tokenizer_folder=str(ours.folder))
-    bpe = build_bpe(OmegaConf.structured(cfg))
-    symbols = bpe.encode(PAGE)
-    assert ours.dictionary.encode_line(
-        symbols, append_eos=False, add_if_not_exist=False
-    ).tolist() == (ours.to_dictionary[ours.encode(PAGE)].tolist())
-    assert bpe.decode(symbols) == ours.spelled(PAGE)

@@ -2,7 +2,6 @@
 converted Hugging Face models."""
 
 from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds
-from longmem_fairseq.tokenizers.fairseq_bpe import LongMemBPE
 from longmem_fairseq.tokenizers.folder import load_tokenizer
 from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2_FILES, GPT2Tokenizer
 from longmem_fairseq.tokenizers.hf_tokenizer import HFTokenizer
@@ -14,7 +13,6 @@ __all__ = [
     "GPT2_FILES",
     "GPT2Tokenizer",
     "HFTokenizer",
-    "LongMemBPE",
     "SentencePieceTokenizer",
     "Tokenizer",
     "load_dictionary",
