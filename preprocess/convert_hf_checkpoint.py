@@ -3,8 +3,7 @@
 
 Example:
     python preprocess/convert_hf_checkpoint.py --model Qwen/Qwen2.5-0.5B --dest models/qwen
-    python preprocess/prepare_corpus.py --source books --dest data/books --tokenizer hf \
-        --hf-tokenizer models/qwen
+    python preprocess/prepare_corpus.py --source books --dest data/books --vocabulary models/qwen
 
 --model is a folder, or else the name of a repository on the Hugging Face hub, which is downloaded.
 Writes checkpoint.pt, dict.txt, ids.json (the model's ids and their dictionary indices) and

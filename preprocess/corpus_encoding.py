@@ -29,7 +29,7 @@ def encode_document(tokenizer: Tokenizer, document: Document) -> EncodedDocument
         raise ValueError(
             f"{document.where}: the tokenizer loses characters of this text; it needs byte "
             "fallback, no normalization, no dummy prefix, and all its tokens in the dictionary "
-            "(--sentencepiece-model, --gpt2-bpe-dir, --hf-tokenizer, --dict)"
+            "(--sentencepiece-model, --gpt2-bpe-dir, --vocabulary, --dict)"
         )
     item = np.append(indices, tokenizer.dictionary.eos())
     info = {

@@ -25,9 +25,10 @@ from corpus_source import SPLITS, Source
 from corpus_split import SplitCorpus
 from corpus_writer import write_split
 from longmem_fairseq.cli import run
-from longmem_fairseq.tokenizers.checkpoint_ids import FILE_NAME
+from longmem_fairseq.tokenizers.checkpoint_ids import IDS_FILE
+from longmem_fairseq.tokenizers.folder import load_tokenizer
 from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2_FILES, GPT2Tokenizer
-from longmem_fairseq.tokenizers.hf_tokenizer import TOKENIZER_FILE, HFTokenizer
+from longmem_fairseq.tokenizers.hf_tokenizer import TOKENIZER_FILE
 from longmem_fairseq.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer, load_dictionary
 from output_folder import is_up_to_date, replaced_folder
@@ -45,16 +46,15 @@ def get_parser() -> argparse.ArgumentParser:
     add("--source", type=Path, required=True, help="file or folder of documents")
     add("--dest", type=Path, required=True, help="folder to write, new or empty")
     add(
-        "--tokenizer",
-        choices=("sentencepiece", "gpt2", "hf"),
-        default="sentencepiece",
-        help="tokenizer",
+        "--vocabulary",
+        type=Path,
+        help="folder of a model or corpus: use its tokenizer and dict.txt",
     )
+    add("--tokenizer", choices=("sentencepiece", "gpt2"), default="sentencepiece", help="tokenizer")
     add("--vocab-size", type=int, default=8000, help="pieces of the SentencePiece model to train")
     add("--sentencepiece-model", type=Path, help="use this model instead of training one")
     add("--dict", type=Path, help="use this fairseq dictionary instead of making one")
     add("--gpt2-bpe-dir", type=Path, help="folder with GPT-2's encoder.json, vocab.bpe, dict.txt")
-    add("--hf-tokenizer", type=Path, help="folder of a converted model, for --tokenizer hf")
     add("--text-field", default="text", help="field of a .jsonl record that holds the text")
     add("--valid-share", type=float, default=0.05, help=share)
     add("--test-share", type=float, default=0.05, help=share)
@@ -79,10 +79,14 @@ def check_options(args: argparse.Namespace) -> None:
             f"--valid-share ({args.valid_share}) and --test-share ({args.test_share}) "
             "leave no train split: their sum must be below 1"
         )
+    given = [args.sentencepiece_model, args.dict, args.gpt2_bpe_dir]
+    if args.vocabulary is not None and any(option is not None for option in given):
+        raise ValueError(
+            f"--vocabulary ({args.vocabulary}) is tokenizer and dictionary: leave out "
+            "--sentencepiece-model, --dict and --gpt2-bpe-dir"
+        )
     if args.tokenizer == "gpt2" and args.gpt2_bpe_dir is None:
         raise ValueError("--tokenizer gpt2 needs --gpt2-bpe-dir")
-    if args.tokenizer == "hf" and args.hf_tokenizer is None:
-        raise ValueError("--tokenizer hf needs --hf-tokenizer")
     if args.tokenizer == "sentencepiece" and args.dict and not args.sentencepiece_model:
         raise ValueError(f"--dict ({args.dict}) needs the --sentencepiece-model it belongs to")
     for option in ("sentencepiece_model", "dict"):
@@ -99,9 +103,9 @@ def corpus_hash(args: argparse.Namespace, source: Source) -> str:
     files = {"sentencepiece_model": args.sentencepiece_model, "dict": args.dict}
     if args.tokenizer == "gpt2":
         files.update({name: args.gpt2_bpe_dir / name for name in GPT2_FILES})
-    if args.tokenizer == "hf":
-        names = (TOKENIZER_FILE, FILE_NAME, "dict.txt")
-        files.update({name: args.hf_tokenizer / name for name in names})
+    if args.vocabulary is not None:
+        names = ("sentencepiece.model", *GPT2_FILES, TOKENIZER_FILE, IDS_FILE)
+        files.update({f"vocabulary {name}": args.vocabulary / name for name in names})
     for name, path in files.items():
         if path is not None and path.is_file():
             parts[name] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -109,11 +113,9 @@ def corpus_hash(args: argparse.Namespace, source: Source) -> str:
 
 
 def make_tokenizer(args: argparse.Namespace, corpus: SplitCorpus) -> Tokenizer:
+    if args.vocabulary is not None:
+        return load_tokenizer(args.vocabulary)
     dictionary = load_dictionary(args.dict) if args.dict else None
-    if args.tokenizer == "hf":
-        return HFTokenizer(
-            args.hf_tokenizer, dictionary or load_dictionary(args.hf_tokenizer / "dict.txt")
-        )
     if args.tokenizer == "gpt2":
         return GPT2Tokenizer(args.gpt2_bpe_dir, dictionary)
     if args.sentencepiece_model:
@@ -134,7 +136,8 @@ def write_corpus(folder: Path, corpus: SplitCorpus, args: argparse.Namespace) ->
             encoded, split, corpus.num_documents[split], unit=" documents", disable=None
         )
         splits[split], frequencies = write_split(folder, split, bar, len(tokenizer.dictionary))
-        if split == "train" and tokenizer.kind == "sentencepiece" and not args.dict:
+        trained_here = not (args.dict or args.vocabulary)
+        if split == "train" and tokenizer.kind == "sentencepiece" and trained_here:
             # what a new backbone predicts before it has learnt anything
             tokenizer.dictionary.count = frequencies.tolist()
     tokenizer.dictionary.save(str(folder / "dict.txt"))

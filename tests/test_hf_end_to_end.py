@@ -40,7 +40,7 @@ def converted(request, tmp_path):
         for number in range(documents):
             page = f"{split} {number} {PAGE}" * (number + 1)
             (text / split / f"{number}.txt").write_bytes(page.replace("e\u0301", "e").encode())
-    arguments = ["--source", text, "--dest", data, "--tokenizer", "hf", "--hf-tokenizer", backbone]
+    arguments = ["--source", text, "--dest", data, "--vocabulary", backbone]
     prepare_corpus.main([str(argument) for argument in arguments])
     return backbone, data
 

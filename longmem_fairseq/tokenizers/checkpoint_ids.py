@@ -7,7 +7,7 @@ from typing import Dict, Optional, Union
 import numpy as np
 from fairseq.data import Dictionary
 
-FILE_NAME = "ids.json"
+IDS_FILE = "ids.json"
 SPECIALS = ("bos", "pad", "eos", "unk")  # the first four indices of every fairseq dictionary
 
 
@@ -47,7 +47,7 @@ class CheckpointIds:
 
     def save(self, folder: Path) -> None:
         table = {"num_ids": self.num_ids, **self.specials}
-        (folder / FILE_NAME).write_text(json.dumps(table) + "\n")
+        (folder / IDS_FILE).write_text(json.dumps(table) + "\n")
 
     @classmethod
     def load(cls, folder: Union[str, Path], dictionary: Dictionary) -> Optional["CheckpointIds"]:
@@ -56,7 +56,7 @@ class CheckpointIds:
         Raises:
             ValueError: it is damaged, or another dictionary's
         """
-        path = Path(folder) / FILE_NAME
+        path = Path(folder) / IDS_FILE
         if not path.is_file():
             return None
         try:
