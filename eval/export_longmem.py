@@ -18,7 +18,6 @@ from fairseq import checkpoint_utils
 
 from longmem_fairseq.cli import run
 from longmem_fairseq.exported import WEIGHTS_FILE, write_exported
-from report import table
 from stream_scoring import read_json_lines
 
 VOCABULARY = (
@@ -60,8 +59,11 @@ def model_card(config: Dict[str, Any], backbone: str, results: Optional[Path]) -
         f"| backbone, SHA-256 of its weights | `{config['backbone_fingerprint']}` |",
     ]
     if results is not None:
-        measured = {line["name"]: line for line in read_json_lines(str(results))}
-        lines += ["", "Measured with `eval/evaluate.py`:", "", *table(measured, "backbone")]
+        lines += ["", "Measured with `eval/evaluate.py`:", ""]
+        lines += ["| model | tokens | perplexity | per word |", "| --- | ---: | ---: | ---: |"]
+        for line in read_json_lines(str(results)):
+            numbers = f"{line['tokens']:,} | {line['ppl']:.3f} | {line['word_ppl']:.3f}"
+            lines.append(f"| {line['name']} | {numbers} |")
     return lines
 
 

@@ -77,7 +77,7 @@ def test_the_card_has_the_runs_own_numbers(trained, tmp_path):
     fingerprint = bytes(model.decoder.backbone_fingerprint.tolist()).hex()
     assert f"| `{fingerprint}` |" in card or f"`{fingerprint}`" in card
     assert "7 updates" in card and "small-lm" in card and "| memory_size | 64 |" in card
-    assert "| longmem | 12,345 | 7.500 | 9.25 | 0.7500 |" in card
+    assert "| longmem | 12,345 | 7.500 | 9.250 |\n| backbone | 12,345 | 10.000 | 9.250 |" in card
 
 
 def test_another_dictionary_is_refused(trained, backbone_path, tmp_path):
