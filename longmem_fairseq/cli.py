@@ -7,12 +7,12 @@ from typing import Callable
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls *main*; a ValueError or OSError it raises becomes ``PROGRAM: error: MESSAGE``."""
+    """Calls *main*; a ValueError, OSError or ImportError becomes ``PROGRAM: error: MESSAGE``."""
     # importing fairseq leaves the root logger at DEBUG, and everybody talks
     logging.getLogger().setLevel(logging.WARNING)
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         program = os.path.basename(sys.argv[0])
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

@@ -14,9 +14,12 @@ import os
 import pickle
 import struct
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from fairseq import checkpoint_utils
+
+from longmem_fairseq.exported import read_exported
 
 _original_read = checkpoint_utils.load_checkpoint_to_cpu
 _original_save = checkpoint_utils.save_checkpoint
@@ -63,7 +66,12 @@ def clear_errors(path):
 
 
 def _load_checkpoint_to_cpu(path, *args, **kwargs):
-    """``fairseq.checkpoint_utils.load_checkpoint_to_cpu`` with :func:`clear_errors`."""
+    """``fairseq.checkpoint_utils.load_checkpoint_to_cpu`` with :func:`clear_errors`.
+
+    Also of exported models, which are no pickles.
+    """
+    if str(path).endswith(".safetensors"):
+        return read_exported(Path(path), *args)
     unknown = None
     with clear_errors(path):
         try:

@@ -11,7 +11,12 @@ from longmem_fairseq.models.checkpoints import fingerprint, hexadecimal
 from longmem_fairseq.tasks.config import MODEL_OPTIONS, ModelOptions
 from longmem_fairseq.tokenizers import Tokenizer, load_tokenizer
 
-CHECKPOINTS = ("checkpoint_best.pt", "checkpoint_last.pt", "checkpoint.pt")
+CHECKPOINTS = (
+    "checkpoint_best.pt",
+    "checkpoint_last.pt",
+    "checkpoint.pt",
+    "model.safetensors",
+)
 
 
 def load_pretrained(

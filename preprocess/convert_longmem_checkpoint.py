@@ -16,16 +16,15 @@ from typing import Any, Dict, Optional, Sequence
 
 import torch
 from fairseq.data import Dictionary
-from fairseq.dataclass.configs import FairseqConfig
 from omegaconf import OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
 from longmem_fairseq.cli import run
 from longmem_fairseq.compat import clear_errors
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
-from longmem_fairseq.models.checkpoints import dictionary_hash, fingerprint
+from longmem_fairseq.models.checkpoints import fingerprint
 from longmem_fairseq.models.longmem import LongMemConfig, SideNetDecoder
-from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
+from model_folder import check_fits, save_model
 from output_folder import replaced_folder
 
 # fairseq's names of activations, and ours
@@ -130,21 +129,6 @@ class ReleasedCheckpoint:
             weights[name] = tensor
         return weights
 
-    def check_fits(self, weights: Dict[str, Tensor], module: nn.Module) -> None:
-        """
-        Raises:
-            ValueError: *weights* are not all that *module* needs, and nothing else
-        """
-        shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-        for name in sorted(shapes.keys() | weights.keys()):
-            found = tuple(weights[name].shape) if name in weights else "no such tensor"
-            expected = shapes.get(name, "no such tensor")
-            if found != expected:
-                raise ValueError(
-                    f"{self.path} does not fit its own options: {name} is {found}, expected "
-                    f"{expected}"
-                )
-
 
 def extended_dictionary(path: Path, num_rows: int) -> str:
     """The text of a dictionary file with as many symbols as the embedding has rows.
@@ -233,29 +217,6 @@ def check_same_backbone(released: ReleasedCheckpoint, backbone: ReleasedCheckpoi
         )
 
 
-def save(folder: Path, cfg, weights: Dict[str, Tensor], tokens_per_sample: int, text: str) -> None:
-    """Writes dictionary and checkpoint as ``fairseq-train`` would have, without optimizer state."""
-    folder.mkdir()
-    (folder / "dict.txt").write_text(text, encoding="utf-8")
-    task = LongMemLanguageModelingConfig(
-        _name="longmem_language_modeling", data="", tokens_per_sample=tokens_per_sample
-    )
-    whole = OmegaConf.structured(FairseqConfig)
-    whole.model, whole.task = OmegaConf.structured(cfg), OmegaConf.structured(task)
-    history = {"optimizer_name": "", "criterion_name": "", "lr_scheduler_state": {}}
-    state = {
-        "args": None,
-        "cfg": OmegaConf.to_container(whole, resolve=True, enum_to_str=True),
-        "model": {f"decoder.{name}": tensor for name, tensor in weights.items()},
-        "optimizer_history": [{**history, "num_updates": 0}],
-        "extra_state": {"train_iterator": None},
-        "task_state": {
-            "dictionary_hash": dictionary_hash(Dictionary.load(str(folder / "dict.txt")))
-        },
-    }
-    torch.save(state, folder / "checkpoint.pt")
-
-
 def convert(backbone: Path, longmem: Optional[Path], dictionary: Path, dest: Path) -> None:
     """Writes *dest*, complete or not at all.
 
@@ -270,12 +231,12 @@ def convert(backbone: Path, longmem: Optional[Path], dictionary: Path, dest: Pat
     text = extended_dictionary(dictionary, num_rows)
     weights = released.renamed(BACKBONE_NAMES)
     with replaced_folder(dest) as folder:
-        save(folder / "backbone", cfg, weights, released.option("tokens_per_sample"), text)
+        save_model(folder / "backbone", cfg, weights, released.option("tokens_per_sample"), text)
         words = Dictionary.load(str(folder / "backbone" / "dict.txt"))
         decoder = BackboneDecoder(
             OmegaConf.structured(cfg), words, released.option("tokens_per_sample")
         )
-        released.check_fits(weights, decoder)
+        check_fits(released.path, weights, decoder)
         if longmem is None:
             return
         sidenet = ReleasedCheckpoint(longmem)
@@ -286,8 +247,8 @@ def convert(backbone: Path, longmem: Optional[Path], dictionary: Path, dest: Pat
         # a model of ours checks the options and says which tensors there have to be
         module = SideNetDecoder(OmegaConf.structured(cfg), decoder, identity)
         weights = {**sidenet.renamed(SIDENET_NAMES), "backbone_fingerprint": identity}
-        sidenet.check_fits(weights, module)
-        save(folder / "longmem", cfg, weights, tokens_per_sample, text)
+        check_fits(sidenet.path, weights, module)
+        save_model(folder / "longmem", cfg, weights, tokens_per_sample, text)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:

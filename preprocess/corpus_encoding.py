@@ -21,12 +21,15 @@ def encode_document(tokenizer: Tokenizer, document: Document) -> EncodedDocument
     """Tokenize one document; ValueError where the tokens do not give back its text."""
     ids = tokenizer.encode(document.text)
     indices = tokenizer.to_dictionary[ids]
-    lossless = tokenizer.joined_bytes(ids.tolist()) == document.text.encode()
+    spelled = tokenizer.spelled(document.text)
+    if document.questions is not None and not spelled.endswith(document.text):
+        raise ValueError(f"{document.where}: the tokenizer changes this text, and it has questions")
+    lossless = tokenizer.joined_bytes(ids.tolist()) == spelled.encode()
     if not lossless or (indices < tokenizer.dictionary.nspecial).any():
         raise ValueError(
             f"{document.where}: the tokenizer loses characters of this text; it needs byte "
             "fallback, no normalization, no dummy prefix, and all its tokens in the dictionary "
-            "(--sentencepiece-model, --gpt2-bpe-dir, --dict)"
+            "(--sentencepiece-model, --gpt2-bpe-dir, --vocabulary, --dict)"
         )
     item = np.append(indices, tokenizer.dictionary.eos())
     info = {
@@ -37,7 +40,8 @@ def encode_document(tokenizer: Tokenizer, document: Document) -> EncodedDocument
     }
     questions = document.questions
     if questions is not None:
-        ends = tokenizer.token_ends(ids)
+        # from the text's own beginning: some tokenizers put a space before it
+        ends = tokenizer.token_ends(ids) - (len(spelled) - len(document.text))
         questions = [locate_question(question, document.text, ends) for question in questions]
     return EncodedDocument(item, info, questions)
 

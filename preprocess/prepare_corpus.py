@@ -8,7 +8,7 @@ Example:
 test/ folders, or train.jsonl and so on, are the splits; without them it is split by document.
 Writes
     dict.txt, {train,valid,test}.{bin,idx}, {split}.documents.jsonl, {split}.questions.jsonl,
-    sentencepiece.model (or encoder.json and vocab.bpe) and manifest.json
+    sentencepiece.model (or encoder.json, vocab.bpe; or tokenizer.json, ids.json) and manifest.json
 into --dest, all or nothing. Run again with the same input and options, it does nothing.
 
 To evaluate a model on other documents, --vocabulary is its folder, which holds its tokenizer and
@@ -28,8 +28,10 @@ from corpus_source import SPLITS, Source
 from corpus_split import SplitCorpus
 from corpus_writer import write_split
 from longmem_fairseq.cli import run
+from longmem_fairseq.tokenizers.checkpoint_ids import IDS_FILE
 from longmem_fairseq.tokenizers.folder import load_tokenizer
 from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2_FILES, GPT2Tokenizer
+from longmem_fairseq.tokenizers.hf_tokenizer import TOKENIZER_FILE
 from longmem_fairseq.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer, load_dictionary
 from output_folder import is_up_to_date, replaced_folder
@@ -105,7 +107,7 @@ def corpus_hash(args: argparse.Namespace, source: Source) -> str:
     if args.tokenizer == "gpt2":
         files.update({name: args.gpt2_bpe_dir / name for name in GPT2_FILES})
     if args.vocabulary is not None:
-        names = ("sentencepiece.model", *GPT2_FILES)
+        names = ("sentencepiece.model", *GPT2_FILES, TOKENIZER_FILE, IDS_FILE)
         files.update({f"vocabulary {name}": args.vocabulary / name for name in names})
     for name, path in files.items():
         if path is not None and path.is_file():

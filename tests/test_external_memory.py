@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from longmem_fairseq.memory import ExternalMemory, Retrieved
-from longmem_fairseq.modules import CausalAlibiBias, JointAttention
+from longmem_fairseq.modules import CausalBias, JointAttention
 
 
 def external(**options):
@@ -239,7 +239,7 @@ class Layer(nn.Module):
         torch.manual_seed(1)
         self.attention = JointAttention(8, 2, has_memory=True)
         self.memory, self.gather_first = memory, gather_first
-        self.bias = CausalAlibiBias(2)
+        self.bias = CausalBias(2)
 
     def retrieve(self, queries):
         found = self.memory.retrieve(queries)

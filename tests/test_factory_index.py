@@ -8,6 +8,7 @@ import torch
 
 from longmem_fairseq.memory import MemoryBank, check_index, factory_index
 from longmem_fairseq.memory.factory_index import FactoryIndex
+from longmem_fairseq.models.decoder_config import DecoderConfig
 from longmem_fairseq.models.memory_config import MemoryConfig, build_memory
 
 HEADS, HEAD_DIM, NUM_CHUNKS = 2, 8, 6
@@ -313,10 +314,11 @@ def test_indices_that_there_cannot_be(index, parameters, message):
         k=4,
         retrieval_layer_index=1,
     )
+    backbone = DecoderConfig(num_layers=2, embed_dim=HEADS * HEAD_DIM, num_attention_heads=HEADS)
     for make in (
         lambda: check_index(index, parameters, HEAD_DIM, 200),
         lambda: make_bank(index, parameters),
-        lambda: build_memory(cfg, 2, HEADS * HEAD_DIM, HEADS, tokens_per_sample=8),
+        lambda: build_memory(cfg, backbone, tokens_per_sample=8),
     ):
         with pytest.raises(ValueError) as error:
             make()

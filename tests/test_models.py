@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 from torch.testing import assert_close
 
 from longmem_fairseq.models.checkpoints import fingerprint
+from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRM, MemTRMConfig
 from tests.small_models import SAVED, SEGMENT, differ, document, read, save_backbone
 
@@ -165,6 +166,16 @@ def test_options_that_do_not_fit(build, options, message):
     with pytest.raises(ValueError) as error:
         build(**options)
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("config", [LongMemConfig, MemTRMConfig])
+def test_backbones_older_than_an_option_have_its_default(build, backbone_path, tmp_path, config):
+    state = torch.load(backbone_path)
+    known = ("_name", "embed_dim", "num_layers", "num_attention_heads", "smeared_key_layers")
+    state["cfg"]["model"] = {name: state["cfg"]["model"][name] for name in known}
+    path, tokens = tmp_path / "old.pt", document(1, 2 * SEGMENT)
+    torch.save(state, path)
+    assert torch.equal(read(build(config, path=str(path)), tokens), read(build(config), tokens))
 
 
 def test_a_missing_backbone_is_named(build):

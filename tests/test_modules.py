@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from longmem_fairseq.memory import Retrieved
 from longmem_fairseq.memory.chunk_store import ChunkStore, Placement
-from longmem_fairseq.modules import CausalAlibiBias, DecoderBlock, JointAttention, alibi_slopes
+from longmem_fairseq.modules import CausalBias, DecoderBlock, JointAttention, alibi_slopes
 from longmem_fairseq.modules.joint_attention import smear
 
 STREAMS, TOKENS, HEADS, HEAD_DIM = 3, 5, 2, 4
@@ -33,8 +33,8 @@ def test_alibi_slopes_by_hand(num_heads, slopes):
     assert_close(alibi_slopes(num_heads), slopes, rtol=1e-12, atol=0)
 
 
-def test_causal_alibi_bias_is_its_formula_for_segments_of_any_length():
-    module = CausalAlibiBias(4)
+def test_alibi_bias_is_its_formula_for_segments_of_any_length():
+    module = CausalBias(4)
     assert list(module.state_dict()) == []
     for num_tokens in (3, 7, 5, 1, 0):  # longer and shorter than the one that is kept
         bias = module(num_tokens, torch.float32, torch.device("cpu"))
@@ -47,7 +47,7 @@ def test_causal_alibi_bias_is_its_formula_for_segments_of_any_length():
 
 
 def test_half_precision_bias_comes_from_float32_slopes():
-    module = CausalAlibiBias(6)
+    module = CausalBias(6)
     expected = module(300, torch.float32, torch.device("cpu")).bfloat16()
     assert torch.equal(module(300, torch.bfloat16, torch.device("cpu")), expected)
     module.bfloat16()
@@ -125,7 +125,7 @@ def attention(**options):
     module = JointAttention(EMBED_DIM, HEADS, **options).double()
     if module.memory_bias is not None:
         nn.init.normal_(module.memory_bias)
-    bias = CausalAlibiBias(HEADS)(TOKENS, torch.float64, torch.device("cpu"))
+    bias = CausalBias(HEADS)(TOKENS, torch.float64, torch.device("cpu"))
     return module, bias, torch.randn(STREAMS, TOKENS, EMBED_DIM, dtype=torch.float64)
 
 

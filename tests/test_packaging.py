@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 from packaging.requirements import Requirement
 
-EXTRAS = {"cpu", "gpu", "test", "test-gpu", "dev", "dev-gpu"}
+WITH_FAISS = {"cpu", "gpu", "test", "test-gpu", "dev", "dev-gpu"}
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,10 @@ def faiss_wheels(requirements):
 
 
 def test_extras_are_the_documented_ones(setup_arguments):
-    assert set(setup_arguments["extras_require"]) == EXTRAS
+    assert set(setup_arguments["extras_require"]) == {*WITH_FAISS, "hf"}
 
 
-@pytest.mark.parametrize("extra", sorted(EXTRAS))
+@pytest.mark.parametrize("extra", sorted(WITH_FAISS))
 def test_an_extra_installs_one_faiss_wheel(setup_arguments, extra):
     wheels = faiss_wheels(setup_arguments["extras_require"][extra])
     assert wheels == {"faiss-gpu" if extra.endswith("gpu") else "faiss-cpu"}

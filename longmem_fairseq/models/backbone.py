@@ -1,13 +1,13 @@
-"""The frozen backbone: a decoder-only transformer with ALiBi positions and parallel blocks.
+"""The frozen backbone: a decoder-only transformer.
 
-B streams, T tokens, C embed_dim, H heads, D head_dim, L layers, V vocabulary.
+B streams, T tokens, C embed_dim, H heads, H' key/value heads, D head_dim, L layers, V vocabulary.
 """
 
 from dataclasses import dataclass, field
 from typing import List, NamedTuple, Optional, Tuple
 
 import torch
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass import ChoiceEnum
 from fairseq.models import (
     FairseqLanguageModel,
     register_model,
@@ -15,10 +15,17 @@ from fairseq.models import (
 )
 from torch import Tensor, nn
 
+from longmem_fairseq.models.decoder_config import DecoderConfig, check_decoder
 from longmem_fairseq.models.memory_decoder import MemoryDecoder, Reading, Retrieve
-from longmem_fairseq.modules import ACTIVATIONS, CausalAlibiBias, DecoderBlock, LocalCache
+from longmem_fairseq.modules import (
+    NORMS,
+    CausalBias,
+    DecoderBlock,
+    LocalCache,
+    Rotary,
+    quantise,
+)
 
-ACTIVATION_CHOICES = ChoiceEnum(list(ACTIVATIONS))
 COMPUTE_DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -28,26 +35,9 @@ COMPUTE_DTYPE_CHOICES = ChoiceEnum(list(COMPUTE_DTYPES))
 
 
 @dataclass
-class LongMemBackboneConfig(FairseqDataclass):
-    embed_dim: int = field(default=1024, metadata={"help": "size of the hidden states"})
-    num_layers: int = field(default=24, metadata={"help": "number of blocks"})
-    num_attention_heads: int = field(
-        default=16, metadata={"help": "attention heads; must divide --embed-dim"}
-    )
-    activation_fn: ACTIVATION_CHOICES = field(
-        default="gelu_tanh", metadata={"help": "activation of the MLP"}
-    )
-    layer_norm_eps: float = field(default=1e-6, metadata={"help": "epsilon of every LayerNorm"})
+class LongMemBackboneConfig(DecoderConfig):
     dropout: float = field(
         default=0.0, metadata={"help": "dropout probability of both branches of a block"}
-    )
-    smeared_key_layers: List[int] = field(
-        default_factory=list,
-        metadata={
-            "help": "layers (from 0, as 2,3) whose k_proj takes half of its channels from the previous "
-            "token: small models learn to copy many times sooner, and there; a cached key then says "
-            "what came before it"
-        },
     )
     compute_dtype: COMPUTE_DTYPE_CHOICES = field(
         default="float32",
@@ -61,7 +51,7 @@ class BackboneOutput(NamedTuple):
     hidden_states: L + 1 tensors B x T x C (embedding output, then after each block); those that
         were not asked for are None
     normed: B x T x C, the last hidden state after the final LayerNorm
-    keys, values: B x H x T x D of the memory layer, None without one
+    keys, values: B x H' x T x D of the memory layer, None without one
     """
 
     hidden_states: List[Optional[Tensor]]
@@ -78,9 +68,10 @@ class BackboneDecoder(MemoryDecoder):
         dictionary: its size is V
         window: tokens of a segment
         memory_layer: a layer that reads memory itself (MemTRM); None for a plain language model
+        memory_options: further arguments of that layer's :class:`JointAttention`
 
     Raises:
-        ValueError: the heads do not divide the width
+        ValueError: see :func:`check_decoder`
     """
 
     def __init__(
@@ -89,40 +80,76 @@ class BackboneDecoder(MemoryDecoder):
         dictionary,
         window: int,
         memory_layer: Optional[int] = None,
-        gate_lr_multiplier: float = 1.0,
+        **memory_options,
     ):
         super().__init__(dictionary)
-        if cfg.embed_dim % cfg.num_attention_heads != 0:
-            raise ValueError(
-                f"--embed-dim ({cfg.embed_dim}) must be a multiple of --num-attention-heads "
-                f"({cfg.num_attention_heads})"
-            )
-        for layer in cfg.smeared_key_layers:
-            if not 0 <= layer < cfg.num_layers:
-                raise ValueError(
-                    f"--smeared-key-layers ({layer}) must be between 0 and {cfg.num_layers - 1}"
-                )
+        check_decoder(cfg, window)
+        self.cfg = cfg
         self.compute_dtype = COMPUTE_DTYPES[str(cfg.compute_dtype)]
         self.window, self.num_attention_layers = window, cfg.num_layers
         self.padding_idx = dictionary.pad()
         self.embed_tokens = nn.Embedding(len(dictionary), cfg.embed_dim, self.padding_idx)
-        self.attention_bias = CausalAlibiBias(cfg.num_attention_heads)
-        self.layers = nn.ModuleList(
-            DecoderBlock(
-                cfg.embed_dim,
-                cfg.num_attention_heads,
-                activation=str(cfg.activation_fn),
-                layer_norm_eps=cfg.layer_norm_eps,
-                dropout=cfg.dropout,
-                smeared_keys=layer in cfg.smeared_key_layers,
-                has_memory=layer == memory_layer,
-                gate_lr_multiplier=gate_lr_multiplier,
-            )
-            for layer in range(cfg.num_layers)
+        self.embed_positions = None
+        if str(cfg.positions) == "learned":
+            self.embed_positions = nn.Embedding(cfg.max_positions, cfg.embed_dim)
+        self.embed_norm = self.new_norm() if cfg.embed_norm else nn.Identity()
+        alibi_heads = cfg.num_attention_heads if str(cfg.positions) == "alibi" else 0
+        self.attention_bias = CausalBias(alibi_heads, cfg.alibi_scale)
+        self.sliding_layers = frozenset(cfg.sliding_layers)  # omegaconf's lists are slow to search
+        self.sliding_bias = CausalBias(alibi_heads, cfg.alibi_scale, cfg.sliding_window)
+        self.layers = nn.ModuleList()
+        for layer in range(cfg.num_layers):
+            options = {"has_memory": True, **memory_options} if layer == memory_layer else {}
+            self.layers.append(self.new_block(layer, dropout=cfg.dropout, **options))
+        self.layer_norm = self.new_norm()
+        self.output_projection = nn.Linear(
+            cfg.embed_dim, len(dictionary), bias=not cfg.no_head_bias
         )
-        self.layer_norm = nn.LayerNorm(cfg.embed_dim, eps=cfg.layer_norm_eps)
-        self.output_projection = nn.Linear(cfg.embed_dim, len(dictionary))
+        self.tie_head()
         self._init_parameters()
+
+    def tie_head(self) -> None:
+        """Shares the embedding with the head where the configuration says so; also to be called after
+        a state dict was loaded with ``assign``."""
+        if self.cfg.tied_head:
+            self.output_projection.weight = self.embed_tokens.weight
+
+    def new_norm(self, eps: Optional[float] = None) -> nn.Module:
+        """A norm over C of the kind that this decoder has."""
+        eps = self.cfg.layer_norm_eps if eps is None else eps
+        return NORMS[str(self.cfg.norm)](self.cfg.embed_dim, eps=eps)
+
+    def new_block(self, layer: int, **options) -> DecoderBlock:
+        """A block of the shape of *layer*; *options* are arguments of :class:`DecoderBlock`."""
+        cfg = self.cfg
+        shape = {
+            "activation": str(cfg.activation_fn),
+            "layer_norm_eps": cfg.layer_norm_eps,
+            "block": str(cfg.block),
+            "norm": str(cfg.norm),
+            "ffn_dim": cfg.ffn_dim or None,
+            "gated_mlp": cfg.gated_mlp,
+            "mlp_bias": not cfg.no_mlp_bias,
+            "post_norms": cfg.post_norms,
+            "num_kv_heads": cfg.num_kv_heads or None,
+            "head_dim": cfg.head_dim or None,
+            "qkv_bias": cfg.qkv_bias,
+            "out_bias": cfg.out_bias,
+            "qk_norm_eps": cfg.layer_norm_eps if cfg.qk_norm else None,
+            "rotary": self._rotary(layer),
+            "softcap": cfg.attention_softcap,
+            "smeared_keys": layer in cfg.smeared_key_layers,
+        }
+        return DecoderBlock(cfg.embed_dim, cfg.num_attention_heads, **{**shape, **options})
+
+    def _rotary(self, layer: int) -> Optional[Rotary]:
+        cfg = self.cfg
+        if str(cfg.positions) != "rotary":
+            return None
+        channels = cfg.rotary_dim or cfg.head_dim or cfg.embed_dim // cfg.num_attention_heads
+        if layer in cfg.sliding_layers and cfg.sliding_rotary_base > 0:
+            return Rotary(channels, cfg.sliding_rotary_base)
+        return Rotary(channels, cfg.rotary_base, cfg.rotary_scaling)
 
     def _init_parameters(self) -> None:
         # GPT-2's: 0.02, and smaller for the matrices that write to the residual stream
@@ -131,15 +158,18 @@ class BackboneDecoder(MemoryDecoder):
                 writes = name.endswith(("out_proj.weight", "fc2.weight"))
                 depth = (2 * len(self.layers)) ** -0.5 if writes else 1.0
                 nn.init.normal_(parameter, std=0.02 * depth)
-            elif name.endswith(("fc1.bias", "fc2.bias")):
+            elif name.endswith(("fc1.bias", "fc2.bias", "_proj.bias")):
                 nn.init.zeros_(parameter)
         # the first prediction is the frequency of every token: learning it by gradient takes a
         # hundred updates that undo the matching of queries and keys below
-        counts = torch.tensor(self.dictionary.count, dtype=torch.float)
-        self.output_projection.bias.data.copy_((counts / counts.sum()).clamp(min=1e-9).log())
+        if self.output_projection.bias is not None:
+            counts = torch.tensor(self.dictionary.count, dtype=torch.float)
+            frequencies = (counts / counts.sum()).clamp(min=1e-9)
+            self.output_projection.bias.data.copy_(frequencies.log())
         # with the above alone, which token it is drowns in what the layers add: a small model then
-        # needs several times more tokens before it copies
-        nn.init.normal_(self.embed_tokens.weight, std=0.25)
+        # needs several times more tokens before it copies (as a head it has to stay small)
+        if not self.cfg.tied_head:
+            nn.init.normal_(self.embed_tokens.weight, std=0.25)
         for block in self.layers:
             if block.self_attn.smeared_keys:
                 # queries and keys start in one space: a token looks for places whose predecessor
@@ -168,36 +198,47 @@ class BackboneDecoder(MemoryDecoder):
             retrieve: what *memory_layer* reads; see :meth:`JointAttention.forward`
             caches: of the tokens before these, one for each layer
         """
-        x = self._embed(src_tokens)  # B x T x C
-        bias = self.bias(src_tokens, caches)
+        x = self._embed(src_tokens, caches)  # B x T x C
+        biases = self.biases(src_tokens, caches)
         hidden_states = [x]
         keys = values = None
         for layer, block in enumerate(self.layers):
             reads = layer == memory_layer
             cache = None if caches is None else caches[layer]
-            output = block(x, bias, retrieve if reads else None, cache=cache)
+            output = block(x, biases[layer], retrieve if reads else None, cache=cache)
             x = output.x
             if reads:
                 keys, values = output.keys, output.values
             hidden_states.append(x if (layer + 1) % keep_every == 0 else None)
         return BackboneOutput(hidden_states, self.layer_norm(x), keys, values)
 
-    def _embed(self, src_tokens: Tensor) -> Tensor:
+    def _embed(self, src_tokens: Tensor, caches: Optional[List[LocalCache]] = None) -> Tensor:
         # a stored half-precision embedding is widened: the residual stream is always float32
-        return self.embed_tokens(src_tokens).float()
+        x = self.embed_tokens(src_tokens).float() * self.cfg.embed_scale
+        if self.embed_positions is not None:
+            start = caches[0].num_tokens if caches else 0
+            positions = torch.arange(start, start + src_tokens.size(1), device=x.device)
+            x = x + self.embed_positions(positions).float()
+        return self.embed_norm(x)
 
-    def bias(self, src_tokens: Tensor, caches: Optional[List[LocalCache]] = None) -> Tensor:
-        """The attention bias of B x T tokens after the P in *caches*, H x T x (P + T)."""
+    def biases(self, src_tokens: Tensor, caches: Optional[List[LocalCache]] = None) -> List[Tensor]:
+        """For each layer the attention bias of B x T tokens after the P in *caches*.
+
+        H x T x (P + T), or 1 instead of H without ALiBi.
+        """
         num_before = caches[0].num_tokens if caches else 0
-        return self.attention_bias(
-            src_tokens.size(1), self.compute_dtype, src_tokens.device, num_before
-        )
+        sizes = (src_tokens.size(1), self.compute_dtype, src_tokens.device, num_before)
+        bias, sliding = self.attention_bias(*sizes), None
+        if self.sliding_layers:
+            sliding = self.sliding_bias(*sizes)
+        layers = range(len(self.layers))
+        return [sliding if layer in self.sliding_layers else bias for layer in layers]
 
     def layer_keys_values(self, src_tokens: Tensor, layer: int) -> Tuple[Tensor, Tensor]:
-        """Keys and values of a layer, B x H x T x D, computing nothing that they do not need."""
+        """Keys and values of a layer, B x H' x T x D, computing nothing that they do not need."""
         with torch.no_grad(), self.autocast(src_tokens.device):
-            x, bias = self._embed(src_tokens), self.bias(src_tokens)
-            for block in self.layers[:layer]:
+            x = self._embed(src_tokens)
+            for block, bias in zip(self.layers[:layer], self.biases(src_tokens), strict=False):
                 x = block(x, bias).x
             return self.layers[layer].keys_values(x)
 
@@ -206,11 +247,17 @@ class BackboneDecoder(MemoryDecoder):
             normed = self.encode(src_tokens, caches=caches).normed
             return Reading(self.output_layer(normed), None, None)
 
-    def freeze(self) -> None:
-        """No gradients, weights of matrix products stored in ``compute_dtype``, evaluation mode."""
+    def freeze(self, int8: bool = False) -> None:
+        """No gradients, weights of matrix products stored in ``compute_dtype``, evaluation mode.
+
+        Args:
+            int8: store those of the blocks in a byte each; head and embeddings stay as above
+        """
         self.requires_grad_(False)
+        if int8:
+            quantise(self.layers, self.compute_dtype)
         for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):  # LayerNorms stay float32
+            if isinstance(module, (nn.Linear, nn.Embedding)):  # norms stay float32
                 module.to(self.compute_dtype)
         self.eval()
 
@@ -221,7 +268,10 @@ class BackboneDecoder(MemoryDecoder):
         )
 
     def output_layer(self, features: Tensor, **unused) -> Tensor:
-        return self.output_projection(features)
+        logits = self.output_projection(features)
+        if self.cfg.logit_softcap > 0:
+            logits = self.cfg.logit_softcap * torch.tanh(logits / self.cfg.logit_softcap)
+        return logits
 
 
 @register_model("longmem_backbone", dataclass=LongMemBackboneConfig)

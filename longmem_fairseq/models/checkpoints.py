@@ -7,9 +7,10 @@ from typing import Dict, Tuple
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
+from omegaconf import OmegaConf
 from torch import Tensor
 
-from longmem_fairseq.models.backbone import BackboneDecoder
+from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 
 
 def fingerprint(state_dict: Dict[str, Tensor]) -> Tensor:
@@ -55,6 +56,8 @@ def read_backbone(path: str) -> Dict:
             "longmem_backbone; a released LongMem checkpoint goes through "
             "preprocess/convert_longmem_checkpoint.py first"
         )
+    # options that are younger than the checkpoint have their defaults
+    state["cfg"]["model"] = OmegaConf.merge(OmegaConf.structured(LongMemBackboneConfig), cfg)
     return state
 
 
@@ -85,7 +88,9 @@ def load_backbone(
         )
     for field, value in overrides.items():
         cfg[field] = value
-    decoder = BackboneDecoder(cfg, dictionary, window)
+    with torch.device("meta"):  # no room for weights that are replaced at once, and no time
+        decoder = BackboneDecoder(cfg, dictionary, window)
     weights = {name.removeprefix("decoder."): w for name, w in state["model"].items()}
-    decoder.load_state_dict(weights)
+    decoder.load_state_dict(weights, assign=True)  # in the type in which they were saved
+    decoder.tie_head()
     return decoder, fingerprint(weights)

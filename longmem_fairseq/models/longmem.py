@@ -13,15 +13,23 @@ from fairseq.dataclass import ChoiceEnum
 from fairseq.models import FairseqLanguageModel, register_model
 from torch import Tensor, nn
 
-from longmem_fairseq.models.backbone import ACTIVATION_CHOICES, BackboneDecoder
+from longmem_fairseq.models.backbone import BackboneDecoder
 from longmem_fairseq.models.checkpoints import hexadecimal, load_backbone
-from longmem_fairseq.models.memory_config import MemoryConfig, build_memory, log_parameters
+from longmem_fairseq.models.memory_config import (
+    MemoryConfig,
+    build_memory,
+    log_parameters,
+    memory_options,
+)
 from longmem_fairseq.models.memory_decoder import MemoryDecoder, Reading
-from longmem_fairseq.modules import DecoderBlock
+from longmem_fairseq.modules import ACTIVATIONS
 
 logger = logging.getLogger(__name__)
 
 SIDENET_INIT_CHOICES = ChoiceEnum(["released", "identity"])
+SIDENET_ACTIVATION_CHOICES = ChoiceEnum(["backbone", *ACTIVATIONS])
+BACKBONE_DTYPE_CHOICES = ChoiceEnum(["compute", "int8"])
+SIDENET_EPS = 1e-5  # of the released SideNet's norms
 
 
 @dataclass
@@ -37,8 +45,20 @@ class LongMemConfig(MemoryConfig):
             "the final LayerNorm, so that training starts from the backbone's own predictions"
         },
     )
-    activation_fn: ACTIVATION_CHOICES = field(
-        default="gelu", metadata={"help": "activation of the SideNet's MLP"}
+    activation_fn: SIDENET_ACTIVATION_CHOICES = field(
+        default="backbone",
+        metadata={
+            "help": "activation of the SideNet's MLP; backbone: that of the layers it starts from (the "
+            "released SideNet has gelu where its backbone has gelu_tanh)"
+        },
+    )
+    backbone_dtype: BACKBONE_DTYPE_CHOICES = field(
+        default="compute",
+        metadata={
+            "help": "how the frozen backbone is stored; compute: in --compute-dtype; int8: the "
+            "matrices of its blocks in a byte per number, with a scale per row, which takes half the "
+            "room of bfloat16 and more time"
+        },
     )
     dropout: float = field(
         default=0.0, metadata={"help": "dropout probability of both branches of a SideNet block"}
@@ -67,11 +87,7 @@ class SideNetDecoder(MemoryDecoder):
                 f"--layer-reduction-factor ({reduction}) must divide the backbone's {num_layers} "
                 "layers"
             )
-        embed_dim = backbone.embed_tokens.embedding_dim
-        num_heads = backbone.layers[0].self_attn.num_heads
-        self.memory = build_memory(
-            cfg, num_layers, embed_dim, num_heads, backbone.window, hexadecimal(fingerprint)
-        )
+        self.memory = build_memory(cfg, backbone.cfg, backbone.window, hexadecimal(fingerprint))
         self.retrieval_layer = cfg.retrieval_layer_index
         self.memory_layer = cfg.retrieval_layer_index // reduction
         if self.memory is not None and self.retrieval_layer % reduction != reduction - 1:
@@ -84,26 +100,20 @@ class SideNetDecoder(MemoryDecoder):
         self.identity = str(cfg.sidenet_init) == "identity"
         self.padding_idx, self.window = backbone.padding_idx, backbone.window
         self.num_attention_layers = num_layers + num_layers // reduction
-        self.layers = nn.ModuleList(
-            DecoderBlock(
-                embed_dim,
-                num_heads,
-                activation=str(cfg.activation_fn),
-                layer_norm_eps=1e-5,
-                dropout=cfg.dropout,
-                smeared_keys=backbone.layers[
-                    reduction * layer + reduction - 1
-                ].self_attn.smeared_keys,
-                has_memory=self.memory is not None and layer == self.memory_layer,
-                gate_lr_multiplier=cfg.gate_lr_multiplier,
-            )
-            for layer in range(num_layers // reduction)
-        )
-        eps = backbone.layer_norm.eps if self.identity else 1e-5
-        self.layer_norm = nn.LayerNorm(embed_dim, eps=eps)
+        activation = str(cfg.activation_fn)
+        options = {"layer_norm_eps": SIDENET_EPS, "dropout": cfg.dropout}
+        if activation != "backbone":
+            options["activation"] = activation
+        self.layers = nn.ModuleList()
+        for layer in range(num_layers // reduction):
+            reads = self.memory is not None and layer == self.memory_layer
+            reading = {"has_memory": True, **memory_options(cfg)} if reads else {}
+            source = reduction * layer + reduction - 1
+            self.layers.append(backbone.new_block(source, **options, **reading))
+        self.layer_norm = backbone.new_norm(None if self.identity else SIDENET_EPS)
         self._init_from(backbone)
         self.register_buffer("backbone_fingerprint", fingerprint)
-        backbone.freeze()
+        backbone.freeze(int8=str(cfg.backbone_dtype) == "int8")
         self.backbone = backbone
         self.register_state_dict_post_hook(_drop_backbone)
         self.register_load_state_dict_pre_hook(_keep_backbone)
@@ -114,8 +124,7 @@ class SideNetDecoder(MemoryDecoder):
             source = backbone.layers[self.reduction * i + self.reduction - 1]
             layer.load_state_dict(source.state_dict(), strict=False)
             if self.identity:
-                for matrix in (layer.self_attn.out_proj.weight, layer.fc2.weight, layer.fc2.bias):
-                    nn.init.zeros_(matrix)
+                layer.silence()
         self.layer_norm.load_state_dict(backbone.layer_norm.state_dict())
 
     def train(self, mode: bool = True):
@@ -130,7 +139,7 @@ class SideNetDecoder(MemoryDecoder):
 
     def read(self, src_tokens, retrieve=None, caches=None) -> Reading:
         with self.backbone.autocast(src_tokens.device):
-            bias = self.backbone.bias(src_tokens, caches)
+            biases = self.backbone.biases(src_tokens, caches)
             with torch.no_grad():
                 encoded = self.backbone.encode(
                     src_tokens, self.retrieval_layer, self.reduction, caches=caches
@@ -145,6 +154,7 @@ class SideNetDecoder(MemoryDecoder):
                 residual = states[below + self.reduction] - states[below]
                 reads = i == self.memory_layer
                 cache = None if caches is None else caches[len(self.backbone.layers) + i]
+                bias = biases[below + self.reduction - 1]
                 x = layer(x, bias, retrieve if reads else None, residual, cache).x
             logits = self.backbone.output_layer(self.layer_norm(x))
         return Reading(logits, encoded.keys, encoded.values)

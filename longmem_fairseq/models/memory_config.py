@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Dict, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
@@ -15,11 +15,13 @@ from longmem_fairseq.memory import (
     check_sizes,
 )
 from longmem_fairseq.models.backbone import COMPUTE_DTYPE_CHOICES
+from longmem_fairseq.models.decoder_config import DecoderConfig
 
 logger = logging.getLogger(__name__)
 
 MEMORY_SCOPE_CHOICES = ChoiceEnum(["stream", "batch"])
 MEMORY_DTYPE_CHOICES = ChoiceEnum(["compute", *DTYPES])
+MEMORY_HEADS_CHOICES = ChoiceEnum(["query", "shared"])
 MEMORY_STORAGE_CHOICES = ChoiceEnum(list(STORAGES))
 
 
@@ -59,6 +61,21 @@ class MemoryConfig(FairseqDataclass):
         metadata={
             "help": "stream: every batch row has its own bank; batch: all rows share one, as in the "
             "released code"
+        },
+    )
+    memory_heads: MEMORY_HEADS_CHOICES = field(
+        default="query",
+        metadata={
+            "help": "where several heads share keys and values (grouped-query attention): query: every "
+            "head retrieves for itself, as in the paper; shared: they retrieve the same chunks, by the "
+            "mean of their queries, which takes one search instead of one per head"
+        },
+    )
+    memory_distance: int = field(
+        default=0,
+        metadata={
+            "help": "retrieved tokens count as so many tokens back in the rotary positions of a "
+            "backbone that has them; 0: memory has no positions"
         },
     )
     memory_index: str = field(
@@ -107,18 +124,22 @@ class MemoryConfig(FairseqDataclass):
     )
 
 
+def memory_options(cfg: MemoryConfig) -> Dict[str, Any]:
+    """Arguments of the :class:`JointAttention` that reads memory."""
+    return {
+        "gate_lr_multiplier": cfg.gate_lr_multiplier,
+        "memory_heads": str(cfg.memory_heads),
+        "memory_distance": cfg.memory_distance,
+    }
+
+
 def build_memory(
-    cfg: MemoryConfig,
-    num_layers: int,
-    embed_dim: int,
-    num_heads: int,
-    tokens_per_sample: int,
-    fingerprint: str = "",
+    cfg: MemoryConfig, backbone: DecoderConfig, tokens_per_sample: int, fingerprint: str = ""
 ) -> Optional[ExternalMemory]:
     """Checks the memory options against the backbone and against each other.
 
     Args:
-        num_layers, embed_dim, num_heads: of the backbone
+        backbone: its shape
         tokens_per_sample: tokens of a segment
         fingerprint: of the frozen backbone, hexadecimal; "" for one that is trained
 
@@ -128,6 +149,7 @@ def build_memory(
     Raises:
         ValueError: naming the option to change
     """
+    num_layers = backbone.num_layers
     if not 0 <= cfg.retrieval_layer_index < num_layers:
         raise ValueError(
             f"--retrieval-layer-index ({cfg.retrieval_layer_index}) must be between 0 and "
@@ -144,6 +166,11 @@ def build_memory(
             f"--memory-size ({cfg.memory_size}) must be at least one segment, --tokens-per-sample "
             f"({tokens_per_sample}); 0 for no memory"
         )
+    if cfg.memory_distance < 0 or (cfg.memory_distance and str(backbone.positions) != "rotary"):
+        raise ValueError(
+            f"--memory-distance ({cfg.memory_distance}) must be 0, or positive with a backbone of "
+            f"rotary positions (this one's are {backbone.positions})"
+        )
     dtype = str(cfg.memory_dtype)
     options = {
         "memory_size": cfg.memory_size,
@@ -157,7 +184,9 @@ def build_memory(
         "directory": cfg.memory_dir,
         "fingerprint": fingerprint,
     }
-    head_dim, num_slots = embed_dim // num_heads, cfg.memory_size // cfg.chunk_size
+    num_heads = backbone.num_kv_heads or backbone.num_attention_heads
+    head_dim = backbone.head_dim or backbone.embed_dim // backbone.num_attention_heads
+    num_slots = cfg.memory_size // cfg.chunk_size
     check_index(cfg.memory_index, cfg.memory_index_parameters, head_dim, num_slots)
     token_bytes = bytes_per_token(num_heads, head_dim, cfg.chunk_size, options["dtype"])
     logger.info(

@@ -3,24 +3,21 @@
 Everything is trained, so what was cached long ago was written by an older model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from fairseq.models import FairseqLanguageModel, register_model
 from torch import Tensor
 
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.checkpoints import load_backbone, read_backbone
-from longmem_fairseq.models.memory_config import MemoryConfig, build_memory, log_parameters
-from longmem_fairseq.models.memory_decoder import Reading
-
-SIZES = (
-    "embed_dim",
-    "num_layers",
-    "num_attention_heads",
-    "activation_fn",
-    "layer_norm_eps",
-    "smeared_key_layers",
+from longmem_fairseq.models.decoder_config import DecoderConfig
+from longmem_fairseq.models.memory_config import (
+    MemoryConfig,
+    build_memory,
+    log_parameters,
+    memory_options,
 )
+from longmem_fairseq.models.memory_decoder import Reading
 
 
 @dataclass
@@ -35,14 +32,14 @@ class MemTRMDecoder(BackboneDecoder):
     """A backbone whose layer m reads and writes the memory bank."""
 
     def __init__(self, cfg: MemTRMConfig, dictionary, window: int):
-        memory = build_memory(cfg, cfg.num_layers, cfg.embed_dim, cfg.num_attention_heads, window)
+        memory = build_memory(cfg, cfg, window)
         layer = cfg.retrieval_layer_index
         super().__init__(
             cfg,
             dictionary,
             window,
             memory_layer=layer if memory is not None else None,
-            gate_lr_multiplier=cfg.gate_lr_multiplier,
+            **memory_options(cfg),
         )
         self.memory, self.memory_layer = memory, layer
 
@@ -71,8 +68,9 @@ class MemTRM(FairseqLanguageModel):
             cfg.pretrained_model_path = ""  # the checkpoint holds every weight
         elif cfg.pretrained_model_path:
             backbone = read_backbone(cfg.pretrained_model_path)["cfg"]["model"]
-            for name in SIZES:
-                cfg[name] = backbone[name]
+            for size in fields(DecoderConfig):
+                if size.name != "_name":
+                    cfg[size.name] = backbone[size.name]
 
     @classmethod
     def build_model(cls, cfg: MemTRMConfig, task):

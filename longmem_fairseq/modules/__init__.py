@@ -1,20 +1,29 @@
 """Attention with memory, the decoder block and the loss: tensors in, tensors out."""
 
-from longmem_fairseq.modules.alibi import CausalAlibiBias, alibi_slopes
-from longmem_fairseq.modules.decoder_block import ACTIVATIONS, DecoderBlock
+from longmem_fairseq.modules.causal_bias import CausalBias, alibi_slopes
+from longmem_fairseq.modules.decoder_block import ACTIVATIONS, BLOCKS, DecoderBlock
+from longmem_fairseq.modules.int8_linear import Int8Linear, quantise
 from longmem_fairseq.modules.joint_attention import JointAttention, LocalCache
 from longmem_fairseq.modules.memory_attention import memory_attention, memory_weights
+from longmem_fairseq.modules.norms import NORMS, RMSNorm
+from longmem_fairseq.modules.rotary import Rotary
 from longmem_fairseq.modules.token_losses import row_blocks, token_losses
 
 __all__ = [
     "ACTIVATIONS",
-    "CausalAlibiBias",
+    "BLOCKS",
+    "CausalBias",
     "DecoderBlock",
+    "Int8Linear",
     "JointAttention",
     "LocalCache",
+    "NORMS",
+    "RMSNorm",
+    "Rotary",
     "alibi_slopes",
     "memory_attention",
     "memory_weights",
+    "quantise",
     "row_blocks",
     "token_losses",
 ]

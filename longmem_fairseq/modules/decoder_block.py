@@ -1,26 +1,30 @@
 """The transformer block of backbone and SideNet.
 
-B streams, T tokens, C embed_dim, H heads.
+B streams, T tokens, C embed_dim, H heads, H' key/value heads.
 """
 
 from functools import partial
 from typing import Callable, NamedTuple, Optional, Tuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longmem_fairseq.memory import Retrieved
 from longmem_fairseq.modules.joint_attention import JointAttention, LocalCache
+from longmem_fairseq.modules.norms import NORMS
 
 ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),  # GPT-2's and the released backbone's
     "relu": F.relu,
+    "silu": F.silu,
 }
+BLOCKS = ("parallel", "parallel_two_norms", "sequential")
 
 
 class BlockOutput(NamedTuple):
-    """Hidden states B x T x C; the attention's keys and values B x H x T x D."""
+    """Hidden states B x T x C; the attention's keys and values B x H' x T x D."""
 
     x: Tensor
     keys: Tensor
@@ -28,13 +32,23 @@ class BlockOutput(NamedTuple):
 
 
 class DecoderBlock(nn.Module):
-    """Parallel block (GPT-J, PaLM): ``x + Attn(LN(x)) + MLP(LN(x))``, one LayerNorm.
+    """Attention and MLP around the residual stream x, in one of three orders (*block*).
+
+    - ``parallel`` (GPT-J, PaLM): ``x + Attn(LN(x)) + MLP(LN(x))``, one norm
+    - ``parallel_two_norms`` (GPT-NeoX): the MLP has a norm of its own
+    - ``sequential`` (GPT-2, LLaMA): ``y = x + Attn(LN(x))``, then ``y + MLP(LN'(y))``
 
     Args:
-        embed_dim, num_heads: C, H; the MLP has 4C units
+        embed_dim, num_heads: C, H
         activation: a key of ``ACTIVATIONS``
         layer_norm_eps: 1e-6 in the released backbone, 1e-5 in the released SideNet
         dropout: on both branches
+        block: see above
+        norm: a key of ``NORMS``
+        ffn_dim: units of the MLP (default: 4C)
+        gated_mlp: ``fc2(activation(gate_proj(x)) * fc1(x))`` instead of ``fc2(activation(fc1(x)))``
+        mlp_bias: whether its matrices have one
+        post_norms: both branches are normalised once more before they are added (Gemma 2)
         attention: further arguments of :class:`JointAttention`
     """
 
@@ -45,15 +59,27 @@ class DecoderBlock(nn.Module):
         activation: str = "gelu_tanh",
         layer_norm_eps: float = 1e-6,
         dropout: float = 0.0,
+        block: str = "parallel",
+        norm: str = "layer_norm",
+        ffn_dim: Optional[int] = None,
+        gated_mlp: bool = False,
+        mlp_bias: bool = True,
+        post_norms: bool = False,
         **attention,
     ):
         super().__init__()
-        self.layer_norm = nn.LayerNorm(embed_dim, eps=layer_norm_eps)
+        new_norm = partial(NORMS[norm], embed_dim, eps=layer_norm_eps)
+        ffn_dim = ffn_dim or 4 * embed_dim
+        self.block, self.post_norms, self.dropout = block, post_norms, dropout
+        self.layer_norm = new_norm()
         self.self_attn = JointAttention(embed_dim, num_heads, **attention)
-        self.fc1 = nn.Linear(embed_dim, 4 * embed_dim)
-        self.fc2 = nn.Linear(4 * embed_dim, embed_dim)
+        self.mlp_norm = nn.Identity() if block == "parallel" else new_norm()
+        self.gate_proj = nn.Linear(embed_dim, ffn_dim, bias=mlp_bias) if gated_mlp else None
+        self.fc1 = nn.Linear(embed_dim, ffn_dim, bias=mlp_bias)
+        self.fc2 = nn.Linear(ffn_dim, embed_dim, bias=mlp_bias)
         self.activation = ACTIVATIONS[activation]
-        self.dropout = dropout
+        self.attention_post_norm = new_norm() if post_norms else nn.Identity()
+        self.mlp_post_norm = new_norm() if post_norms else nn.Identity()
 
     def forward(
         self,
@@ -66,22 +92,42 @@ class DecoderBlock(nn.Module):
         """
         Args:
             x: B x T x C
-            attention_bias: H x T x (P + T), with P tokens in *cache*
+            attention_bias: H x T x (P + T) (or 1 instead of H), with P tokens in *cache*
             retrieve, cache: see :meth:`JointAttention.forward`
             cross_network_residual: B x T x C, what the backbone added to its hidden states over the
                 layers that this SideNet layer stands beside
         """
         normed = self.layer_norm(x)
         attention = self.self_attn(normed, attention_bias, retrieve, cache)
-        mlp = self.fc2(self.activation(self.fc1(normed)))
-        x = x + self._dropout(attention.output) + self._dropout(mlp)
+        attended = x + self._dropout(self.attention_post_norm(attention.output))
+        if self.block == "parallel":
+            mlp_input = normed
+        else:
+            mlp_input = self.mlp_norm(attended if self.block == "sequential" else x)
+        x = attended + self._dropout(self.mlp_post_norm(self._mlp(mlp_input)))
         if cross_network_residual is not None:
             x = x + cross_network_residual
         return BlockOutput(x, attention.keys, attention.values)
 
     def keys_values(self, x: Tensor) -> Tuple[Tensor, Tensor]:
-        """The attention's keys and values alone, B x H x T x D."""
+        """The attention's keys and values alone, B x H' x T x D."""
         return self.self_attn.keys_values(self.layer_norm(x))
+
+    @torch.no_grad()
+    def silence(self) -> None:
+        """Makes both branches add nothing, so that training starts from the identity."""
+        if self.post_norms:
+            # the norm of a branch near zero would blow it up again: its own weight is what counts
+            last = (self.attention_post_norm.weight, self.mlp_post_norm.weight)
+        else:
+            last = (*self.self_attn.out_proj.parameters(), *self.fc2.parameters())
+        for parameter in last:
+            parameter.zero_()
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        if self.gate_proj is None:
+            return self.fc2(self.activation(self.fc1(x)))
+        return self.fc2(self.activation(self.gate_proj(x)) * self.fc1(x))
 
     def _dropout(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)

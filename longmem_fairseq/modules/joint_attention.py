@@ -1,6 +1,7 @@
 """Self-attention over the segment, fused with attention to what was retrieved from memory.
 
-B streams, T tokens, C embed_dim, H heads, D head_dim, P tokens that were read before.
+B streams, T tokens, C embed_dim, H heads, H' key/value heads (H, or with grouped-query attention
+fewer), G = H / H' heads of a group, D head_dim, P tokens that were read before.
 """
 
 from typing import Callable, NamedTuple, Optional, Tuple
@@ -11,12 +12,14 @@ from torch import Tensor, nn
 
 from longmem_fairseq.memory import Retrieved
 from longmem_fairseq.modules.memory_attention import memory_attention
+from longmem_fairseq.modules.norms import RMSNorm
+from longmem_fairseq.modules.rotary import Rotary
 
 QUERY_BLOCK = 256  # measured with 1,024 tokens on a CPU: 128 and 512 are slower
 
 
 class AttentionOutput(NamedTuple):
-    """Output B x T x C; keys and values B x H x T x D, free of any position term."""
+    """Output B x T x C; keys and values B x H' x T x D, before rotary: free of any position term."""
 
     output: Tensor
     keys: Tensor
@@ -32,12 +35,12 @@ class LocalCache:
 
     def __init__(self, window: int):
         self.window, self.num_tokens = window, 0
-        self.keys: Optional[Tensor] = None  # B x H x window x D
+        self.keys: Optional[Tensor] = None  # B x H' x window x D
         self.values: Optional[Tensor] = None
         self.last: Optional[Tensor] = None  # B x 1 x C, the layer's input at the last token
 
     def extend(self, x: Tensor, keys: Tensor, values: Tensor) -> Tuple[Tensor, Tensor]:
-        """Adds T tokens (x: B x T x C) and returns all keys and values, B x H x (P + T) x D."""
+        """Adds T tokens (x: B x T x C) and returns all keys and values, B x H' x (P + T) x D."""
         if self.keys is None:
             shape = (*keys.shape[:2], self.window, keys.size(3))
             self.keys, self.values = keys.new_empty(shape), values.new_empty(shape)
@@ -55,36 +58,59 @@ class LocalCache:
 
 
 class JointAttention(nn.Module):
-    """Causal ALiBi attention; in the memory layer fused with memory (section 3.3 of the paper).
+    """Causal attention; in the memory layer fused with memory (section 3.3 of the paper).
 
     ``A = (1 - g) A_local + g A_mem`` with two separate softmaxes and ``g = sigmoid(memory_bias)``,
-    one scalar a head; where nothing has been memorised, ``A = A_local``.
+    one scalar a head; where nothing has been memorised, ``A = A_local``. Memory has no positions:
+    its queries and keys are those before rotary.
 
     Args:
         embed_dim, num_heads: C, H
+        num_kv_heads, head_dim: H', D (default: H, C / H)
+        qkv_bias, out_bias: whether the projections have one
+        qk_norm_eps: epsilon of an RMSNorm over D of queries and keys (default: there is none)
+        rotary: positions of queries and keys (default: none but those of the attention bias)
+        softcap: scores s become softcap * tanh(s / softcap) (Gemma 2); 0 leaves them
         has_memory: this layer reads memory, that is, it has a gate
         smeared_keys: half of the channels that feed ``k_proj`` come from the previous token, so that
             a key says what came before it (Olsson et al. 2022, "In-context Learning and Induction
             Heads", section on smeared keys)
         gate_lr_multiplier: the gate moves this many times faster than the learning rate says
+        memory_heads: ``query``: every head retrieves for itself; ``shared``: the G heads of a group
+            retrieve together, by the mean of their queries
+        memory_distance: retrieved keys count as so many tokens back, by rotary; 0: no positions
     """
 
     def __init__(
         self,
         embed_dim: int,
         num_heads: int,
+        num_kv_heads: Optional[int] = None,
+        head_dim: Optional[int] = None,
+        qkv_bias: bool = False,
+        out_bias: bool = False,
+        qk_norm_eps: Optional[float] = None,
+        rotary: Optional[Rotary] = None,
+        softcap: float = 0.0,
         has_memory: bool = False,
         smeared_keys: bool = False,
         gate_lr_multiplier: float = 1.0,
+        memory_heads: str = "query",
+        memory_distance: int = 0,
     ):
         super().__init__()
-        self.num_heads = num_heads
-        self.smeared_keys = smeared_keys
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads or num_heads
+        head_dim = head_dim or embed_dim // num_heads
+        self.rotary, self.softcap, self.smeared_keys = rotary, softcap, smeared_keys
         self.gate_lr_multiplier = gate_lr_multiplier
-        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=False)
-        self.k_proj = nn.Linear(embed_dim, embed_dim, bias=False)
-        self.v_proj = nn.Linear(embed_dim, embed_dim, bias=False)
-        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.memory_heads, self.memory_distance = memory_heads, memory_distance
+        self.q_proj = nn.Linear(embed_dim, num_heads * head_dim, bias=qkv_bias)
+        self.k_proj = nn.Linear(embed_dim, self.num_kv_heads * head_dim, bias=qkv_bias)
+        self.v_proj = nn.Linear(embed_dim, self.num_kv_heads * head_dim, bias=qkv_bias)
+        self.out_proj = nn.Linear(num_heads * head_dim, embed_dim, bias=out_bias)
+        self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
+        if qk_norm_eps is not None:
+            self.q_norm, self.k_norm = (RMSNorm(head_dim, eps=qk_norm_eps) for _ in range(2))
         self.memory_bias = nn.Parameter(torch.zeros(num_heads)) if has_memory else None
         if not has_memory:
             self.register_load_state_dict_pre_hook(_drop_gate)
@@ -104,26 +130,57 @@ class JointAttention(nn.Module):
         """
         Args:
             x: B x T x C, normalised
-            attention_bias: H x T x (P + T), additive, -inf for future keys
-            retrieve: maps unscaled queries B x H x T x D to :class:`Retrieved`, or to None where
+            attention_bias: H x T x (P + T) (or 1 instead of H), additive, -inf for what is hidden
+            retrieve: maps unscaled queries B x H' x n x D to :class:`Retrieved`, or to None where
                 nothing is memorised; only for a layer with memory
             cache: the P tokens before, to which these are added (default: there are none)
         """
         queries = self._split_heads(self.q_proj(x))
+        queries = self.q_norm(queries).to(queries.dtype)
         keys, values = self.keys_values(x, cache)
-        past = (keys, values) if cache is None else cache.extend(x, keys, values)
-        attended = causal_attention(queries, *past, attention_bias.to(queries.dtype))
+        start = 0 if cache is None else cache.num_tokens
+        positions = torch.arange(start, start + x.size(1), device=x.device)
+        turned_keys = self._turned(keys, positions)
+        past = (turned_keys, values) if cache is None else cache.extend(x, turned_keys, values)
+        attended = causal_attention(
+            self._turned(queries, positions),
+            *past,
+            attention_bias.to(queries.dtype),
+            softcap=self.softcap,
+        )
         if retrieve is not None:
-            retrieved = retrieve(queries)
+            if self.memory_distance > 0:
+                queries = self._turned(queries, positions.new_tensor([self.memory_distance]))
+            retrieved = self._retrieve(queries, retrieve)
             if retrieved is not None:
                 attended = self._fuse(attended, queries, retrieved)
-        attended = attended.transpose(1, 2).flatten(2)  # B x T x C
+        attended = attended.transpose(1, 2).flatten(2)  # B x T x (H * D)
         return AttentionOutput(self.out_proj(attended), keys, values)
 
     def keys_values(self, x: Tensor, cache: Optional[LocalCache] = None) -> Tuple[Tensor, Tensor]:
-        """Keys and values of B x T x C, each B x H x T x D; *cache* as in :meth:`forward`."""
+        """Keys before rotary, and values, of B x T x C, each B x H' x T x D; *cache* as in
+        :meth:`forward`."""
         seen = smear(x, None if cache is None else cache.last) if self.smeared_keys else x
-        return self._split_heads(self.k_proj(seen)), self._split_heads(self.v_proj(x))
+        keys, values = self._split_heads(self.k_proj(seen)), self._split_heads(self.v_proj(x))
+        return self.k_norm(keys).to(values.dtype), values
+
+    def _turned(self, x: Tensor, positions: Tensor) -> Tensor:
+        return x if self.rotary is None else self.rotary(x, positions)
+
+    def _retrieve(
+        self, queries: Tensor, retrieve: Callable[[Tensor], Optional[Retrieved]]
+    ) -> Optional[Retrieved]:
+        """What each of B x H x T x D queries found in the memory of its key/value head."""
+        groups = queries.unflatten(1, (self.num_kv_heads, -1))  # B x H' x G x T x D
+        shared = self.memory_heads == "shared"
+        retrieved = retrieve(groups.mean(dim=2) if shared else groups.flatten(2, 3))
+        if retrieved is None:
+            return None
+        chunks, rows = retrieved.chunks, retrieved.rows  # B x H' x T (or G * T) x R
+        if shared:
+            chunks, rows = (t.repeat_interleave(groups.size(2), dim=1) for t in (chunks, rows))
+        shape = (*queries.shape[:3], chunks.size(-1))  # B x H x T x R
+        return Retrieved(chunks.view(shape), rows.view(shape), retrieved.store)
 
     def _fuse(self, local: Tensor, queries: Tensor, retrieved: Retrieved) -> Tensor:
         found = memory_attention(queries, retrieved)
@@ -132,7 +189,8 @@ class JointAttention(nn.Module):
         return torch.where(anything, (1 - gate) * local + gate * found, local)
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # B x H x T x D
+        head_dim = self.q_proj.out_features // self.num_heads
+        return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)  # B x H (or H') x T x D
 
 
 def _drop_gate(module: JointAttention, state_dict, prefix: str, *unused) -> None:
@@ -140,7 +198,9 @@ def _drop_gate(module: JointAttention, state_dict, prefix: str, *unused) -> None
     state_dict.pop(prefix + "memory_bias", None)
 
 
-def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+def causal_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, softcap: float = 0.0
+) -> Tensor:
     """Attention of every token to itself and those before it.
 
     PyTorch's kernels cannot skip what a dense mask hides. Queries go in blocks, so that most of the
@@ -148,19 +208,33 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor
 
     Args:
         queries: B x H x T x D, of the last T tokens
-        keys, values: B x H x (P + T) x D
-        bias: H x T x (P + T), additive
+        keys, values: B x H' x (P + T) x D; head h reads the keys of head h // G
+        bias: H x T x (P + T) (or 1 instead of H), additive
+        softcap: see :class:`JointAttention`
     """
     blocks, num_before = [], keys.size(2) - queries.size(2)
     for start in range(0, max(1, queries.size(2)), QUERY_BLOCK):
         stop = start + QUERY_BLOCK
         last = num_before + stop
         mask = bias[:, start:stop, :last].unsqueeze(0)
-        past = keys[:, :, :last], values[:, :, :last]
-        blocks.append(
-            F.scaled_dot_product_attention(queries[:, :, start:stop], *past, attn_mask=mask)
-        )
+        block, past = queries[:, :, start:stop], (keys[:, :, :last], values[:, :, :last])
+        if softcap > 0:
+            blocks.append(_softcapped(block, *past, mask, softcap))
+        else:
+            grouped = keys.size(1) != queries.size(1)
+            blocks.append(
+                F.scaled_dot_product_attention(block, *past, attn_mask=mask, enable_gqa=grouped)
+            )
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
+
+
+def _softcapped(queries, keys, values, mask, softcap: float) -> Tensor:
+    # written out: PyTorch's attention adds a mask, and can do nothing else to the scores
+    group = queries.size(1) // keys.size(1)
+    keys, values = (tensor.repeat_interleave(group, dim=1) for tensor in (keys, values))
+    scores = queries @ keys.transpose(-2, -1) * queries.size(-1) ** -0.5  # B x H x T x (P + T)
+    scores = softcap * torch.tanh(scores / softcap) + mask
+    return torch.softmax(scores, dim=-1).to(values.dtype) @ values
 
 
 def smear(x: Tensor, last: Optional[Tensor] = None) -> Tensor:

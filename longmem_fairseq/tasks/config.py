@@ -7,6 +7,7 @@ from fairseq.dataclass import FairseqDataclass
 from omegaconf import II, MISSING
 
 from longmem_fairseq.models.backbone import COMPUTE_DTYPE_CHOICES
+from longmem_fairseq.models.longmem import BACKBONE_DTYPE_CHOICES
 from longmem_fairseq.models.memory_config import (
     MEMORY_DTYPE_CHOICES,
     MEMORY_SCOPE_CHOICES,
@@ -51,6 +52,9 @@ class ModelOptions(FairseqDataclass):
     )
     memory_dir: Optional[str] = field(
         default=None, metadata={"help": "folder for --memory-storage disk" + _OVERRIDE}
+    )
+    backbone_dtype: Optional[BACKBONE_DTYPE_CHOICES] = field(
+        default=None, metadata={"help": "how the frozen backbone is stored" + _OVERRIDE}
     )
     compute_dtype: Optional[COMPUTE_DTYPE_CHOICES] = field(
         default=None, metadata={"help": "type of the matrix products" + _OVERRIDE}

@@ -6,6 +6,7 @@ from typing import Optional, Union
 from fairseq.data import Dictionary
 
 from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2_FILES, GPT2Tokenizer
+from longmem_fairseq.tokenizers.hf_tokenizer import TOKENIZER_FILE, HFTokenizer
 from longmem_fairseq.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer, load_dictionary
 
@@ -18,10 +19,13 @@ def load_tokenizer(folder: Union[str, Path], dictionary: Optional[Dictionary] = 
 
     Raises:
         FileNotFoundError: the folder has no tokenizer
+        ImportError: it has one that needs a package which is not installed
         ValueError: what it has is none, or another one than the dictionary's
     """
     folder = Path(folder)
     dictionary = dictionary or load_dictionary(folder / "dict.txt")
+    if (folder / TOKENIZER_FILE).is_file():
+        return HFTokenizer(folder, dictionary)
     model = folder / "sentencepiece.model"
     if model.is_file():
         return SentencePieceTokenizer(model.read_bytes(), str(model), dictionary)
@@ -29,5 +33,5 @@ def load_tokenizer(folder: Union[str, Path], dictionary: Optional[Dictionary] = 
         return GPT2Tokenizer(folder, dictionary)
     raise FileNotFoundError(
         f"{folder} has no tokenizer: expected sentencepiece.model, or encoder.json and vocab.bpe, as "
-        "preprocess/prepare_corpus.py writes them"
+        "preprocess/prepare_corpus.py writes them, or the tokenizer.json of a converted model"
     )

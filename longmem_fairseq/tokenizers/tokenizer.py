@@ -29,6 +29,10 @@ class Tokenizer:
         """Write the tokenizer's own files; the dictionary is saved apart from it."""
         raise NotImplementedError
 
+    def spelled(self, text: str) -> str:
+        """What the tokens of a text join to; other than the text for some tokenizers of others."""
+        return text
+
     def joined_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that ids of the tokenizer stand for."""
         return b"".join([self.token_bytes[i] for i in ids])

@@ -1,0 +1,153 @@
+"""The shape of a decoder: every option that its weights depend on.
+
+The defaults are the paper's GPT-2*; ``preprocess/convert_hf_checkpoint.py`` sets the others for other
+families of language models.
+"""
+
+from dataclasses import dataclass, field
+from typing import List
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+
+from longmem_fairseq.modules import ACTIVATIONS, BLOCKS, NORMS
+
+ACTIVATION_CHOICES = ChoiceEnum(list(ACTIVATIONS))
+POSITION_CHOICES = ChoiceEnum(["alibi", "learned", "rotary"])
+BLOCK_CHOICES = ChoiceEnum(list(BLOCKS))
+NORM_CHOICES = ChoiceEnum(list(NORMS))
+
+
+@dataclass
+class DecoderConfig(FairseqDataclass):
+    embed_dim: int = field(default=1024, metadata={"help": "size of the hidden states"})
+    num_layers: int = field(default=24, metadata={"help": "number of blocks"})
+    num_attention_heads: int = field(
+        default=16, metadata={"help": "attention heads; must divide --embed-dim unless --head-dim"}
+    )
+    num_kv_heads: int = field(
+        default=0,
+        metadata={
+            "help": "heads of keys and values, which must divide --num-attention-heads "
+            "(grouped-query attention); 0: as many"
+        },
+    )
+    head_dim: int = field(
+        default=0, metadata={"help": "channels of a head; 0: --embed-dim / --num-attention-heads"}
+    )
+    ffn_dim: int = field(default=0, metadata={"help": "units of the MLP; 0: 4 * --embed-dim"})
+    block: BLOCK_CHOICES = field(
+        default="parallel",
+        metadata={
+            "help": "attention and MLP side by side on one norm (parallel), on a norm each "
+            "(parallel_two_norms), or one after the other (sequential)"
+        },
+    )
+    post_norms: bool = field(
+        default=False, metadata={"help": "also normalise what a branch of a block adds"}
+    )
+    norm: NORM_CHOICES = field(default="layer_norm", metadata={"help": "kind of every norm"})
+    layer_norm_eps: float = field(default=1e-6, metadata={"help": "epsilon of every norm"})
+    activation_fn: ACTIVATION_CHOICES = field(
+        default="gelu_tanh", metadata={"help": "activation of the MLP"}
+    )
+    gated_mlp: bool = field(
+        default=False, metadata={"help": "the activation gates a second projection (SwiGLU, GeGLU)"}
+    )
+    no_mlp_bias: bool = field(default=False, metadata={"help": "MLP without biases"})
+    qkv_bias: bool = field(
+        default=False, metadata={"help": "projections to queries, keys and values with biases"}
+    )
+    out_bias: bool = field(
+        default=False, metadata={"help": "attention's output projection with a bias"}
+    )
+    qk_norm: bool = field(
+        default=False, metadata={"help": "RMSNorm over the channels of every query and key"}
+    )
+    attention_softcap: float = field(
+        default=0.0, metadata={"help": "attention scores stay within this by tanh; 0: unlimited"}
+    )
+    logit_softcap: float = field(
+        default=0.0, metadata={"help": "logits stay within this by tanh; 0: unlimited"}
+    )
+    positions: POSITION_CHOICES = field(
+        default="alibi",
+        metadata={"help": "ALiBi, learned embeddings of --max-positions, or rotary"},
+    )
+    max_positions: int = field(
+        default=0, metadata={"help": "learned embeddings, the longest --tokens-per-sample"}
+    )
+    alibi_scale: float = field(default=1.0, metadata={"help": "factor of ALiBi's slopes"})
+    rotary_dim: int = field(
+        default=0, metadata={"help": "channels of a head that are rotated; 0: all"}
+    )
+    rotary_base: float = field(
+        default=10000.0, metadata={"help": "ratio of the longest to the shortest wavelength"}
+    )
+    rotary_scaling: str = field(
+        default="",
+        metadata={
+            "help": "how wavelengths are stretched, as JSON with the names of Hugging Face's "
+            'rope_scaling: {"rope_type": "linear", "factor": 8}, or llama3'
+        },
+    )
+    sliding_window: int = field(
+        default=0, metadata={"help": "tokens that --sliding-layers see, the query's own included"}
+    )
+    sliding_layers: List[int] = field(
+        default_factory=list,
+        metadata={"help": "layers (from 0, as 0,2) that see --sliding-window tokens only"},
+    )
+    sliding_rotary_base: float = field(
+        default=0.0,
+        metadata={"help": "--rotary-base of --sliding-layers, unscaled; 0: as the other layers"},
+    )
+    embed_scale: float = field(default=1.0, metadata={"help": "factor of the token embeddings"})
+    embed_norm: bool = field(default=False, metadata={"help": "normalise the token embeddings"})
+    tied_head: bool = field(
+        default=False, metadata={"help": "the output head is the token embedding"}
+    )
+    no_head_bias: bool = field(default=False, metadata={"help": "output head without a bias"})
+    smeared_key_layers: List[int] = field(
+        default_factory=list,
+        metadata={
+            "help": "layers (from 0, as 2,3) whose k_proj takes half of its channels from the previous "
+            "token: small models learn to copy many times sooner, and there; a cached key then says "
+            "what came before it"
+        },
+    )
+
+
+def check_decoder(cfg: DecoderConfig, window: int) -> None:
+    """
+    Args:
+        window: tokens of a segment
+
+    Raises:
+        ValueError: naming the option that does not fit
+    """
+    heads, kv_heads = cfg.num_attention_heads, cfg.num_kv_heads
+    if cfg.head_dim == 0 and cfg.embed_dim % heads != 0:
+        raise ValueError(
+            f"--embed-dim ({cfg.embed_dim}) must be a multiple of --num-attention-heads ({heads})"
+        )
+    if kv_heads > 0 and heads % kv_heads != 0:
+        raise ValueError(
+            f"--num-attention-heads ({heads}) must be a multiple of --num-kv-heads ({kv_heads})"
+        )
+    for option, layers in (
+        ("--smeared-key-layers", cfg.smeared_key_layers),
+        ("--sliding-layers", cfg.sliding_layers),
+    ):
+        for layer in layers:
+            if not 0 <= layer < cfg.num_layers:
+                raise ValueError(f"{option} ({layer}) must be between 0 and {cfg.num_layers - 1}")
+    if bool(cfg.sliding_layers) != (cfg.sliding_window > 0):
+        raise ValueError(
+            f"--sliding-layers ({cfg.sliding_layers}) and --sliding-window ({cfg.sliding_window}) go "
+            "together: give both or none"
+        )
+    if str(cfg.positions) == "learned" and window > cfg.max_positions:
+        raise ValueError(
+            f"--tokens-per-sample ({window}) must not exceed the {cfg.max_positions} positions that "
+            "the model has learned (--max-positions)"
+        )

@@ -1,0 +1,43 @@
+"""A frozen linear layer whose matrix is kept in a byte per number.
+
+O rows (outputs), I columns (inputs).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Int8Linear(nn.Module):
+    """``nn.Linear`` with a scale per row, its largest absolute value being 127.
+
+    Only storage is quantised: the products are computed in *dtype*, in which whole numbers up to 127
+    are exact, and scaled afterwards. The matrix in *dtype* lives as long as the product takes.
+
+    Args:
+        linear: with the weights to keep
+        dtype: of the products
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype):
+        super().__init__()
+        weight = linear.weight.detach().float()  # O x I
+        scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+        self.dtype = dtype
+        self.out_features = linear.out_features
+        self.register_buffer("weight", (weight / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale.view(-1))
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        products = F.linear(x.to(self.dtype), self.weight.to(self.dtype)) * self.scale
+        return (products if self.bias is None else products + self.bias).to(self.dtype)
+
+
+def quantise(module: nn.Module, dtype: torch.dtype) -> None:
+    """Replaces every ``nn.Linear`` inside *module*; see :class:`Int8Linear`."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, Int8Linear(child, dtype))
+        else:
+            quantise(child, dtype)

@@ -1,0 +1,72 @@
+"""The ids of a converted checkpoint and the indices of its fairseq dictionary."""
+
+import json
+from pathlib import Path
+from typing import Dict, Optional, Union
+
+import numpy as np
+from fairseq.data import Dictionary
+
+IDS_FILE = "ids.json"
+SPECIALS = ("bos", "pad", "eos", "unk")  # the first four indices of every fairseq dictionary
+
+
+class CheckpointIds:
+    """A table between both, for a model that came with ids of its own.
+
+    fairseq's ``<s> <pad> </s> <unk>`` have the indices 0 to 3 and stand for the model's own special
+    tokens, where it has them. Every other id follows in order; its symbol is the id in digits.
+
+    Args:
+        num_ids: rows of the model's embedding
+        specials: ids of bos, pad, eos, unk, as far as the model has them, each for one of them
+    """
+
+    def __init__(self, num_ids: int, specials: Dict[str, int]):
+        self.num_ids, self.specials = num_ids, specials
+        index_of = {id_: SPECIALS.index(name) for name, id_ in specials.items()}
+        others = [id_ for id_ in range(num_ids) if id_ not in index_of]
+        self.symbols = [str(id_) for id_ in others]  # of the indices from 4 on
+        self.to_dictionary = np.empty(num_ids, dtype=np.int32)  # id -> index
+        self.to_dictionary[others] = np.arange(len(SPECIALS), len(SPECIALS) + len(others))
+        for id_, index in index_of.items():
+            self.to_dictionary[id_] = index
+        self.to_checkpoint = np.full(len(SPECIALS) + len(others), -1, dtype=np.int32)
+        self.to_checkpoint[self.to_dictionary] = np.arange(num_ids)  # index -> id, -1 for none
+
+    @property
+    def absent(self) -> np.ndarray:
+        """Indices of the special symbols that the model does not have."""
+        return np.flatnonzero(self.to_checkpoint < 0)
+
+    def dictionary(self) -> Dictionary:
+        dictionary = Dictionary()
+        for symbol in self.symbols:
+            dictionary.add_symbol(symbol)
+        return dictionary
+
+    def save(self, folder: Path) -> None:
+        table = {"num_ids": self.num_ids, **self.specials}
+        (folder / IDS_FILE).write_text(json.dumps(table) + "\n")
+
+    @classmethod
+    def load(cls, folder: Union[str, Path], dictionary: Dictionary) -> Optional["CheckpointIds"]:
+        """The table of a model's folder, None where the model has no other ids than the dictionary's.
+
+        Raises:
+            ValueError: it is damaged, or another dictionary's
+        """
+        path = Path(folder) / IDS_FILE
+        if not path.is_file():
+            return None
+        try:
+            specials = json.loads(path.read_text(encoding="utf-8"))
+            ids = cls(specials.pop("num_ids"), specials)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ValueError(f"{path} is not a table of ids ({error!r})") from None
+        if ids.symbols != dictionary.symbols[dictionary.nspecial :]:
+            raise ValueError(
+                f"{path} ({len(ids.to_checkpoint)} symbols) and the dictionary ({len(dictionary)} "
+                "symbols) do not belong together: convert the checkpoint again"
+            )
+        return ids

@@ -1,0 +1,261 @@
+#!/usr/bin/env python3
+"""Make a backbone of a Hugging Face language model, with its dictionary and tokenizer.
+
+Example:
+    python preprocess/convert_hf_checkpoint.py --model Qwen/Qwen2.5-0.5B --dest models/qwen
+    python preprocess/prepare_corpus.py --source books --dest data/books --vocabulary models/qwen
+
+--model is a folder, or else the name of a repository on the Hugging Face hub, which is downloaded.
+Writes checkpoint.pt, dict.txt, ids.json (the model's ids and their dictionary indices) and
+tokenizer.json into --dest, all or nothing. Nothing that comes with a model is executed.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from hf_estimate import estimate
+from hf_families import FAMILIES, Family
+from hf_files import check_hashes, model_folder, read_json, tensors, weight_files
+from longmem_fairseq.cli import run
+from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
+from longmem_fairseq.tokenizers.checkpoint_ids import SPECIALS, CheckpointIds
+from model_folder import check_fits, save_model
+from output_folder import replaced_folder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WINDOW = 1024
+# The head's bias of fairseq's special symbols that the model does not have: they are never predicted.
+ABSENT_BIAS = -1e4
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="folder with config.json and weights, or a hub id")
+    add("--dest", type=Path, help="new or empty folder to write")
+    add("--dtype", choices=tuple(DTYPES), help="of the matrices written (default: as they are)")
+    add(
+        "--tokens-per-sample", type=int, help="local window (default: 1,024, or what the model has)"
+    )
+    add("--no-tokenizer", action="store_true", help="convert the weights alone")
+    add("--sha256", type=Path, help="list of sha256sum, to compare the files of weights with")
+    add("--dry-run", action="store_true", help="print sizes from config.json, and write nothing")
+    return parser
+
+
+def read_config(folder: Path) -> Dict[str, Any]:
+    """config.json of a known family.
+
+    Raises:
+        FileNotFoundError: there is none
+        ValueError: of another family, or of quantised weights
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    if config.get("model_type") == "gemma3":  # the one that also sees
+        names = [f"{name}_token_id" for name in SPECIALS if f"{name}_token_id" in config]
+        specials = {name: config[name] for name in names}
+        config = {**specials, **config.get("text_config", {}), "model_type": "gemma3_text"}
+    if config.get("model_type") not in FAMILIES:
+        raise ValueError(
+            f"{path}: model_type {config.get('model_type')} is unknown, expected one of "
+            f"{', '.join(FAMILIES)}"
+        )
+    if config.get("quantization_config"):
+        raise ValueError(f"{path}: its weights are quantised: give the model as it was before that")
+    return config
+
+
+def special_ids(config: Dict[str, Any], unk: Optional[int]) -> Dict[str, int]:
+    """The model's ids of fairseq's special symbols, each for one of them, the end of text first.
+
+    Raises:
+        ValueError: it has no end of text
+    """
+    found: Dict[str, int] = {}
+    for name in ("eos", "bos", "pad", "unk"):
+        id_ = unk if name == "unk" else config.get(f"{name}_token_id")
+        id_ = id_[0] if isinstance(id_, list) and id_ else id_
+        if isinstance(id_, int) and 0 <= id_ < config["vocab_size"] and id_ not in found.values():
+            found[name] = id_
+    if "eos" not in found:
+        raise ValueError("config.json: eos_token_id is missing: documents begin and end with it")
+    return found
+
+
+def backbone_config(
+    family: Family, config: Dict[str, Any], ids: CheckpointIds
+) -> LongMemBackboneConfig:
+    try:
+        options = family.options(config)
+    except KeyError as error:
+        raise ValueError(f"config.json: {error.args[0]} is missing") from None
+    return LongMemBackboneConfig(
+        _name="longmem_backbone",
+        tied_head=config.get("tie_word_embeddings", family.tied),
+        no_head_bias=len(ids.absent) == 0,
+        **options,
+    )
+
+
+def separated(
+    name: str, tensor: Tensor, cfg: LongMemBackboneConfig
+) -> Iterator[Tuple[str, Tensor]]:
+    """Queries, keys and values apart, where *name* is all three; see :class:`Family`."""
+    if ".qkv." not in name:
+        yield name, tensor
+        return
+    heads = cfg.num_attention_heads
+    head_dim, kv_heads = cfg.head_dim or cfg.embed_dim // heads, cfg.num_kv_heads or heads
+    rows = (kv_heads, heads // kv_heads + 2, head_dim)
+    if tensor.size(0) != rows[0] * rows[1] * rows[2]:
+        raise ValueError(f"{name} has {tensor.size(0)} rows, expected {' x '.join(map(str, rows))}")
+    grouped = tensor.unflatten(0, rows)
+    parts = (grouped[:, :-2], grouped[:, -2:-1], grouped[:, -1:])
+    for projection, part in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True):
+        yield name.replace("qkv", projection), part.flatten(0, 2)
+
+
+def dictionary_rows(tensor: Tensor, ids: CheckpointIds) -> Tensor:
+    """The rows of an embedding in the order of the dictionary; zeros for symbols the model lacks."""
+    if tensor.size(0) != ids.num_ids:
+        raise ValueError(
+            f"the embedding has {tensor.size(0)} rows, and config.json a vocab_size of {ids.num_ids}"
+        )
+    rows = tensor.new_zeros(len(ids.to_checkpoint), tensor.size(1))
+    rows[torch.from_numpy(ids.to_dictionary).long()] = tensor
+    return rows
+
+
+def convert_weights(
+    folder: Path,
+    family: Family,
+    config: Dict[str, Any],
+    cfg: LongMemBackboneConfig,
+    ids: CheckpointIds,
+    dtype: Optional[torch.dtype],
+) -> Dict[str, Tensor]:
+    """The state dict of our decoder; vectors (norms, biases) are float32 in any case."""
+    weights: Dict[str, Tensor] = {}
+    for path, names in weight_files(folder).items():
+        for name, tensor in tensors(path, names):
+            ours = family.our_name(name)
+            if not ours or (cfg.tied_head and ours.startswith("output_projection.")):
+                continue
+            tensor = family.change(ours, tensor, config)
+            for part_name, part in separated(ours, tensor, cfg):
+                if part_name in ("embed_tokens.weight", "output_projection.weight"):
+                    part = dictionary_rows(part, ids)
+                stored = torch.float32 if part.dim() < 2 else dtype or part.dtype
+                # a copy: what is saved with a view is all that it is a view of
+                weights[part_name] = part.to(stored, copy=True).contiguous()
+    if cfg.tied_head and "embed_tokens.weight" in weights:
+        weights["output_projection.weight"] = weights["embed_tokens.weight"]
+    if len(ids.absent) > 0:
+        bias = torch.zeros(len(ids.to_checkpoint))
+        bias[torch.from_numpy(ids.absent)] = ABSENT_BIAS
+        weights["output_projection.bias"] = bias
+    return weights
+
+
+def read_tokenizer(folder: Path, config: Dict[str, Any]) -> Tuple[str, Optional[int]]:
+    """The text of tokenizer.json, and the id of its unknown token.
+
+    Raises:
+        FileNotFoundError: there is no tokenizer
+        ValueError: it is damaged, or has more tokens than the model
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        text = older_tokenizer(folder)
+    else:
+        text = path.read_text(encoding="utf-8")
+    try:
+        content = json.loads(text)
+        vocab = content["model"]["vocab"]
+        if isinstance(vocab, list):  # of a Unigram model: pieces and scores
+            vocab = {piece: id_ for id_, (piece, _) in enumerate(vocab)}
+        last = max([*vocab.values(), *(token["id"] for token in content["added_tokens"])])
+        unk = vocab.get(content["model"].get("unk_token"))
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is not a tokenizer") from None
+    if last >= config["vocab_size"]:
+        raise ValueError(
+            f"{path} has ids up to {last}, and the model an embedding of {config['vocab_size']} rows: "
+            "give the tokenizer it was trained with, or --no-tokenizer"
+        )
+    return text, unk
+
+
+def older_tokenizer(folder: Path) -> str:
+    """tokenizer.json, made by transformers from the files of older tokenizers."""
+    older = ("tokenizer.model", "vocab.json", "merges.txt")
+    if not any((folder / name).is_file() for name in older):
+        raise FileNotFoundError(
+            f"{folder} has no tokenizer.json: --no-tokenizer converts the weights alone"
+        )
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise ValueError(
+            f"{folder} has an older tokenizer without tokenizer.json: to read it, pip install "
+            "transformers; or --no-tokenizer"
+        ) from None
+    return AutoTokenizer.from_pretrained(str(folder)).backend_tokenizer.to_str()
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Writes --dest, complete or not at all.
+
+    Raises:
+        FileNotFoundError, ValueError: in one line what is wrong
+    """
+    dest = args.dest
+    if not args.dry_run and dest is None:
+        raise ValueError("--dest is missing: a new or empty folder to write")
+    if not args.dry_run and dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise ValueError(f"--dest ({dest}) is not empty: give a new or empty folder")
+    folder = model_folder(args.model, args.dry_run)
+    config = read_config(folder)
+    config.setdefault("vocab_size", 262208)  # which Gemma 3 leaves out
+    family = FAMILIES[config["model_type"]]
+    tokenizer, unk = None, None
+    if not (args.no_tokenizer or args.dry_run):
+        tokenizer, unk = read_tokenizer(folder, config)
+    ids = CheckpointIds(config["vocab_size"], special_ids(config, unk))
+    cfg = backbone_config(family, config, ids)
+    window = args.tokens_per_sample or min(
+        WINDOW, cfg.max_positions or config.get("max_position_embeddings", WINDOW)
+    )
+    if args.dry_run:
+        print("\n".join(estimate(cfg, ids.dictionary(), window)))
+        return
+    if args.sha256 is not None:
+        check_hashes(folder, args.sha256, list(weight_files(folder)))
+    with torch.device("meta"):
+        decoder = BackboneDecoder(OmegaConf.structured(cfg), ids.dictionary(), window)
+    weights = convert_weights(folder, family, config, cfg, ids, DTYPES.get(args.dtype))
+    check_fits(folder, weights, decoder)
+    with replaced_folder(dest) as new:
+        text = "".join(f"{symbol} 1\n" for symbol in ids.symbols)
+        save_model(new, cfg, weights, window, text)
+        ids.save(new)
+        if tokenizer is not None:
+            (new / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    print(dest)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    convert(get_parser().parse_args(argv))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,144 @@
+"""Reading a Hugging Face model's folder: config.json and the weights, of which nothing is executed."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from longmem_fairseq.compat import clear_errors
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference
+# What a conversion can use: not the same weights once more in other formats.
+PATTERNS = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")
+
+
+def model_folder(model: str, dry_run: bool) -> Path:
+    """The folder of a model; what is no folder is downloaded as a repository of the Hugging Face hub.
+
+    Args:
+        dry_run: config.json is enough
+
+    Raises:
+        ValueError: neither a folder nor a repository that can be downloaded
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError:
+        raise ValueError(
+            f"--model ({model}) is no folder; to download it from the Hugging Face hub: "
+            "pip install 'longmem-fairseq[hf]'"
+        ) from None
+    errors = (HFValidationError, HfHubHTTPError, OSError)
+    try:
+        if dry_run:
+            return Path(huggingface_hub.hf_hub_download(model, "config.json")).parent
+        folder = Path(huggingface_hub.snapshot_download(model, allow_patterns=PATTERNS))
+        if not any(folder.glob("*.safetensors")):
+            huggingface_hub.snapshot_download(model, allow_patterns=["*.bin"])
+        return folder
+    except errors as error:
+        raise ValueError(
+            f"--model ({model}) is no folder, and cannot be downloaded from the Hugging Face hub "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+
+
+def read_json(path: Path) -> Dict[str, Any]:
+    """
+    Raises:
+        FileNotFoundError: there is no such file
+        ValueError: it is not a JSON object
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content
+
+
+def weight_files(folder: Path) -> Dict[Path, Optional[List[str]]]:
+    """The files that hold the weights, each with the names of its tensors (None: not known before).
+
+    Raises:
+        FileNotFoundError: there are none, or one that the index names is missing
+        ValueError: the index is none
+    """
+    for name in WEIGHTS:
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards: Dict[Path, Optional[List[str]]] = {}
+            table = read_json(index).get("weight_map")
+            if not isinstance(table, dict) or not table:
+                raise ValueError(f"{index} has no weight_map")
+            for tensor, file in table.items():
+                shards.setdefault(folder / Path(str(file)).name, []).append(tensor)
+            for path in shards:
+                if not path.is_file():
+                    raise FileNotFoundError(f"{path}: no such file, though {index.name} names it")
+            return shards
+        if (folder / name).is_file():
+            return {folder / name: None}
+    raise FileNotFoundError(f"{folder} has no weights: expected {' or '.join(WEIGHTS)}")
+
+
+def tensors(path: Path, names: Optional[List[str]]) -> Iterator[Tuple[str, Tensor]]:
+    """The tensors of a file, one after another.
+
+    Args:
+        names: those that an index says are in it
+
+    Raises:
+        ValueError: it is damaged, would execute code, or lacks a tensor
+    """
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                _check_names(path, names, list(file.keys()))
+                for name in file.keys():  # noqa: SIM118
+                    yield name, file.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error})") from None
+        return
+    with clear_errors(path):
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise ValueError(f"{path} holds no tensors by name")
+    _check_names(path, names, list(state))
+    yield from state.items()
+
+
+def _check_names(path: Path, expected: Optional[List[str]], found: List[str]) -> None:
+    missing = sorted(set(expected or ()) - set(found))
+    if missing:
+        raise ValueError(f"{path} lacks {missing[0]}, which the index says is in it")
+
+
+def check_hashes(folder: Path, sums: Path, paths: List[Path]) -> None:
+    """Compares the files of *paths* with a list as ``sha256sum`` prints it.
+
+    Raises:
+        FileNotFoundError: there is no such list
+        ValueError: a file has another hash, or none is given for it
+    """
+    if not sums.is_file():
+        raise FileNotFoundError(f"--sha256 ({sums}): no such file")
+    lines = [line.split() for line in sums.read_text(encoding="utf-8").splitlines()]
+    expected = {Path(line[1].lstrip("*")).name: line[0] for line in lines if len(line) == 2}
+    for path in paths:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected.get(path.name):
+            raise ValueError(
+                f"{path} has the SHA-256 {found}, expected {expected.get(path.name, 'one')} of --sha256"
+            )

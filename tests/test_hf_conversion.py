@@ -1,0 +1,97 @@
+"""Backbones made of Hugging Face models compute what transformers computes."""
+
+import pytest
+import torch
+from fairseq.data import Dictionary
+from torch.testing import assert_close
+
+pytest.importorskip("tokenizers", reason="needs the extra hf")
+
+import convert_hf_checkpoint  # noqa: E402
+from longmem_fairseq.models.checkpoints import load_backbone  # noqa: E402
+from longmem_fairseq.modules import LocalCache  # noqa: E402
+from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds  # noqa: E402
+from tests.hf_models import MODELS, VOCAB, make_model  # noqa: E402
+
+WINDOW = 24
+LAYER = 2  # whose keys and values are compared; with a sliding window where a family has some
+
+
+def convert(folder, dest, *options):
+    arguments = ["--model", str(folder), "--dest", str(dest), "--tokens-per-sample", str(WINDOW)]
+    convert_hf_checkpoint.main([*arguments, "--no-tokenizer", *options])
+    return load(dest)
+
+
+def load(dest):
+    dictionary = Dictionary.load(str(dest / "dict.txt"))
+    decoder, _ = load_backbone(str(dest / "checkpoint.pt"), dictionary, WINDOW)
+    return decoder.eval(), CheckpointIds.load(dest, dictionary)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Nothing here is worth a second one, which would mostly wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def pair(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    theirs = make_model(request.param, folder / "hf")
+    return theirs, *convert(folder / "hf", folder / "ours")
+
+
+def random_ids(*shape):
+    return torch.randint(3, VOCAB - 1, shape, generator=torch.Generator().manual_seed(1))
+
+
+def to_dictionary(ids, tokens):
+    return torch.from_numpy(ids.to_dictionary).long()[tokens]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("length", [1, 7, 23])
+def test_logits_states_keys_and_values_are_equal(pair, length):
+    theirs, ours, ids = pair
+    tokens = random_ids(2, length)
+    expected = theirs(tokens, output_hidden_states=True, use_cache=True)
+    encoded = ours.encode(to_dictionary(ids, tokens), memory_layer=LAYER)
+    logits = ours.output_layer(encoded.normed)
+    assert_close(logits[..., ids.to_dictionary], expected.logits, atol=1e-4, rtol=0)
+    if not ours.cfg.logit_softcap:
+        assert (logits.softmax(-1)[..., ids.absent] < 1e-9).all()
+    states = [*encoded.hidden_states[:-1], encoded.normed]
+    for state, its in zip(states, expected.hidden_states, strict=True):
+        assert_close(state, its, atol=1e-4, rtol=0)
+    turned = ours.layers[LAYER].self_attn._turned(encoded.keys, torch.arange(length))
+    cached = expected.past_key_values.layers[LAYER]
+    for own, its in ((turned, cached.keys), (encoded.values, cached.values)):
+        if own.size(1) < its.size(1):  # Falcon repeats the heads of a group
+            own = own.repeat_interleave(its.size(1) // own.size(1), dim=1)
+        assert_close(own[:, :, -its.size(2) :], its, atol=1e-4, rtol=0)
+    assert own.abs().amax() > 0.1
+
+
+@torch.no_grad()
+def test_left_over_padding_changes_nothing(pair):
+    theirs, ours, ids = pair
+    tokens, mask = random_ids(2, 13), torch.ones(2, 13, dtype=torch.long)
+    mask[1, 9:] = 0
+    indices = to_dictionary(ids, tokens).masked_fill(mask == 0, ours.padding_idx)
+    expected = theirs(tokens, attention_mask=mask).logits
+    logits = ours(indices)[0][..., ids.to_dictionary]
+    assert_close(logits[mask == 1], expected[mask == 1], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_token_by_token_equals_the_whole(pair):
+    _, ours, ids = pair
+    tokens = to_dictionary(ids, random_ids(2, WINDOW))
+    whole = ours(tokens)[0]
+    caches = [LocalCache(WINDOW) for _ in ours.layers]
+    parts = [ours.read(part, caches=caches).logits for part in tokens.split([9, 1, 1, 13], dim=1)]
+    assert_close(torch.cat(parts, dim=1), whole, atol=1e-4, rtol=0)

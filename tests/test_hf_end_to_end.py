@@ -1,0 +1,122 @@
+"""From a Hugging Face model to a LongMem on it: convert, prepare, adapt, evaluate."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("tokenizers", reason="needs the extra hf")
+
+from fairseq_cli import eval_lm, train  # noqa: E402
+
+import convert_hf_checkpoint  # noqa: E402
+import prepare_corpus  # noqa: E402
+from longmem_fairseq.models.checkpoints import fingerprint  # noqa: E402
+from stream_scoring import load_model  # noqa: E402
+from tests.hf_models import make_model  # noqa: E402
+from tests.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
+
+SEGMENT = 16
+TOKENIZERS = {"gpt2": "gpt2", "llama": "llama2", "qwen2": "llama3"}
+
+
+@pytest.fixture
+def converted(request, tmp_path):
+    """Folders of a backbone and of a corpus in its own tokens."""
+    name = request.param
+    tokenizer = make_tokenizer(TOKENIZERS[name])
+    changes = {"vocab_size": tokenizer.get_vocab_size() + 3, "bos_token_id": 1, "eos_token_id": 2}
+    make_model(name, tmp_path / "hf", tokenizer, **changes)
+    backbone, data, text = tmp_path / "backbone", tmp_path / "data", tmp_path / "text"
+    convert_hf_checkpoint.main(["--model", str(tmp_path / "hf"), "--dest", str(backbone)])
+    for split, documents in (("train", 4), ("valid", 1), ("test", 2)):
+        (text / split).mkdir(parents=True)
+        for number in range(documents):
+            page = f"{split} {number} {PAGE}" * (number + 1)
+            (text / split / f"{number}.txt").write_bytes(page.replace("e\u0301", "e").encode())
+    arguments = ["--source", text, "--dest", data, "--vocabulary", backbone]
+    prepare_corpus.main([str(argument) for argument in arguments])
+    return backbone, data
+
+
+def train_longmem(root, backbone, data, save_dir, monkeypatch):
+    """The options of train_scripts/train_longmem.sh."""
+    arguments = [
+        *("fairseq-train", str(data), "--user-dir", str(root / "longmem_fairseq"), "--cpu"),
+        *("--task", "longmem_language_modeling", "--criterion", "longmem_cross_entropy"),
+        *("--save-dir", str(save_dir), "--arch", "longmem", "--sidenet-init", "identity"),
+        *("--pretrained-model-path", str(backbone / "checkpoint.pt"), "--chunk-size", "2"),
+        *("--retrieval-layer-index", "3", "--memory-size", "64", "--k", "8", "--lr", "1e-3"),
+        *("--tokens-per-sample", str(SEGMENT), "--stream-span", "4", "--batch-size", "3"),
+        *("--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--clip-norm", "1.0"),
+        *("--max-update", "4", "--no-epoch-checkpoints", "--disable-validation"),
+        *("--num-workers", "0", "--gate-lr-multiplier", "20"),
+    ]
+    monkeypatch.setattr(sys, "argv", arguments)
+    train.cli_main()
+    for path in data.iterdir():
+        if path.name in ("dict.txt", "ids.json", "tokenizer.json"):
+            shutil.copy(path, save_dir)
+
+
+def check_trained(root, backbone, data, save_dir, monkeypatch, caplog):
+    state = torch.load(save_dir / "checkpoint_last.pt")
+    assert not any(".backbone." in name for name in state["model"])
+    weights = torch.load(backbone / "checkpoint.pt")["model"]
+    identity = fingerprint({name.removeprefix("decoder."): w for name, w in weights.items()})
+    assert torch.equal(state["model"]["decoder.backbone_fingerprint"], identity)
+    assert state["model"]["decoder.layers.1.self_attn.memory_bias"].abs().amax() > 0
+    arguments = [
+        *("fairseq-eval-lm", str(data), "--path", str(save_dir / "checkpoint_last.pt"), "--cpu"),
+        *("--user-dir", str(root / "longmem_fairseq"), "--task", "longmem_language_modeling"),
+        *("--tokens-per-sample", str(SEGMENT), "--batch-size", "2", "--num-workers", "0"),
+    ]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with caplog.at_level(logging.INFO):
+        eval_lm.cli_main()
+    model, task = load_model(str(save_dir / "checkpoint_last.pt"), str(data), SEGMENT)
+    task.load_dataset("test")
+    assert f"Evaluated {task.dataset('test').sizes.sum()} tokens" in caplog.text
+    return model
+
+
+@pytest.mark.parametrize("converted", ["gpt2", "qwen2"], indirect=True)
+def test_a_converted_backbone_is_adapted_and_evaluated(
+    converted, root, tmp_path, monkeypatch, caplog
+):
+    backbone, data = converted
+    train_longmem(root, backbone, data, tmp_path / "longmem", monkeypatch)
+    model = check_trained(root, backbone, data, tmp_path / "longmem", monkeypatch, caplog)
+    state, tokens = {}, torch.tensor([[2, 7, 9]])
+    with torch.no_grad():
+        for _ in range(2 * SEGMENT):  # greedy, past the window
+            logits = model.decoder(tokens, incremental_state=state)[0][:, -1]
+            tokens = torch.cat([tokens, logits.argmax(dim=-1, keepdim=True)], dim=1)
+    assert (tokens[0, 3:] >= 2).all()  # never a special symbol that the model does not have
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("converted", ["llama"], indirect=True)
+def test_by_the_script(converted, root, tmp_path, monkeypatch, caplog):
+    backbone, data = converted
+    save_dir = tmp_path / "longmem"
+    settings = {
+        **{"DATA_DIR": data, "BACKBONE": backbone / "checkpoint.pt", "SAVE_DIR": save_dir},
+        **{"UPDATES": 3, "BATCH_SIZE": 3, "TOKENS_PER_SAMPLE": SEGMENT, "MEMORY_SIZE": 64},
+        **{"K": 8, "RETRIEVAL_LAYER_INDEX": 3, "COMPUTE_DTYPE": "float32", "WARMUP_UPDATES": 1},
+    }
+    env = {**os.environ, **{name: str(value) for name, value in settings.items()}}
+    env["PATH"] = os.path.dirname(sys.executable) + os.pathsep + env["PATH"]
+    env["PYTHONPATH"] = str(root)
+    script = str(root / "train_scripts" / "train_longmem.sh")
+    command = ["bash", script, "--cpu", "--num-workers", "0"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (save_dir / "tokenizer.json").is_file() and (save_dir / "ids.json").is_file()
+    check_trained(root, backbone, data, save_dir, monkeypatch, caplog)
