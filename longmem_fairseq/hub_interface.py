@@ -198,21 +198,26 @@ class LongMem:
 
     @torch.no_grad()
     def logits(self, token_ids: Union[Tensor, Sequence[Sequence[int]]]) -> Tensor:
-        """Predicts the token after each of B x T; B x T x V, ids of the dictionary in and out.
+        """Predicts the token after each of B x T; B x T x V.
 
+        Ids are the dictionary's, in and out; for a converted model they are its checkpoint's own.
         Every row is a text of its own, to which nothing is added: the beginning of a document is
         ``lm.dictionary.eos()``.
 
         Raises:
-            ValueError: they are not B x T ids of the dictionary
+            ValueError: they are not B x T ids
         """
-        tokens, size = torch.as_tensor(token_ids, device=self.device), len(self.dictionary)
+        tokens, ids = torch.as_tensor(token_ids, device=self.device), self.tokenizer.ids
+        size = len(self.dictionary) if ids is None else ids.num_ids
         if tokens.dim() != 2 or tokens.numel() == 0:
             raise ValueError(f"token_ids of shape {tuple(tokens.shape)}, expected B x T")
         if tokens.is_floating_point() or tokens.min() < 0 or tokens.max() >= size:
             raise ValueError(f"token_ids must be whole numbers from 0 to {size - 1}")
-        fork = self._fork(tokens.size(0))
-        return torch.cat(list(read_segments(self.decoder, tokens.long(), fork)), dim=1)
+        tokens, fork = tokens.long(), self._fork(tokens.size(0))
+        if ids is None:
+            return torch.cat(list(read_segments(self.decoder, tokens, fork)), dim=1)
+        index = torch.from_numpy(ids.to_dictionary).long().to(self.device)
+        return torch.cat(list(read_segments(self.decoder, index[tokens], fork)), dim=1)[..., index]
 
     @torch.no_grad()
     def retrieved(

@@ -41,6 +41,7 @@ def read_passages(
     queries: Tensor,
     retrieved: Optional[Retrieved],
     bank: MemoryBank,
+    num_tokens: int,
     gate: Tensor,
     tokenizer: Tokenizer,
     per_head: Optional[int] = None,
@@ -48,22 +49,25 @@ def read_passages(
     """The passages that each token read, by head, those with the largest weights first.
 
     Args:
-        queries: 1 x H x T x D
+        queries: 1 x H' x G * T x D, of H' key/value heads for G heads each
         retrieved: what they found in the first stream of *bank*; None for nothing
-        gate: H
+        num_tokens: T
+        gate: of every head; those of heads that retrieve together are averaged
         tokenizer: of the token ids in the bank's log
         per_head: at most so many of each head (default: all)
     """
     if retrieved is None:
-        return [[] for _ in range(queries.size(2))]
-    weights, scores = memory_weights(queries, retrieved)
+        return [[] for _ in range(num_tokens)]
+    found = (*memory_weights(queries, retrieved), retrieved.chunks)
+    weights, scores, chunks = (t[0].unflatten(1, (-1, num_tokens)).flatten(0, 1) for t in found)
+    gate = gate.view(len(weights), -1).mean(dim=1)
     count = min(per_head or weights.size(-1), weights.size(-1))
-    weights, best = weights[0].topk(count, dim=-1)  # H x T x count
-    chunks = retrieved.chunks[0].gather(-1, best).tolist()
-    scores, weights, gate = scores[0].gather(-1, best).tolist(), weights.tolist(), gate.tolist()
+    weights, best = weights.topk(count, dim=-1)  # H x T x count
+    chunks, scores = (t.gather(-1, best).tolist() for t in (chunks, scores))
+    weights, gate = weights.tolist(), gate.tolist()
     places: Dict[int, tuple] = {}
     tokens = []
-    for t in range(queries.size(2)):
+    for t in range(num_tokens):
         passages = []
         for head, head_gate in enumerate(gate):
             found = zip(chunks[head][t], weights[head][t], scores[head][t], strict=True)

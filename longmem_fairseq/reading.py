@@ -11,7 +11,7 @@ from tqdm import tqdm
 from longmem_fairseq.memory import MemoryBank, MemoryFork, Retrieved
 from longmem_fairseq.models.memory_decoder import MemoryDecoder
 
-Look = Callable[[Tensor, Optional[Retrieved], MemoryBank], None]
+Look = Callable[[Tensor, Optional[Retrieved], MemoryBank, int], None]
 
 
 def progress_bar(what: str, wanted: bool, total: Optional[int] = None) -> tqdm:
@@ -35,14 +35,15 @@ def read_segments(
     Args:
         tokens: B x T
         fork: the memory, of B hypotheses (default: each segment is all that is seen)
-        look: is shown queries (B x H x t x D), what they found, and the bank in which they did
+        look: is shown queries (B x H' x G * t x D, of H' key/value heads for G heads each), what they
+            found, the bank in which they did, and t
         progress: show a bar
     """
 
     def retrieve(queries: Tensor) -> Optional[Retrieved]:
         found = fork.retrieve(queries)
         if look is not None:
-            look(queries, found, fork.bank)
+            look(queries, found, fork.bank, segment.size(1))
         return found
 
     segments = tokens.split(decoder.window, dim=1)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 pytest.importorskip("tokenizers", reason="needs the extra hf")
 
@@ -15,9 +16,10 @@ from fairseq_cli import eval_lm, train  # noqa: E402
 
 import convert_hf_checkpoint  # noqa: E402
 import prepare_corpus  # noqa: E402
+from longmem_fairseq import LongMem  # noqa: E402
 from longmem_fairseq.models.checkpoints import fingerprint  # noqa: E402
 from stream_scoring import load_model  # noqa: E402
-from tests.hf_models import make_model  # noqa: E402
+from tests.hf_models import make_model, transformers  # noqa: E402
 from tests.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
@@ -99,6 +101,33 @@ def test_a_converted_backbone_is_adapted_and_evaluated(
             logits = model.decoder(tokens, incremental_state=state)[0][:, -1]
             tokens = torch.cat([tokens, logits.argmax(dim=-1, keepdim=True)], dim=1)
     assert (tokens[0, 3:] >= 2).all()  # never a special symbol that the model does not have
+
+
+@pytest.mark.parametrize("converted", ["qwen2"], indirect=True)
+def test_the_hub_interface_speaks_the_checkpoints_own_ids(converted, tmp_path):
+    original = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    ids = torch.randint(original.config.vocab_size, (2, SEGMENT))
+    lm = LongMem.from_pretrained(converted[0], tokens_per_sample=SEGMENT)
+    with torch.no_grad():
+        assert_close(lm.logits(ids), original(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("converted", ["qwen2"], indirect=True)
+def test_what_heads_of_a_group_read(converted, root, tmp_path, monkeypatch):
+    """Four heads, two of them for each key/value head."""
+    train_longmem(root, *converted, tmp_path / "longmem", monkeypatch)
+    lm = LongMem.from_pretrained(tmp_path / "longmem")
+    lm.memorize(PAGE, names="page", progress=False)
+    text = PAGE[:20]
+    before = lm.score(text)
+    tokens = lm.retrieved(text)
+    assert "".join(token.token for token in tokens) == "".join(before.tokens)
+    for token in tokens:
+        assert {passage.head for passage in token.passages} == {0, 1, 2, 3}
+        for head in range(4):
+            weights = [p.weight for p in token.passages if p.head == head]
+            assert sum(weights) == pytest.approx(1, abs=1e-4)
+    assert lm.generate(text, max_new_tokens=3) == lm.generate(text, max_new_tokens=3)
 
 
 @pytest.mark.slow

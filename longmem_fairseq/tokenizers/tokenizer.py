@@ -7,10 +7,12 @@ character offset to its token in the same way for every tokenizer.
 import codecs
 from functools import cached_property
 from pathlib import Path
-from typing import Dict, Iterable, List
+from typing import Dict, Iterable, List, Optional
 
 import numpy as np
 from fairseq.data import Dictionary
+
+from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds
 
 
 class Tokenizer:
@@ -20,6 +22,7 @@ class Tokenizer:
     dictionary: Dictionary
     token_bytes: List[bytes]  # of each id of the tokenizer
     to_dictionary: np.ndarray  # id of the tokenizer -> index in the dictionary
+    ids: Optional[CheckpointIds] = None  # of a model that came with ids of its own
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of the tokenizer (not of the dictionary)."""
