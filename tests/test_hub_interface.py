@@ -432,7 +432,8 @@ def test_memory_of_several_streams_is_refused(load, tmp_path):
 def test_a_folder_that_is_not_complete(models, tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         LongMem.from_pretrained(tmp_path)
-    expected = "holds no model: expected checkpoint_best.pt, checkpoint_last.pt, checkpoint.pt"
+    expected = "holds no model: expected checkpoint_best.pt, checkpoint_last.pt, "
+    expected += "checkpoint.pt, model.safetensors"
     assert str(error.value) == f"{tmp_path} {expected}"
     for name, message in (
         ("checkpoint_last.pt", " has no dict.txt: copy dictionary and tokenizer"),

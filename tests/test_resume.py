@@ -38,6 +38,21 @@ from tests.training_runs import (
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 
 
+# fairseq-train, which ends by SIGKILL a moment after the log shows an update: from within, because a
+# test that reads the log on a busy machine may be too late
+KILLED = """
+import logging, os, signal, sys, threading
+from fairseq_cli import train
+update, delay = sys.argv.pop(1).split(",")
+class Kill(logging.Handler):
+    def emit(self, record):
+        if f'"num_updates": "{update}"' in record.getMessage():
+            threading.Timer(float(delay), os.killpg, (0, signal.SIGKILL)).start()
+logging.getLogger().addHandler(Kill())
+train.cli_main()
+"""
+
+
 class Run:
     """fairseq-train as one process per rank, which can be killed.
 
@@ -50,7 +65,7 @@ class Run:
 
     def start(self, kill_at: int = 0) -> None:
         """Runs to the end, or until the log shows an update."""
-        processes = [self._process(options) for options in self._rank_options()]
+        processes = [self._process(options, kill_at) for options in self._rank_options()]
         first, lines = None, []
         for line in processes[0].stdout:
             lines.append(line)
@@ -61,9 +76,9 @@ class Run:
             first = first or update
             logged = {key: value for key, value in logged.items() if key not in TIMINGS}
             assert self.updates.setdefault(update, logged) == logged
-            if update == kill_at:
-                for process in processes:
-                    os.killpg(process.pid, signal.SIGKILL)
+        if kill_at:  # the first rank is gone
+            for process in processes[1:]:
+                os.killpg(process.pid, signal.SIGKILL)
         codes = [process.wait(timeout=60) for process in processes]
         expected = -signal.SIGKILL if kill_at else 0
         assert codes == [expected] * self.ranks, "".join(lines[-30:])
@@ -84,10 +99,12 @@ class Run:
         )
         return [f"{common} --distributed-rank {rank}" for rank in range(self.ranks)]
 
-    def _process(self, options: str) -> subprocess.Popen:
-        command = f"-m fairseq_cli.train {TRAINING} {self.arguments} {options}"
+    def _process(self, options: str, kill_at: int) -> subprocess.Popen:
+        delay = random.Random(kill_at).uniform(0, 0.02)
+        program = ["-c", KILLED, f"{kill_at},{delay}"]
+        arguments = f"{TRAINING} {self.arguments} {options}".split()
         return subprocess.Popen(
-            [sys.executable, *command.split(), "--save-dir", str(self.save_dir)],
+            [sys.executable, *program, *arguments, "--save-dir", str(self.save_dir)],
             cwd=self.root,
             env={**os.environ, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"},
             text=True,
