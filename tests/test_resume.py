@@ -240,12 +240,14 @@ def test_a_save_that_was_cut_short_does_no_harm(fit_here, monkeypatch, runs, tmp
         with pytest.raises(Killed):
             fit_here(arguments, tmp_path / "parts", 8)
     assert len(memory_files(tmp_path / "parts")) == 3  # after 3, 5 and 6 updates
-    (tmp_path / "parts" / "memory_6_0123abcd_rank0.safetensors.tmp").touch()
+    cut_short = tmp_path / "parts" / ".memory_6_0123abcd_rank0.safetensors.x7k.part"
+    cut_short.mkdir()
+    (cut_short / ".tmpAbC123").touch()  # safetensors' own
     (tmp_path / "parts" / "memory_of_mine.safetensors").touch()
     assert_same_state(fit_here(arguments, tmp_path / "parts", 8), expected)
     # those of 3, 6 and 8 updates are named, and 5 by nothing but an older checkpoint_last.pt
     updates = [name.split("_")[1] for name in memory_files(tmp_path / "parts")]
-    assert updates == ["3", "6", "8", "of"]
+    assert updates == ["3", "6", "8", "of"] and not cut_short.exists()
 
 
 def test_every_checkpoint_that_is_kept_has_its_memory(fit_here, runs, tmp_path):

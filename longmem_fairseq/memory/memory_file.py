@@ -14,6 +14,8 @@ Exact search leaves no index in a file, and reads none.
 
 import json
 import os
+import shutil
+import tempfile
 import zlib
 from typing import Dict, Tuple
 
@@ -43,18 +45,19 @@ def write_memory_file(path: str, header: Dict, tensors: Dict[str, Tensor]) -> No
     checksums["header"] = _text_checksum(header)
     metadata = {HEADER_KEY: json.dumps({**header, "checksums": checksums})}
     folder = os.path.dirname(os.path.abspath(path))
-    part = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}.part")
+    prefix = f".{os.path.basename(path)}."
     try:
-        try:
+        # in a folder of its own, because safetensors puts a file of any name beside what it writes
+        with tempfile.TemporaryDirectory(prefix=prefix, suffix=".part", dir=folder) as beside:
+            part, usual = os.path.join(beside, "memory"), os.path.join(beside, "usual")
             save_file(tensors, part, metadata=metadata)
-        except SafetensorError as error:  # what its writer makes of an OSError
-            raise OSError(f"{path}: cannot be written ({error})") from error
-        with open(part, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(part, path)
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
+            open(usual, "w").close()
+            shutil.copymode(usual, part)  # safetensors lets nobody else read it
+            with open(part, "rb") as written:
+                os.fsync(written.fileno())
+            os.replace(part, path)
+    except (SafetensorError, OSError) as error:  # the first is what its writer makes of the second
+        raise OSError(f"{path}: cannot be written ({error})") from error
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)  # the new name too outlives a power cut

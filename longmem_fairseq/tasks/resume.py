@@ -10,6 +10,7 @@ nothing to remember: all streams start anew.
 import logging
 import os
 import re
+import shutil
 import uuid
 from contextlib import suppress
 from typing import Dict, List, Optional, Set
@@ -103,8 +104,12 @@ def remove_unnamed_memory(folder: str, keep: Optional[List[str]]) -> None:
     if files:
         files -= _named_memory(folder)
     for name in files:
-        with suppress(FileNotFoundError):
-            os.remove(os.path.join(folder, name))
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):  # of a save that was cut short
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(FileNotFoundError):
+                os.remove(path)
 
 
 def _named_memory(folder: str) -> Set[str]:
