@@ -29,6 +29,14 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     packages=find_packages(include=["longmem_fairseq", "longmem_fairseq.*"]),
+    package_data={"longmem_fairseq.inspector": ["template.html"]},
+    entry_points={
+        "console_scripts": [
+            "longmem-memorize = longmem_fairseq.commands.memorize:cli",
+            "longmem-generate = longmem_fairseq.commands.generate:cli",
+            "longmem-inspect = longmem_fairseq.commands.inspector:cli",
+        ]
+    },
     python_requires=">=3.11",
     install_requires=[
         # fairseq 0.12.2 does not import on Python >= 3.11; this is the same package, repaired.

@@ -29,7 +29,7 @@ perplexity() { # PART MODEL NAME [ARGUMENT ...]
   local part=$1 model=$2 name=$3
   shift 3
   run_model "ablation_$part" evaluate.py "$model" "$name" "$DATA_DIR" --benchmark "ablation_$part" \
-    --batch-size "${BATCH_SIZE:-8}" "$@"
+    --batch-size 8 "$@"
 }
 
 train() { # NAME SCRIPT [ARGUMENT ...]: trains RUN_DIR/NAME unless it is there
@@ -72,13 +72,14 @@ layer() {
 }
 
 staleness() {
-  local interval=${STALENESS_INTERVAL:-100} model script checkpoint age
+  local interval=${STALENESS_INTERVAL:-100} model script checkpoint age checkpoints
   for model in memtrm longmem; do
     script=train_$model.sh
     train "${model}_ages" "$script" --save-interval-updates "$interval"
     perplexity staleness "${model}_ages" "$model without memory" --no-memory "$@"
     perplexity staleness "${model}_ages" "$model, memory of its own" "${memory_options[@]}" "$@"
-    for checkpoint in "$RUN_DIR/${model}_ages"/checkpoint_*_*.pt; do
+    mapfile -t checkpoints < <(printf '%s\n' "$RUN_DIR/${model}_ages"/checkpoint_*_*.pt | sort -V)
+    for checkpoint in "${checkpoints[@]}"; do
       age=${checkpoint##*_}
       perplexity staleness "${model}_ages" "$model, memory as of update ${age%.pt}" \
         "${memory_options[@]}" --memory-writer "$checkpoint" "$@"

@@ -11,10 +11,15 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 RESULTS_DIR=${RESULTS_DIR:-runs/efficiency}
+declare -A paper=(
+  [4096]="GPT-2* 14,666 tokens/s, 20.7 GB; LongMem 22,638 tokens/s, 13.3 GB"
+  [8192]="GPT-2* 8,417 tokens/s, 54.2 GB; LongMem 21,343 tokens/s, 13.4 GB"
+)
 mkdir -p "$RESULTS_DIR"
 for context in 4096 8192; do
   python "$here/benchmark_model.py" --preset "${PRESET:-gpt2_medium}" --mode evaluation \
     --compute-dtype "${COMPUTE_DTYPE:-bfloat16}" --memory-size "$((context - 1024))" \
     --batch-size 1 --window-contexts "$context" \
     --json "$RESULTS_DIR/efficiency_$context.json" --plot "$RESULTS_DIR/efficiency_$context.png" "$@"
+  echo "paper, $context tokens: ${paper[$context]}"
 done

@@ -79,6 +79,7 @@ def main() -> None:
     options = model_options.overrides(args)
     where = (args.data, args.tokens_per_sample, args.device)
     model, task = load_model(args.path, *where, **options)
+    model_options.check_memory_options(args, model)
     use_memory(model, args.memory)
     if args.memory_writer:
         write_with(model, load_model(args.memory_writer, *where, **options)[0])

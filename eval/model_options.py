@@ -46,10 +46,21 @@ def load(args: argparse.Namespace) -> LongMem:
     """The model that the options describe, with the tokenizer in its folder.
 
     Raises:
-        FileNotFoundError, ValueError: see :meth:`LongMem.from_pretrained`
+        FileNotFoundError, ValueError: see :meth:`LongMem.from_pretrained` and below
     """
     window = {"tokens_per_sample": args.tokens_per_sample}
-    return LongMem.from_pretrained(args.path, device=args.device, **window, **overrides(args))
+    lm = LongMem.from_pretrained(args.path, device=args.device, **window, **overrides(args))
+    check_memory_options(args, lm.model)
+    return lm
+
+
+def check_memory_options(args: argparse.Namespace, model) -> None:
+    """Raises ValueError for an option of the memory of a model that has none."""
+    for name, value in overrides(args).items():
+        about_memory = name.startswith("memory_") or name in ("chunk_size", "k")
+        if about_memory and model.decoder.memory is None:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} ({value}) needs a model with a memory bank: leave it out")
 
 
 def describe_model(args: argparse.Namespace, model) -> Dict:

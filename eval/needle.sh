@@ -6,7 +6,7 @@
 #
 # FORMAT=recall speaks the language of the quickstart's corpus, for its models; passkey is English. Not in
 # the paper. Expect chance (2.5% in recall) from models without memory. On 2 cores the quickstart's LongMem
-# takes about 10 minutes for the 11 x 11 x 10 needles; a million tokens cost 1 GiB of memory there.
+# takes about 7 minutes for the 11 x 11 x 10 needles, and 3 GiB of memory.
 # Settings: those of eval/benchmark.sh, and below. Arguments go to eval/needle.py.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -38,12 +38,19 @@ def file_hash(path: Union[str, Path]) -> str:
 
 
 def append_result(path: Optional[Path], result: Dict) -> None:
-    """Adds a line to a file of results, which is made with its folder; None adds nothing."""
+    """Adds a line to a file of results, which is made with its folder; None adds nothing.
+
+    A run that was done already gives its line once more, which is there then and not added.
+    """
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as results:
-        results.write(json.dumps(result) + "\n")
+    line = json.dumps(result) + "\n"
+    with open(path, "a+", encoding="utf-8") as results:
+        results.seek(0)
+        if line in results:
+            return
+        results.write(line)
         results.flush()
         os.fsync(results.fileno())
 

@@ -213,3 +213,8 @@ def test_a_model_without_memory_remembers_no_demonstrations(data, models, monkey
     more = (*arguments, "--memory-demonstrations", 0, "--memory-size", 4096)
     message = assert_one_line(monkeypatch, capsys, icl.main, "icl.py", *more)
     assert message == "--memory-size (4096) does not apply to a longmem_backbone model"
+    path = models["longmem"] / "checkpoint_last.pt"
+    message = assert_one_line(
+        monkeypatch, capsys, icl.main, "icl.py", *more, "--path", path, "--no-memory"
+    )
+    assert message == "--memory-size (4096) needs a model with a memory bank: leave it out"

@@ -177,8 +177,7 @@ def test_bad_input(case, models, memory, call):
     assert str(error.value).startswith(message.format(**paths)) and "\n" not in str(error.value)
 
 
-def test_constraints_are_refused(models):
-    task = LongMem.from_pretrained(models["longmem"])
+def test_constraints_are_refused(task):
     sample = {"net_input": {"src_tokens": torch.zeros(1, 1)}}
     with pytest.raises(ValueError) as error:
         task.inference_step(None, [], sample, constraints=torch.zeros(1))

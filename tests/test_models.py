@@ -209,3 +209,11 @@ def test_a_checkpoint_of_another_model_is_refused(build, backbone_path, tmp_path
         build(path=str(path))
     message = f"--pretrained-model-path ({path}) holds a model of architecture longmem, expected"
     assert str(error.value).startswith(message)
+
+
+def test_an_architecture_saved_before_there_were_more_options(task, backbone_path):
+    cfg = torch.load(backbone_path)["cfg"]["model"]
+    older = {name: cfg[name] for name in ("embed_dim", "num_layers", "num_attention_heads")}
+    older = OmegaConf.create({"_name": "longmem_backbone_tiny", "smeared_key_layers": [3], **older})
+    model = task.build_model(older, from_checkpoint=True)
+    model.load_state_dict(torch.load(backbone_path)["model"])

@@ -34,7 +34,7 @@ def main() -> None:
     add("--beam", type=int, default=1, help="hypotheses of the search (default: 1, greedy)")
     add("--seed", type=int, help="of the draws (default: another one every time)")
     add("--stop", action="append", default=[], help="end before this string; may be repeated")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.prompt is not None and args.texts:
         raise ValueError("--prompt and files of texts: give one of them")
     if args.prompt is None:

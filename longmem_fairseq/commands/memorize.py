@@ -16,7 +16,7 @@ from longmem_fairseq.commands.options import load_model, make_parser, read_texts
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--output", required=True, help="memory file to write")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     folder = Path(args.output).absolute().parent
     if not folder.is_dir():  # better now than after hours of reading
         raise ValueError(f"--output ({args.output}): there is no folder {folder}")

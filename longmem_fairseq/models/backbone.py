@@ -13,6 +13,7 @@ from fairseq.models import (
     register_model,
     register_model_architecture,
 )
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from longmem_fairseq.models.decoder_config import DecoderConfig, check_decoder
@@ -277,6 +278,14 @@ class BackboneDecoder(MemoryDecoder):
 @register_model("longmem_backbone", dataclass=LongMemBackboneConfig)
 class LongMemBackbone(FairseqLanguageModel):
     """The backbone as a language model of its own, to be pre-trained with ``fairseq-train``."""
+
+    @staticmethod
+    def settle_config(cfg: LongMemBackboneConfig, from_checkpoint: bool) -> None:
+        """Options that are younger than the checkpoint have their defaults, which fairseq fills in
+        for a model by its own name, but not for an architecture."""
+        for name, value in OmegaConf.structured(LongMemBackboneConfig).items():
+            if name not in cfg:
+                cfg[name] = value
 
     @classmethod
     def build_model(cls, cfg: LongMemBackboneConfig, task):

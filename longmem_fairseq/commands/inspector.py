@@ -1,0 +1,51 @@
+"""Writes a page that shows what memory did to a text, token by token.
+
+    longmem-inspect runs/quickstart/longmem chapter.txt --memory documents.memory --output page.html
+
+The page needs no network. It shows by how much memory made every token more or less likely, and the
+passages that each head read to predict it.
+"""
+
+import json
+from pathlib import Path
+
+from longmem_fairseq.cli import run
+from longmem_fairseq.commands.options import load_model, make_parser, read_texts
+from longmem_fairseq.inspector import inspect_text, make_page
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    add = parser.add_argument_group("inspection").add_argument
+    add("--output", required=True, help="page to write, as page.html")
+    add("--max-tokens", type=int, default=2000, help="of the text, from its start (default: 2000)")
+    add("--per-head", type=int, default=3, help="passages to show for each head (default: 3)")
+    args = parser.parse_intermixed_args()
+    for option, value in (("--max-tokens", args.max_tokens), ("--per-head", args.per_head)):
+        if value < 1:
+            raise ValueError(f"{option} ({value}) must be at least 1")
+    texts = read_texts(args)
+    if len(texts) > 1:
+        raise ValueError(f"{len(texts)} texts: give one to inspect, the others to longmem-memorize")
+    ((name, text),) = texts
+    lm = load_model(args)
+    text = lm.tokenizer.decode(lm.tokenizer.indices(text)[: args.max_tokens])
+    inspection = inspect_text(lm, text, args.per_head, progress=True)
+    bank = lm.memory.single_bank(lm.device)
+    documents, held = len(bank.sources[0]), len(bank.held(0))
+    memory = f"Memorised before: {documents:,} documents, of which {held:,} tokens are held."
+    page = make_page(inspection, Path(name).name, memory)
+    Path(args.output).write_text(page, encoding="utf-8")
+    tokens, gain = len(inspection.gain), float(inspection.gain.mean())
+    if args.json:
+        print(json.dumps({"page": args.output, "tokens": tokens, "gain": gain}))
+    else:
+        print(f"{args.output}: {tokens:,} tokens, to which memory gave {gain:+.3f} nats each")
+
+
+def cli() -> None:
+    run(main)
+
+
+if __name__ == "__main__":
+    cli()
