@@ -111,6 +111,10 @@ def read_split(args: argparse.Namespace, model, task, questions: List[Dict]) -> 
     documents, descriptions = load_documents(task, args.split)
     sizes = documents.sizes[: args.limit]
     groups = group_documents(sizes, args.batch_size)
+    if args.memory == "other" and model.decoder.memory.options["scope"] == "batch":
+        raise ValueError(
+            "--memory other needs a memory for each document: give --memory-scope stream"
+        )
     if args.memory == "other" and min(len(group) for group in groups) < 2:
         raise ValueError(
             f"--batch-size ({args.batch_size}) leaves one of {len(sizes)} documents alone, without "

@@ -312,6 +312,7 @@ def test_bad_evaluations_are_one_line(corpus, models, monkeypatch, capsys):
         corpus, models["backbone"], "--memory-writer", models["backbone"] / "checkpoint_last.pt"
     )
     for arguments, message in (
+        ([*alone, "--memory-scope", "batch"], "--memory other needs a memory for each document"),
         (alone, "--batch-size (2) leaves one of 7 documents alone, without another whose memory"),
         (without, "--memory-writer needs two models with a memory bank"),
         (options(corpus, models["longmem"], "--limit", 0), "--limit (0) must be at least 1"),
