@@ -7,6 +7,9 @@ bag of options. fairseq's loader is wrapped so that whatever goes wrong is one c
 fairseq tells a task of a save on the first rank alone, and of a load without model and folder. Its
 functions are wrapped so that a task that has ``before_save``, ``after_save`` and ``after_load``
 hears of both in full.
+
+fairseq leaves its process group to the end of the interpreter, where gloo's threads may still need
+it: now and then a rank that had done all its work died by SIGABRT.
 """
 
 import argparse
@@ -18,6 +21,7 @@ from pathlib import Path
 
 import torch
 from fairseq import checkpoint_utils
+from fairseq.distributed import utils as distributed_utils
 
 from longmem_fairseq.exported import read_exported
 
@@ -25,6 +29,7 @@ _original_read = checkpoint_utils.load_checkpoint_to_cpu
 _original_save = checkpoint_utils.save_checkpoint
 _original_load = checkpoint_utils.load_checkpoint
 _original_copy = checkpoint_utils.PathManager.copy
+_original_main = distributed_utils.distributed_main
 
 # what torch.load raises for a damaged file, depending on where the damage is
 _DAMAGE = (
@@ -125,8 +130,16 @@ def _copy(source, target, overwrite=False):
     return copied
 
 
+def _distributed_main(*args):
+    """``fairseq.distributed.utils.distributed_main``, which leaves the process group after success."""
+    _original_main(*args)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 checkpoint_utils.load_checkpoint_to_cpu = _load_checkpoint_to_cpu
 checkpoint_utils.save_checkpoint = _save_checkpoint
 checkpoint_utils.load_checkpoint = _load_checkpoint
 checkpoint_utils.PathManager.copy = staticmethod(_copy)
+distributed_utils.distributed_main = _distributed_main
 torch.serialization.add_safe_globals([argparse.Namespace])

@@ -108,7 +108,7 @@ class Run:
             cwd=self.root,
             env={**os.environ, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"},
             text=True,
-            stdout=subprocess.PIPE if options[-1:] in ("", "0") else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if options[-1:] in ("", "0") else None,  # which pytest captures
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that data loading workers are killed with it
         )
