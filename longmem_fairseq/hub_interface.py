@@ -61,7 +61,7 @@ class LongMem:
         cls,
         path: Text,
         device: Union[str, torch.device] = "cpu",
-        dtype: Optional[str] = None,
+        dtype: Union[str, torch.dtype, None] = None,
         **overrides,
     ) -> "LongMem":
         """The model of a folder, which also holds dict.txt and the tokenizer.
@@ -77,7 +77,7 @@ class LongMem:
             ValueError: one of them is damaged, or an option does not fit
         """
         if dtype is not None:
-            overrides["compute_dtype"] = dtype
+            overrides["compute_dtype"] = str(dtype).removeprefix("torch.")
         return cls(*load_pretrained(Path(path), device, overrides))
 
     @property

@@ -92,11 +92,11 @@ def test_a_memory_of_files_serves_the_other_commands(call, load, folder):
     )
     page = (folder / "page.html").read_text(encoding="utf-8")
     assert "<h1>prompt.txt</h1>" in page and '"a.txt"' in page and '"b.txt"' in page
-    assert f"Memorised before: 2 documents, of which {tokens + 2} tokens are held." in page
+    assert f"Memorised before: 2 documents; {tokens + 2} tokens held." in page
 
 
 def test_memorising_goes_on_with_what_was_saved(call, load):
-    call("longmem-memorize|{longmem}|a.txt|--output|m")
+    assert call("longmem-memorize|{longmem}|a.txt|--output|m").startswith("m: read 1 document of ")
     said = call("longmem-memorize|{longmem}|b.txt|--memory|m|--output|m|--json")
     lm, other = load(), load(memorised=False)
     other.load_memory("m")

@@ -173,6 +173,16 @@ def test_a_full_memory_says_so(load, caplog):
     assert f"{tokens} tokens are more than the memory holds (128)" in caplog.text
 
 
+def test_evaluation_too_says_what_the_tokens_are(load):
+    lm = load()
+    evaluated(lm, [DOCUMENTS["a"], TEXT])
+    read = torch.cat([ids(lm, DOCUMENTS["a"])[0], ids(lm, TEXT)[0, :-1]])
+    bank = lm.memory.banks[False]
+    held = bank.held(0)
+    assert held.stop == len(read)
+    assert bank.logs[0].read(held).tolist() == read[held.start :].tolist()
+
+
 @pytest.mark.parametrize("kind", ["longmem", "memtrm"])
 @pytest.mark.parametrize("memory_map", [False, True])
 def test_a_saved_memory_is_that_of_another_process(load, kind, memory_map, tmp_path):
@@ -292,6 +302,8 @@ def test_options_replace_those_of_training(load):
     assert lm.decoder.backbone.compute_dtype == torch.bfloat16
     assert lm.memorize(DOCUMENTS["a"]) > 0
     assert load(no_memory=True).decoder.memory is None
+    half = load("backbone", dtype=torch.bfloat16)
+    assert half.decoder.compute_dtype == torch.bfloat16
 
 
 @pytest.mark.gpu

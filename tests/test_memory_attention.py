@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from longmem_fairseq.memory import DTYPES, MemoryBank, Retrieved
 from longmem_fairseq.memory.chunk_store import ChunkStore, Placement
-from longmem_fairseq.modules import memory_attention
+from longmem_fairseq.modules import memory_attention, memory_weights
 from longmem_fairseq.modules.memory_attention import GATHER_BUDGET
 
 STREAMS, HEADS, TOKENS, HEAD_DIM = 3, 2, 5, 4
@@ -172,6 +172,24 @@ def test_tokens_that_wait_and_a_reset_do_no_harm():
     bank.write(*torch.randn(2, 1, HEADS, 1, HEAD_DIM))
     bank.reset()
     assert torch.equal(torch.autograd.grad(output.sum(), queries)[0], expected)
+
+
+@pytest.mark.parametrize("missing", [0, 2])
+def test_weights_are_those_of_the_attention(missing):
+    """With chunks of one token, whose values are then summed; and scores that searching found."""
+    bank = MemoryBank(1, HEADS, HEAD_DIM, 8, 1, 4)
+    bank.write(*torch.randn(2, 1, HEADS, 4 - missing, HEAD_DIM))
+    queries = torch.randn(1, HEADS, 3, HEAD_DIM)
+    found = bank.retrieve(queries)
+    weights, scores = memory_weights(queries, found)
+    _, values = found.tokens()
+    attended = (weights.unsqueeze(-1) * values).sum(dim=-2)
+    assert_close(attended, memory_attention(queries, found))
+    assert_close(weights.sum(dim=-1), torch.ones(1, HEADS, 3))
+    assert (weights[..., 4 - missing :] == 0).all()
+    expected = queries @ bank.chunk_keys[:, :, : 4 - missing].transpose(2, 3)
+    expected = expected.sort(dim=-1, descending=True).values
+    assert_close(scores[..., : 4 - missing], expected)
 
 
 @pytest.mark.gpu

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from longmem_fairseq.cli import run
-from longmem_fairseq.commands.options import load_model, make_parser, read_texts
+from longmem_fairseq.commands.options import counted, load_model, make_parser, read_texts
 from longmem_fairseq.inspector import inspect_text, make_page
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     inspection = inspect_text(lm, text, args.per_head, progress=True)
     bank = lm.memory.single_bank(lm.device)
     documents, held = len(bank.sources[0]), len(bank.held(0))
-    memory = f"Memorised before: {documents:,} documents, of which {held:,} tokens are held."
+    memory = f"Memorised before: {counted(documents, 'document')}; {counted(held, 'token')} held."
     page = make_page(inspection, Path(name).name, memory)
     Path(args.output).write_text(page, encoding="utf-8")
     tokens, gain = len(inspection.gain), float(inspection.gain.mean())

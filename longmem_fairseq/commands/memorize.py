@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from longmem_fairseq.cli import run
-from longmem_fairseq.commands.options import load_model, make_parser, read_texts
+from longmem_fairseq.commands.options import counted, load_model, make_parser, read_texts
 
 
 def main() -> None:
@@ -36,8 +36,8 @@ def main() -> None:
         print(json.dumps(result))
     else:
         print(
-            f"{args.output}: read {len(texts):,} documents of {tokens:,} tokens; the memory holds "
-            f"{result['held']:,} tokens of at most {bank.memory_size:,}"
+            f"{args.output}: read {counted(len(texts), 'document')} of {tokens:,} tokens; the memory "
+            f"holds {result['held']:,} tokens of at most {bank.memory_size:,}"
         )
 
 

@@ -71,3 +71,8 @@ def read_texts(args: argparse.Namespace) -> List[Tuple[str, str]]:
             files = matching_files(Path(pattern))
             texts += [(str(file), read_text(file)) for file in files]
     return texts
+
+
+def counted(number: int, thing: str) -> str:
+    """As in "1 document" and "2,000 documents"."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
