@@ -94,7 +94,7 @@ def needle(lines: List[Dict], path: Path) -> None:
         picture = axes.imshow(
             [[100 * share for share in row] for row in line["grid"]],
             aspect="auto",
-            cmap="RdYlGn",
+            cmap="viridis",
             vmin=0,
             vmax=100,
         )
