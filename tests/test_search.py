@@ -18,7 +18,10 @@ def check_best_rows(scores, count):
     assert rows.shape == (scores.size(0), scores.size(2), count) and rows.dtype == torch.int64
     columns = scores.transpose(1, 2)
     # ties may be resolved either way, so it is scores that are compared
-    assert torch.equal(columns.gather(-1, rows), columns.topk(count, dim=-1).values)
+    expected = columns.topk(count, dim=-1).values
+    assert torch.equal(columns.gather(-1, rows), expected)
+    found = columns.gather(-1, best_rows(scores, count, sorted=False))
+    assert torch.equal(found.sort(dim=-1, descending=True).values, expected)
     assert all(len(set(found)) == count for head in rows.tolist() for found in head)
 
 

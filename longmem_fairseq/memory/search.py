@@ -139,12 +139,12 @@ def search_rounded(keys: Tensor, queries: Tensor, found: Tensor, queries_at_once
         block = slice(start, start + queries_at_once)
         scores = score(rounded_keys, rounded_queries[:, block], scores)
         # the bits of positive numbers are in their order, and have a faster maximum on a CPU
-        rows = best_rows(scores.view(torch.int16), 2 * found.size(-1))  # h x q x 2R
+        rows = best_rows(scores.view(torch.int16), 2 * found.size(-1), sorted=False)  # h x q x 2R
         candidates = all_keys.index_select(0, (rows + first_rows).flatten())
         products = candidates.view(*rows.shape, head_dim) * queries[:, block].unsqueeze(2)
         best = products.sum(dim=-1).topk(found.size(-1), dim=-1)
         found[:, block] = rows.gather(-1, best.indices)
-        limit = scores.transpose(1, 2).gather(-1, rows[..., -1:]).squeeze(-1).float()  # h x q
+        limit = scores.transpose(1, 2).gather(-1, rows).amin(dim=-1).float()  # h x q
         most = limit * (1 + 2**-8) + error[:, block]  # that any other row can have
         sure[:, block] = (limit > 0) & (best.values[..., -1] - lost[:, block] >= most)
     for head in (~sure).any(dim=1).nonzero().flatten().tolist():
@@ -169,8 +169,8 @@ def score(keys: Tensor, queries: Tensor, scores: Optional[Tensor] = None) -> Ten
     return torch.bmm(keys, queries.transpose(1, 2), out=scores)
 
 
-def best_rows(scores: Tensor, count: int) -> Tensor:
-    """Row numbers of the *count* largest values of every column, largest first.
+def best_rows(scores: Tensor, count: int, sorted: bool = True) -> Tensor:
+    """Row numbers of the *count* largest values of every column, largest first or in any order.
 
     They lie in the *count* groups of rows whose maxima are largest: to find those takes one pass over
     the scores, and the best of a few maxima, which are found in the same way; only their members are
@@ -185,17 +185,18 @@ def best_rows(scores: Tensor, count: int) -> Tensor:
     """
     num_groups = scores.size(1) // GROUP
     if num_groups < 4 * count:
-        return scores.transpose(1, 2).topk(count, dim=-1).indices
+        return scores.transpose(1, 2).topk(count, dim=-1, sorted=sorted).indices
     whole = num_groups * GROUP
     # group j has the rows j, j + num_groups, j + 2 num_groups, ...
     maxima = scores[:, :whole].unflatten(1, (GROUP, num_groups)).amax(dim=1)  # h x groups x q
-    groups = best_rows(maxima, count)  # h x q x count
+    groups = best_rows(maxima, count, sorted=False)  # h x q x count
     members = torch.arange(0, whole, num_groups, device=scores.device)
     rows = (groups.unsqueeze(-1) + members).flatten(2)  # h x q x (count * GROUP)
-    rest = torch.arange(whole, scores.size(1), device=scores.device)  # rows without a group
-    rows = torch.cat([rows, rest.expand(*rows.shape[:2], -1)], dim=-1)
+    if whole < scores.size(1):  # rows without a group
+        rest = torch.arange(whole, scores.size(1), device=scores.device)
+        rows = torch.cat([rows, rest.expand(*rows.shape[:2], -1)], dim=-1)
     candidates = scores.transpose(1, 2).gather(-1, rows)
-    return rows.gather(-1, candidates.topk(count, dim=-1).indices)
+    return rows.gather(-1, candidates.topk(count, dim=-1, sorted=sorted).indices)
 
 
 class FlatIndex(ChunkIndex):
