@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from longmem_fairseq.memory import search
-from longmem_fairseq.memory.search import FlatIndex, TorchIndex, best_rows
+from longmem_fairseq.memory.search import FlatIndex, TorchIndex, best_rows, search_rounded
 
 INDICES = [TorchIndex, FlatIndex]
 HEADS, QUERIES, HEAD_DIM = 2, 7, 5
@@ -18,7 +18,10 @@ def check_best_rows(scores, count):
     assert rows.shape == (scores.size(0), scores.size(2), count) and rows.dtype == torch.int64
     columns = scores.transpose(1, 2)
     # ties may be resolved either way, so it is scores that are compared
-    assert torch.equal(columns.gather(-1, rows), columns.topk(count, dim=-1).values)
+    expected = columns.topk(count, dim=-1).values
+    assert torch.equal(columns.gather(-1, rows), expected)
+    found = columns.gather(-1, best_rows(scores, count, sorted=False))
+    assert torch.equal(found.sort(dim=-1, descending=True).values, expected)
     assert all(len(set(found)) == count for head in rows.tolist() for found in head)
 
 
@@ -39,7 +42,7 @@ def test_best_rows_are_those_of_a_sort(heads, num_rows, queries, kinds, data):
 @pytest.mark.parametrize("count", [1, 3, 16])
 def test_best_rows_around_the_size_from_which_there_are_groups(count):
     torch.manual_seed(count)
-    for num_rows in range(11 * count, 14 * count + 3):  # groups of 4 from 12.25 * count on
+    for num_rows in range(31 * count, 34 * count + 3):  # groups of 8 from 32 * count on
         check_best_rows(torch.randn(2, num_rows, 3), count)
 
 
@@ -55,12 +58,12 @@ def test_best_rows_can_be_all_of_them(num_rows):
     check_best_rows(torch.randn(1, num_rows, 2), num_rows)
 
 
-@pytest.mark.parametrize("stride", [1, 16, 62])
-@pytest.mark.parametrize("start", [0, 500, 996])
+@pytest.mark.parametrize("stride", [1, 15, 125])
+@pytest.mark.parametrize("start", [0, 500, 1000])
 def test_best_rows_wherever_they_are(stride, start):
-    """1000 rows are 62 groups of 16, whose members are 62 rows apart, and 8 rows without a group."""
-    scores, count = torch.rand(1, 1000, 1) - 2, 4
-    best = [(start + i * stride) % 1000 for i in range(count)]
+    """1003 rows are 125 groups of 8, whose members are 125 rows apart, and 3 rows without a group."""
+    scores, count = torch.rand(1, 1003, 1) - 2, 4
+    best = [(start + i * stride) % 1003 for i in range(count)]
     scores[:, best] += 1
     assert set(best_rows(scores, count).flatten().tolist()) == set(best)
     check_best_rows(scores, count)
@@ -123,6 +126,78 @@ def test_search_among_equal_keys(cls):
     check_search(cls(keys), keys, queries, fill, 6)
     keys.fill_(1)
     check_search(cls(keys), keys, queries, fill, 6)
+
+
+def hard_to_round(kind, generator):
+    """Keys HEADS x 500 x HEAD_DIM and queries HEADS x QUERIES x HEAD_DIM."""
+    keys = torch.randn(HEADS, 500, HEAD_DIM, generator=generator)
+    queries = torch.randn(HEADS, QUERIES, HEAD_DIM, generator=generator)
+    if kind == "far from 0":
+        keys = keys + 100
+    elif kind == "all scores negative":
+        keys, queries = -keys.abs() - 1, queries.abs()
+    elif kind == "nearly equal":  # in bfloat16 they are equal, until their mean is taken away
+        keys = 1 + keys / 5000
+    elif kind == "few are equal":  # more than there are candidates, and better than all the others
+        keys[:, 100:150] = 5 * queries[:, :1] + keys[:, 100:150] / 1000
+    elif kind == "whole":
+        keys, queries = keys.round(), queries.round()
+    elif kind == "too large":  # the products are infinite
+        keys[:, 7] *= 1e38
+    elif kind == "tiny":
+        keys = keys * 1e-30
+    return keys, queries
+
+
+@pytest.mark.parametrize("queries_at_once", [1, 3, 100])
+@pytest.mark.parametrize(
+    "kind",
+    (
+        *("normal", "far from 0", "all scores negative", "nearly equal", "few are equal", "whole"),
+        *("too large", "tiny"),
+    ),
+)
+def test_search_by_rounded_numbers_finds_what_float32_finds(kind, queries_at_once):
+    for seed in range(10):
+        keys, queries = hard_to_round(kind, torch.Generator().manual_seed(seed))
+        found = torch.full((HEADS, QUERIES, 6), -1)
+        search_rounded(keys, queries, found, queries_at_once)
+        assert all(len(set(row)) == 6 for row in found.flatten(0, 1).tolist())
+        scores = queries @ keys.transpose(1, 2)
+        assert_close(scores.gather(-1, found), scores.topk(6, dim=-1).values)
+
+
+@pytest.mark.parametrize(
+    "kind, at_least", [("normal", 0), ("far from 0", 0), ("nearly equal", 0), ("few are equal", 1)]
+)
+def test_only_queries_that_rounding_may_mislead_are_searched_again(kind, at_least, monkeypatch):
+    keys, queries = hard_to_round(kind, torch.Generator().manual_seed(1))
+    again = []
+    monkeypatch.setattr(
+        search, "search_float32", lambda keys, asked, *_: again.append(asked.size(1))
+    )
+    search_rounded(keys, queries, torch.zeros(HEADS, QUERIES, 6, dtype=torch.long), 4)
+    assert (sum(again) >= HEADS) if at_least else (again == [])  # the first query of every head
+
+
+@pytest.mark.parametrize("fill", [[310], [300]])
+def test_search_of_a_bank_by_rounded_numbers(fill, monkeypatch):
+    monkeypatch.setattr(search, "rounding_pays", lambda *_: True)
+    monkeypatch.setitem(search.SCORE_BUDGET, "cpu", 1001)
+    keys, queries = filled(fill, 310), torch.randn(1, HEADS, QUERIES, HEAD_DIM)
+    check_search(TorchIndex(keys), keys, queries, fill, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        check_search(TorchIndex(keys), keys, queries, fill, 8)
+
+
+def test_rounding_pays_for_large_searches_on_a_cpu_that_is_made_for_it(monkeypatch):
+    queries = torch.zeros(1, 256, HEAD_DIM)
+    monkeypatch.setattr(search, "multiplies_bfloat16", lambda: True)
+    assert search.rounding_pays(queries, 512 * 16, 16)
+    assert not search.rounding_pays(queries, 512 * 16 - 1, 16)
+    assert not search.rounding_pays(queries[:, 1:], 512 * 16, 16)
+    monkeypatch.setattr(search, "multiplies_bfloat16", lambda: False)
+    assert not search.rounding_pays(queries, 512 * 16, 16)
 
 
 @pytest.mark.parametrize("cls", INDICES)
