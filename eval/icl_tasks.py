@@ -47,8 +47,11 @@ TASKS = {
 }
 
 
-def read_examples(path: Path, labels: Sequence[str]) -> List[Example]:
+def read_examples(path: Path, labels: Sequence[str], allow_empty: bool = False) -> List[Example]:
     """The examples of a file.
+
+    Args:
+        allow_empty: take examples without text, too
 
     Raises:
         FileNotFoundError: there is no such file
@@ -64,7 +67,7 @@ def read_examples(path: Path, labels: Sequence[str]) -> List[Example]:
         label, text = (column.strip() for column in columns)
         if not label.isdigit() or int(label) >= len(labels):
             raise ValueError(f"{where}: gold label {label!r} instead of 0 to {len(labels) - 1}")
-        if not text:
+        if not text and not allow_empty:
             raise ValueError(f"{where}: no text")
         examples.append(Example(text, labels[int(label)]))
     if not examples:

@@ -48,6 +48,9 @@ def test_files_of_all_forms(tmp_path):
     assert found["a.tsv"] == [Example("so good", "positive"), Example("bad", "negative")]
     assert found["b.csv"] == [Example('so, "good"', "positive"), Example("bad", "negative")]
     assert found["c.train"] == [Example("so , good", "positive"), Example("bad", "negative")]
+    (tmp_path / "d.csv").write_text("0,\n1,fine\n")
+    allowed = read_examples(tmp_path / "d.csv", labels, allow_empty=True)
+    assert allowed == [Example("", "negative"), Example("fine", "positive")]
 
 
 @pytest.mark.parametrize(
