@@ -60,11 +60,12 @@ def test_logits_states_keys_and_values_are_equal(pair, length):
     tokens = random_ids(2, length)
     expected = theirs(tokens, output_hidden_states=True, use_cache=True)
     encoded = ours.encode(to_dictionary(ids, tokens), memory_layer=LAYER)
-    logits = ours.output_layer(encoded.normed)
+    normed = ours.layer_norm(encoded.hidden_states[-1])
+    logits = ours.output_layer(normed)
     assert_close(logits[..., ids.to_dictionary], expected.logits, atol=1e-4, rtol=0)
     if not ours.cfg.logit_softcap:
         assert (logits.softmax(-1)[..., ids.absent] < 1e-9).all()
-    states = [*encoded.hidden_states[:-1], encoded.normed]
+    states = [*encoded.hidden_states[:-1], normed]
     for state, its in zip(states, expected.hidden_states, strict=True):
         assert_close(state, its, atol=1e-4, rtol=0)
     turned = ours.layers[LAYER].self_attn._turned(encoded.keys, torch.arange(length))
