@@ -67,7 +67,8 @@ class LongMem:
         """The model of a folder, which also holds dict.txt and the tokenizer.
 
         Args:
-            path: the folder, or a checkpoint in it
+            path: the folder, or a checkpoint in it; one that was converted with --no-tokenizer
+                takes token ids, in :meth:`logits`, and no texts
             dtype: of the matrix products: float32, bfloat16 or float16 (default: as it was trained)
             overrides: ``tokens_per_sample`` (the window), ``pretrained_model_path`` (the backbone's
                 checkpoint), or options of the memory (``memory_size``, ``k``, ``memory_index``, ...)
@@ -201,8 +202,8 @@ class LongMem:
         """Predicts the token after each of B x T; B x T x V.
 
         Ids are the dictionary's, in and out; for a converted model they are its checkpoint's own.
-        Every row is a text of its own, to which nothing is added: the beginning of a document is
-        ``lm.dictionary.eos()``.
+        Every row is a text of its own, to which nothing is added: what stands before a document is
+        ``lm.tokenizer.document_start`` of the dictionary.
 
         Raises:
             ValueError: they are not B x T ids
@@ -301,7 +302,7 @@ class LongMem:
     def _tokens(self, text: str) -> Tensor:
         """1 x (1 + T): the beginning of a document, and its tokens."""
         indices = torch.from_numpy(self.tokenizer.indices(text)).long()
-        start = torch.tensor([self.dictionary.eos()])
+        start = torch.tensor([self.tokenizer.document_start])
         return torch.cat([start, indices]).unsqueeze(0).to(self.device)
 
     def _source_and_target(self, text: str) -> Tuple[Tensor, Tensor]:
