@@ -114,7 +114,7 @@ class LongMem:
 
         Raises:
             FileNotFoundError: there is no such file
-            ValueError: a file is no text in UTF-8; names are missing; the memory is frozen
+            ValueError: a text is empty, or not in UTF-8; names are missing; the memory is frozen
         """
         self._check_not_frozen()
         documents, count = named_texts(texts, names), 0
@@ -231,8 +231,10 @@ class LongMem:
             progress: show a bar
 
         Raises:
-            ValueError: the text is empty, or the model has no memory
+            ValueError: the text is empty, *per_head* is not positive, or the model has no memory
         """
+        if per_head is not None and per_head < 1:
+            raise ValueError(f"per_head ({per_head}) must be at least 1")
         source, target = self._source_and_target(text)
         fork, passages = self.memory.fork(1, self.device, THIS_TEXT), []
 
@@ -278,7 +280,7 @@ class LongMem:
             ValueError: the prompt is empty, or an argument does not fit
         """
         stop = [stop] if isinstance(stop, str) else list(stop)
-        check_generation(max_new_tokens, temperature, top_k, top_p, beam, stop)
+        check_generation(max_new_tokens, temperature, top_k, top_p, beam, seed, stop)
         if not prompt:
             raise ValueError("the prompt is empty")
         tokens = self._tokens(prompt)

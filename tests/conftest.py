@@ -138,3 +138,11 @@ def models(tmp_path_factory, root):
     from tests.model_folders import make
 
     return make(tmp_path_factory.mktemp("models"), root)
+
+
+@pytest.fixture
+def load_lm(models):
+    """Loads one of these models by name, with overrides."""
+    from longmem_fairseq import LongMem
+
+    return lambda name="longmem", **overrides: LongMem.from_pretrained(models[name], **overrides)

@@ -6,7 +6,9 @@
 #
 # Defaults are the paper's (section 4.1 of arXiv 2306.07174), except that the SideNet starts from the
 # backbone's own predictions and has its activation; SIDENET_INIT=released ACTIVATION_FN=released make it
-# the paper's. Arguments go to fairseq-train, which LAUNCH starts if it is set (a torchrun command; see paper_adapt.sh). Expect, for quickstart.sh, a training loss of about 1.90 (base 2) with memory, 2.00 without.
+# the paper's. Arguments go to fairseq-train, which LAUNCH starts if it is set (a torchrun command; see
+# paper_adapt.sh). Expect, for quickstart.sh, a training loss of about 1.90 (base 2) with memory, 2.00
+# without.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=train_scripts/compute_dtype.sh
