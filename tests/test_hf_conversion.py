@@ -13,6 +13,8 @@ from longmem_fairseq.modules import LocalCache  # noqa: E402
 from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds  # noqa: E402
 from tests.hf_models import MODELS, VOCAB, make_model  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WINDOW = 24
 LAYER = 2  # whose keys and values are compared; with a sliding window where a family has some
 
@@ -27,15 +29,6 @@ def load(dest):
     dictionary = Dictionary.load(str(dest / "dict.txt"))
     decoder, _ = load_backbone(str(dest / "checkpoint.pt"), dictionary, WINDOW)
     return decoder.eval(), CheckpointIds.load(dest, dictionary)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Nothing here is worth a second one, which would mostly wait."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
