@@ -199,17 +199,13 @@ def read_tokenizer(folder: Path, config: Dict[str, Any]) -> Tuple[str, Optional[
 def document_start(folder: Path, tokenizer: Optional[str], specials: Dict[str, int]) -> str:
     """What stands before a document: bos, where the model's own tokenizer puts it before a text.
 
-    In some models (Gemma above all) everything depends on it. tokenizer_config.json has the last word,
-    as in transformers.
+    In some models (Gemma above all) much depends on it. tokenizer.json has the last word, as in
+    transformers 5, which ignores the add_bos_token of tokenizer_config.json beside it.
     """
     if tokenizer is None or "bos" not in specials:
         return "eos"
-    path = folder / "tokenizer_config.json"
-    adds = read_json(path).get("add_bos_token") if path.is_file() else None
-    if adds is None:
-        first = parsed_tokenizer(folder / "tokenizer.json", tokenizer).encode("").ids[:1]
-        adds = first == [specials["bos"]]
-    return "bos" if adds else "eos"
+    first = parsed_tokenizer(folder / "tokenizer.json", tokenizer).encode("").ids[:1]
+    return "bos" if first == [specials["bos"]] else "eos"
 
 
 def older_tokenizer(folder: Path) -> str:

@@ -1,6 +1,5 @@
 """From a Hugging Face model to a LongMem on it: convert, prepare, adapt, evaluate."""
 
-import json
 import logging
 import os
 import shutil
@@ -23,7 +22,6 @@ from longmem_fairseq.commands import generate  # noqa: E402
 from longmem_fairseq.models.checkpoints import fingerprint  # noqa: E402
 from longmem_fairseq.tasks import LongMemLanguageModelingTask  # noqa: E402
 from longmem_fairseq.tasks.config import LongMemLanguageModelingConfig  # noqa: E402
-from longmem_fairseq.tokenizers import load_tokenizer  # noqa: E402
 from stream_scoring import load_model  # noqa: E402
 from tests.hf_models import make_model, transformers  # noqa: E402
 from tests.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
@@ -129,7 +127,7 @@ def test_a_text_begins_as_with_the_models_own_tokenizer(name, adds, tmp_path):
     original = make_model(name, tmp_path / "hf", tokenizer, **changes)
     folder, text = tmp_path / "backbone", "the best mat of all worlds"
     convert_hf_checkpoint.main(["--model", str(tmp_path / "hf"), "--dest", str(folder)])
-    own = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)(text)["input_ids"]
+    own = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "hf")(text)["input_ids"]
     ids = torch.tensor([own if adds else [2, *own]])
     assert ids[0, 0] == (1 if adds else 2)
     with torch.no_grad():
@@ -139,19 +137,6 @@ def test_a_text_begins_as_with_the_models_own_tokenizer(name, adds, tmp_path):
     task = LongMemLanguageModelingTask(LongMemLanguageModelingConfig(data=str(folder)))
     first = task.eval_lm_dataloader(Documents([5]), batch_size=1)
     assert next(first)["net_input"]["src_tokens"][0, 0] == lm.tokenizer.to_dictionary[ids[0, 0]]
-
-
-@pytest.mark.parametrize("says", [True, False])
-def test_the_tokenizers_configuration_has_the_last_word_on_how_a_text_begins(says, tmp_path):
-    tokenizer = make_tokenizer("llama2")
-    if not says:
-        tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
-    make_model("llama", tmp_path / "hf", tokenizer, vocab_size=tokenizer.get_vocab_size())
-    (tmp_path / "hf" / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": says}))
-    folder = tmp_path / "backbone"
-    convert_hf_checkpoint.main(["--model", str(tmp_path / "hf"), "--dest", str(folder)])
-    loaded = load_tokenizer(folder)
-    assert loaded.document_start == (loaded.dictionary.bos() if says else loaded.dictionary.eos())
 
 
 def test_a_model_without_a_tokenizer_takes_ids_and_no_texts(tmp_path, monkeypatch, capsys):
