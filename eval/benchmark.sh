@@ -11,6 +11,7 @@ TOKENS_PER_SAMPLE=${TOKENS_PER_SAMPLE:-1024}
 read -ra plain_models <<<"${PLAIN_MODELS-backbone sidenet}"
 read -ra memory_models <<<"${MEMORY_MODELS-memtrm longmem}"
 read -ra memory_options <<<"${MEMORY_OPTIONS-}"
+plain_options=() # of the models without a memory
 export PYTHONWARNINGS=${PYTHONWARNINGS-ignore} # fairseq 0.12 and hydra: a page of them at every start
 
 run_model() { # RESULTS PROGRAM MODEL NAME [ARGUMENT ...]: one benchmark of one model
@@ -18,6 +19,17 @@ run_model() { # RESULTS PROGRAM MODEL NAME [ARGUMENT ...]: one benchmark of one 
   shift 4
   python "$here/$program" --path "$RUN_DIR/$model/checkpoint_last.pt" --name "$name" \
     --results "$RESULTS_DIR/$results.jsonl" --tokens-per-sample "$TOKENS_PER_SAMPLE" "$@"
+}
+
+run_models() { # RESULTS PROGRAM [ARGUMENT ...]: one benchmark of all models, the plain ones first
+  local results=$1 program=$2 model
+  shift 2
+  for model in "${plain_models[@]}"; do
+    run_model "$results" "$program" "$model" "$model" "${plain_options[@]}" "$@"
+  done
+  for model in "${memory_models[@]}"; do
+    run_model "$results" "$program" "$model" "$model" "${memory_options[@]}" "$@"
+  done
 }
 
 report() { # RESULTS: table and plot

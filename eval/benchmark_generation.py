@@ -36,7 +36,7 @@ def main() -> None:
     lm = load_model(args)
     _, text = read_texts(args)[0]
     prompt = torch.tensor(
-        [[lm.dictionary.eos(), *lm.tokenizer.indices(text.rstrip("\n")).tolist()]]
+        [[lm.tokenizer.document_start, *lm.tokenizer.indices(text.rstrip("\n")).tolist()]]
     )
     runs = [generate(lm, prompt.to(lm.device), args.tokens) for _ in range(max(1, args.repeat))]
     tokens, seconds = (

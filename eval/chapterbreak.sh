@@ -16,10 +16,5 @@ source "$here/benchmark.sh"
 
 DATA=${DATA:?file of items, .json}
 items=(--data "$DATA" --split "${SPLIT:-ao3}" --contexts "${CONTEXTS:-4096,6144,8192}")
-for model in "${plain_models[@]}"; do
-  run_model chapterbreak chapterbreak.py "$model" "$model" "${items[@]}" "$@"
-done
-for model in "${memory_models[@]}"; do
-  run_model chapterbreak chapterbreak.py "$model" "$model" "${items[@]}" "${memory_options[@]}" "$@"
-done
+run_models chapterbreak chapterbreak.py "${items[@]}" "$@"
 report chapterbreak

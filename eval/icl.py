@@ -27,7 +27,7 @@ import model_options
 from icl_tasks import TASKS, Example, Task, is_right, read_examples
 from item_log import ItemLog
 from longmem_fairseq.cli import run
-from model_options import check_positive, numbers
+from model_options import check_demonstrations, check_positive, numbers
 from prompt_reader import Demonstrations, PromptReader
 from results import Stopwatch, append_result, file_hash
 
@@ -184,11 +184,7 @@ def main() -> None:
     )
     lm = model_options.load(args)
     reader = PromptReader(lm)
-    if not reader.has_memory and any(in_memory):
-        raise ValueError(
-            f"--memory-demonstrations ({args.memory_demonstrations}) needs a model with a memory bank; "
-            "0 for one without"
-        )
+    check_demonstrations(args, lm, in_memory)
     described = model_options.describe_model(args, lm.model)
     for name, memory, shots, seed in settings:
         train, test, hashes = data[name]

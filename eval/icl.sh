@@ -19,11 +19,7 @@ source "$here/benchmark.sh"
 DATA=${DATA:?folder of the five tasks}
 tasks=(--data "$DATA" --tasks "${TASKS:-SST-2,MR,Subj,SST-5,MPQA}" --shots "${SHOTS:-4,20}"
   --seeds "${SEEDS:-1,2,3,4,5,6}" --scoring "${SCORING:-argmax}")
-for model in "${plain_models[@]}"; do
-  run_model icl icl.py "$model" "$model" "${tasks[@]}" --memory-demonstrations 0 "$@"
-done
-for model in "${memory_models[@]}"; do
-  run_model icl icl.py "$model" "$model" "${tasks[@]}" "${memory_options[@]}" \
-    --memory-demonstrations "${MEMORY_DEMONSTRATIONS:-0,200,2000}" "$@"
-done
+plain_options=(--memory-demonstrations 0)
+memory_options+=(--memory-demonstrations "${MEMORY_DEMONSTRATIONS:-0,200,2000}")
+run_models icl icl.py "${tasks[@]}" "$@"
 report icl

@@ -100,6 +100,15 @@ def numbers(option: str, text: str) -> List[int]:
     return [int(part) for part in parts]
 
 
+def check_demonstrations(args: argparse.Namespace, lm: LongMem, in_memory: List[int]) -> None:
+    """Raises ValueError where --memory-demonstrations has no memory to go to."""
+    if lm.decoder.memory is None and any(in_memory):
+        raise ValueError(
+            f"--memory-demonstrations ({args.memory_demonstrations}) needs a model with a memory bank; "
+            "0 for one without"
+        )
+
+
 def check_positive(args: argparse.Namespace, *names: str) -> None:
     """Raises ValueError for an option that is given and less than 1."""
     for name in names:

@@ -21,10 +21,5 @@ if [[ ! -f "$DATA" ]]; then
 fi
 grid=(--data "$DATA" --depths "${DEPTHS:-11}" --trials "${TRIALS:-10}")
 if [[ -n "${LENGTHS:-}" ]]; then grid+=(--lengths "$LENGTHS"); fi
-for model in "${plain_models[@]}"; do
-  run_model needle needle.py "$model" "$model" "${grid[@]}" "$@"
-done
-for model in "${memory_models[@]}"; do
-  run_model needle needle.py "$model" "$model" "${grid[@]}" "${memory_options[@]}" "$@"
-done
+run_models needle needle.py "${grid[@]}" "$@"
 report needle

@@ -32,7 +32,7 @@ class PromptReader:
 
     def __init__(self, lm: LongMem):
         self.lm, self.decoder, self.window = lm, lm.decoder, lm.window
-        self.start = torch.tensor([lm.dictionary.eos()])  # stands before a document in training
+        self.start = torch.tensor([lm.tokenizer.document_start])
         self.has_memory = self.decoder.memory is not None
 
     def tokens(self, text: str) -> Tensor:

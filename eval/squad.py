@@ -27,7 +27,7 @@ import model_options
 from item_log import ItemLog
 from longmem_fairseq.cli import run
 from longmem_fairseq.tokenizers import Tokenizer
-from model_options import check_positive, numbers
+from model_options import check_demonstrations, check_positive, numbers
 from prompt_reader import Demonstrations, PromptReader
 from results import Stopwatch, append_result, file_hash
 from squad_metrics import exact_match, f1
@@ -187,11 +187,7 @@ def main() -> None:
         )
     lm = model_options.load(args)
     reader = PromptReader(lm)
-    if not reader.has_memory and any(in_memory):
-        raise ValueError(
-            f"--memory-demonstrations ({args.memory_demonstrations}) needs a model with a memory bank; "
-            "0 for one without"
-        )
+    check_demonstrations(args, lm, in_memory)
     hashes = {"data": file_hash(args.data), "train": file_hash(args.train)}
     for memory in in_memory:
         for seed in seeds:

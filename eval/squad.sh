@@ -13,11 +13,7 @@ source "$here/benchmark.sh"
 DATA=${DATA:?questions to answer, .json}
 TRAIN=${TRAIN:?questions to demonstrate with, .json}
 questions=(--data "$DATA" --train "$TRAIN" --shots "${SHOTS:-3}" --seeds "${SEEDS:-1}")
-for model in "${plain_models[@]}"; do
-  run_model squad squad.py "$model" "$model" "${questions[@]}" --memory-demonstrations 0 "$@"
-done
-for model in "${memory_models[@]}"; do
-  run_model squad squad.py "$model" "$model" "${questions[@]}" "${memory_options[@]}" \
-    --memory-demonstrations "${MEMORY_DEMONSTRATIONS:-0,200}" "$@"
-done
+plain_options=(--memory-demonstrations 0)
+memory_options+=(--memory-demonstrations "${MEMORY_DEMONSTRATIONS:-0,200}")
+run_models squad squad.py "${questions[@]}" "$@"
 report squad

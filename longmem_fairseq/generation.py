@@ -3,7 +3,7 @@
 B hypotheses, T tokens, V vocabulary.
 """
 
-from typing import Callable, Sequence
+from typing import Callable, Optional, Sequence
 
 import torch
 from fairseq.data import Dictionary
@@ -93,6 +93,7 @@ def check_generation(
     top_k: int,
     top_p: float,
     beam: int,
+    seed: Optional[int],
     stop: Sequence[str],
 ) -> None:
     """Raises ValueError naming the argument, where they do not go together."""
@@ -102,7 +103,7 @@ def check_generation(
         ("top_k", top_k, 0),
         ("beam", beam, 1),
     ):
-        if value < least:
+        if not value >= least:  # nor is it NaN
             raise ValueError(f"{name} ({value}) must be at least {least}")
     if not 0 <= top_p <= 1:
         raise ValueError(f"top_p ({top_p}) must be between 0 and 1")
@@ -110,6 +111,8 @@ def check_generation(
         raise ValueError("top_k and top_p say what is drawn from: give a temperature above 0 too")
     if temperature > 0 and beam > 1:
         raise ValueError(f"beam ({beam}) searches, temperature ({temperature}) draws: give one")
+    if seed is not None and not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed ({seed}) must be a number of 64 bits")
     if "" in stop:
         raise ValueError("stop holds an empty string, which every text contains")
 

@@ -67,7 +67,8 @@ class LongMem:
         """The model of a folder, which also holds dict.txt and the tokenizer.
 
         Args:
-            path: the folder, or a checkpoint in it
+            path: the folder, or a checkpoint in it; one that was converted with --no-tokenizer
+                takes token ids, in :meth:`logits`, and no texts
             dtype: of the matrix products: float32, bfloat16 or float16 (default: as it was trained)
             overrides: ``tokens_per_sample`` (the window), ``pretrained_model_path`` (the backbone's
                 checkpoint), or options of the memory (``memory_size``, ``k``, ``memory_index``, ...)
@@ -113,7 +114,7 @@ class LongMem:
 
         Raises:
             FileNotFoundError: there is no such file
-            ValueError: a file is no text in UTF-8; names are missing; the memory is frozen
+            ValueError: a text is empty, or not in UTF-8; names are missing; the memory is frozen
         """
         self._check_not_frozen()
         documents, count = named_texts(texts, names), 0
@@ -201,8 +202,8 @@ class LongMem:
         """Predicts the token after each of B x T; B x T x V.
 
         Ids are the dictionary's, in and out; for a converted model they are its checkpoint's own.
-        Every row is a text of its own, to which nothing is added: the beginning of a document is
-        ``lm.dictionary.eos()``.
+        Every row is a text of its own, to which nothing is added: what stands before a document is
+        ``lm.tokenizer.document_start`` of the dictionary.
 
         Raises:
             ValueError: they are not B x T ids
@@ -230,8 +231,10 @@ class LongMem:
             progress: show a bar
 
         Raises:
-            ValueError: the text is empty, or the model has no memory
+            ValueError: the text is empty, *per_head* is not positive, or the model has no memory
         """
+        if per_head is not None and per_head < 1:
+            raise ValueError(f"per_head ({per_head}) must be at least 1")
         source, target = self._source_and_target(text)
         fork, passages = self.memory.fork(1, self.device, THIS_TEXT), []
 
@@ -277,7 +280,7 @@ class LongMem:
             ValueError: the prompt is empty, or an argument does not fit
         """
         stop = [stop] if isinstance(stop, str) else list(stop)
-        check_generation(max_new_tokens, temperature, top_k, top_p, beam, stop)
+        check_generation(max_new_tokens, temperature, top_k, top_p, beam, seed, stop)
         if not prompt:
             raise ValueError("the prompt is empty")
         tokens = self._tokens(prompt)
@@ -301,7 +304,7 @@ class LongMem:
     def _tokens(self, text: str) -> Tensor:
         """1 x (1 + T): the beginning of a document, and its tokens."""
         indices = torch.from_numpy(self.tokenizer.indices(text)).long()
-        start = torch.tensor([self.dictionary.eos()])
+        start = torch.tensor([self.tokenizer.document_start])
         return torch.cat([start, indices]).unsqueeze(0).to(self.device)
 
     def _source_and_target(self, text: str) -> Tuple[Tensor, Tensor]:

@@ -43,7 +43,8 @@ def load_pretrained(
     if memory is not None and not memory.options["fingerprint"]:
         # a MemTRM is its own backbone: as long as it is not trained, its memories are its own
         memory.options["fingerprint"] = hexadecimal(fingerprint(model.decoder.state_dict()))
-    return model.to(_as_device(device)).eval(), load_tokenizer(checkpoint.parent)
+    tokenizer = load_tokenizer(checkpoint.parent, ids_suffice=True)
+    return model.to(_as_device(device)).eval(), tokenizer
 
 
 def _find_checkpoint(path: Path) -> Path:

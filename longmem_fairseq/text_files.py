@@ -31,18 +31,21 @@ def named_texts(
 
     Raises:
         FileNotFoundError: there is no such file
-        ValueError: there are not as many names
+        ValueError: there are not as many names, or a text is empty
     """
     documents = []
     for text in [texts] if isinstance(texts, (str, Path)) else texts:
         files = matching_files(text) if isinstance(text, Path) else [text]
         documents += [(str(file) if isinstance(file, Path) else None, file) for file in files]
-    if names is None:
-        return documents
-    names = [names] if isinstance(names, str) else list(names)
-    if len(names) != len(documents):
-        raise ValueError(f"{len(names)} names for {len(documents)} documents")
-    return [(name, text) for name, (_, text) in zip(names, documents, strict=True)]
+    if names is not None:
+        names = [names] if isinstance(names, str) else list(names)
+        if len(names) != len(documents):
+            raise ValueError(f"{len(names)} names for {len(documents)} documents")
+        documents = [(name, text) for name, (_, text) in zip(names, documents, strict=True)]
+    for name, text in documents:
+        if text == "" or (isinstance(text, Path) and text.stat().st_size == 0):
+            raise ValueError(f"{name or 'a document'}: the text is empty")
+    return documents
 
 
 def read_text(path: Path) -> str:

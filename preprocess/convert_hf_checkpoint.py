@@ -25,6 +25,7 @@ from hf_files import check_hashes, model_folder, read_json, tensors, weight_file
 from longmem_fairseq.cli import run
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.tokenizers.checkpoint_ids import SPECIALS, CheckpointIds
+from longmem_fairseq.tokenizers.hf_tokenizer import parsed_tokenizer
 from model_folder import check_fits, save_model
 from output_folder import replaced_folder
 
@@ -195,6 +196,18 @@ def read_tokenizer(folder: Path, config: Dict[str, Any]) -> Tuple[str, Optional[
     return text, unk
 
 
+def document_start(folder: Path, tokenizer: Optional[str], specials: Dict[str, int]) -> str:
+    """What stands before a document: bos, where the model's own tokenizer puts it before a text.
+
+    In some models (Gemma above all) much depends on it. tokenizer.json has the last word, as in
+    transformers 5, which ignores the add_bos_token of tokenizer_config.json beside it.
+    """
+    if tokenizer is None or "bos" not in specials:
+        return "eos"
+    first = parsed_tokenizer(folder / "tokenizer.json", tokenizer).encode("").ids[:1]
+    return "bos" if first == [specials["bos"]] else "eos"
+
+
 def older_tokenizer(folder: Path) -> str:
     """tokenizer.json, made by transformers from the files of older tokenizers."""
     older = ("tokenizer.model", "vocab.json", "merges.txt")
@@ -230,7 +243,9 @@ def convert(args: argparse.Namespace) -> None:
     tokenizer, unk = None, None
     if not (args.no_tokenizer or args.dry_run):
         tokenizer, unk = read_tokenizer(folder, config)
-    ids = CheckpointIds(config["vocab_size"], special_ids(config, unk))
+    specials = special_ids(config, unk)
+    start = document_start(folder, tokenizer, specials)
+    ids = CheckpointIds(config["vocab_size"], specials, start)
     cfg = backbone_config(family, config, ids)
     window = args.tokens_per_sample or min(
         WINDOW, cfg.max_positions or config.get("max_position_embeddings", WINDOW)

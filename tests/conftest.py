@@ -58,6 +58,15 @@ def shared_dir() -> Path:
     return path.resolve()
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For tests that compute too little to gain from a second one, which would mostly wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 # the models of small_models.py, imported where they are used: fairseq takes seconds to import
 
 
@@ -138,3 +147,11 @@ def models(tmp_path_factory, root):
     from tests.model_folders import make
 
     return make(tmp_path_factory.mktemp("models"), root)
+
+
+@pytest.fixture
+def load_lm(models):
+    """Loads one of these models by name, with overrides."""
+    from longmem_fairseq import LongMem
+
+    return lambda name="longmem", **overrides: LongMem.from_pretrained(models[name], **overrides)

@@ -44,6 +44,23 @@ def story(words: int, seed: int = 0) -> str:
     return " ".join(random.Random(seed).choices(WORDS, k=words))
 
 
+DOCUMENTS = {"a": story(30, seed=1), "b": story(23, seed=2)}  # to memorise
+TEXT = story(50, seed=3)  # to read then
+
+
+def memory_state(lm):
+    """Header and tensors of the memory that a model reads."""
+    bank = lm.memory.single_bank(lm.device)
+    return bank.header(), {name: tensor.clone() for name, tensor in bank.state_dict().items()}
+
+
+def assert_same_memory(lm, before):
+    """The memory is what :func:`memory_state` gave."""
+    header, tensors = memory_state(lm)
+    assert header == before[0]
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in before[1].items())
+
+
 def make(folder: Path, root: Path) -> dict:
     """In *folder* a folder for each of MODELS, by name."""
     data, made = folder / "data", {}

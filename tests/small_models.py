@@ -17,6 +17,7 @@ from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
 
 SEGMENT = 8
+HALF = SEGMENT // 2
 SIZES = {"embed_dim": 32, "num_layers": 4, "num_attention_heads": 4}
 MEMORY = {"memory_size": 64, "chunk_size": 2, "k": 8, "retrieval_layer_index": 3}
 
@@ -144,3 +145,20 @@ def train(model, task, steps):
         optimizer.step()
         logs.append(log)
     return optimizer, logs
+
+
+@torch.no_grad()
+def recomputed(decoder, tokens):
+    """Logits of the last of B x T tokens by reading all of them anew, in halves of a segment."""
+    past = max(0, -(-(tokens.size(1) - SEGMENT) // HALF) * HALF)
+    start = torch.ones(tokens.size(0), dtype=torch.bool)
+    if decoder.memory is not None:
+        decoder.memory.reset()
+        for segment in tokens[:, :past].split(HALF, dim=1):
+            if segment.size(1):
+                decoder(segment, new_document=start)
+                start = torch.zeros_like(start)
+    logits = decoder(tokens[:, past:], new_document=start)[0][:, -1]
+    if decoder.memory is not None:
+        decoder.memory.reset()
+    return logits

@@ -13,14 +13,13 @@ import pytest
 from longmem_fairseq import LongMem
 from longmem_fairseq.cli import run
 from longmem_fairseq.commands import generate, inspector, memorize
-from tests.model_folders import story
+from tests.model_folders import DOCUMENTS, story
 
 COMMANDS = {
     "longmem-memorize": memorize,
     "longmem-generate": generate,
     "longmem-inspect": inspector,
 }
-DOCUMENTS = {"a": story(30, seed=1), "b": story(23, seed=2)}
 PROMPT = " ".join(story(5, seed=3).split())
 
 
@@ -214,8 +213,12 @@ BAD = {
         "binary.bin is not a text in UTF-8 (byte 0x89 at offset 0)"
     ),
     "longmem-memorize|{longmem}|a.txt|--output|no/m": "--output (no/m): there is no folder ",
+    "longmem-memorize|{longmem}|a.txt|--output|.": "--output (.) is a folder: give a file to write",
+    "longmem-memorize|{longmem}|--output|m": "standard input: the text is empty",
     "longmem-memorize|{backbone}|a.txt|--output|m": "this model has no memory",
     "longmem-memorize|nowhere|a.txt|--output|m": "nowhere: no such model",
+    "longmem-memorize|{longmem}|a.txt|--output|m|--memory-size|-8": "--memory-size (-8) must be ",
+    "longmem-memorize|{longmem}|a.txt|--output|m|--memory|b.txt": "b.txt is not a memory file, or a ",
     "longmem-memorize|{longmem}|a.txt|--output|m|--k|3": "--k (3) must be a multiple of --chunk-size",
     "longmem-memorize|{longmem}|a.txt|--output|m|--device|abacus": "device (abacus) cannot be used: ",
     "longmem-generate|{longmem}|--prompt|": "--prompt: the prompt is empty",
@@ -227,12 +230,18 @@ BAD = {
     "longmem-generate|{longmem}|binary.bin": "binary.bin is not a text in UTF-8",
     f"longmem-generate{EXAMPLE}|--max-new-tokens|-4": "max_new_tokens (-4) must be at least 1",
     f"longmem-generate{EXAMPLE}|--temperature|-1": "temperature (-1.0) must be at least 0",
+    f"longmem-generate{EXAMPLE}|--temperature|nan": "temperature (nan) must be at least 0",
+    f"longmem-generate{EXAMPLE}|--seed|{2**64}": f"seed ({2**64}) must be a number of 64 bits",
     f"longmem-generate{EXAMPLE}|--top-k|-1|--temperature|1": "top_k (-1) must be at least 0",
     f"longmem-generate{EXAMPLE}|--top-p|1.5|--temperature|1": "top_p (1.5) must be between 0 and 1",
     f"longmem-generate{EXAMPLE}|--beam|-1": "beam (-1) must be at least 1",
     f"longmem-generate{EXAMPLE}|--memory|m|--no-memory": "this model has no memory",
     f"longmem-inspect{EXAMPLE}|--output|p|--max-tokens|-4": "--max-tokens (-4) must be at least 1",
     f"longmem-inspect{EXAMPLE}|--output|p|--per-head|0": "--per-head (0) must be at least 1",
+    f"longmem-inspect{EXAMPLE}|--output|no/p": "--output (no/p): there is no folder ",
+    f"longmem-inspect{EXAMPLE}|--output|.": "--output (.) is a folder: give a file to write",
+    "longmem-inspect|{longmem}|binary.bin|--output|p": "binary.bin is not a text in UTF-8",
+    f"longmem-inspect{EXAMPLE}|--output|p|--memory|nothing": "nothing: no such memory file",
     "longmem-inspect|{longmem}|a.txt|b.txt|--output|p": "2 texts: give one to inspect",
     "longmem-inspect|{longmem}|--output|p": "the text is empty",
     "longmem-inspect|{backbone}|a.txt|--output|p": "this model has no memory",
@@ -252,10 +261,10 @@ def test_bad_input_is_one_line_and_exit_code_2(call, folder, line, capsys):
     assert sorted(folder.iterdir()) == before
 
 
-@pytest.mark.parametrize("program", ["longmem-generate", "longmem-inspect"])
+@pytest.mark.parametrize("program", COMMANDS)
 def test_memory_of_another_backbone_is_refused(call, capsys, program):
     call("longmem-memorize|{longmem}|a.txt|--output|m")
-    output = "|--output|p" if program == "longmem-inspect" else ""
+    output = "|--output|p" if program != "longmem-generate" else ""
     with pytest.raises(SystemExit) as exited:
         call(f"{program}|{{other_longmem}}|a.txt|--memory|m{output}")
     error = capsys.readouterr().err

@@ -7,9 +7,8 @@ from torch.testing import assert_close
 from longmem_fairseq.memory import MemoryBank, MemoryFork, Source
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRMConfig
-from tests.small_models import SEGMENT, document
+from tests.small_models import HALF, SEGMENT, document, recomputed
 
-HALF = SEGMENT // 2
 KINDS = ["longmem_backbone", "longmem", "longmem without memory", "memtrm"]
 
 
@@ -20,23 +19,6 @@ def decoder(request, build, backbone):
         return backbone.eval().decoder
     config = MemTRMConfig if name == "memtrm" else LongMemConfig
     return build(config, perturb=True, no_memory=bool(without)).decoder
-
-
-@torch.no_grad()
-def recomputed(decoder, tokens):
-    """Logits of the last of B x T tokens by reading all of them anew, in halves of a segment."""
-    past = max(0, -(-(tokens.size(1) - SEGMENT) // HALF) * HALF)
-    start = torch.ones(tokens.size(0), dtype=torch.bool)
-    if decoder.memory is not None:
-        decoder.memory.reset()
-        for segment in tokens[:, :past].split(HALF, dim=1):
-            if segment.size(1):
-                decoder(segment, new_document=start)
-                start = torch.zeros_like(start)
-    logits = decoder(tokens[:, past:], new_document=start)[0][:, -1]
-    if decoder.memory is not None:
-        decoder.memory.reset()
-    return logits
 
 
 @torch.no_grad()

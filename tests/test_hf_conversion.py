@@ -13,6 +13,8 @@ from longmem_fairseq.modules import LocalCache  # noqa: E402
 from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds  # noqa: E402
 from tests.hf_models import MODELS, VOCAB, make_model  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WINDOW = 24
 LAYER = 2  # whose keys and values are compared; with a sliding window where a family has some
 
@@ -27,15 +29,6 @@ def load(dest):
     dictionary = Dictionary.load(str(dest / "dict.txt"))
     decoder, _ = load_backbone(str(dest / "checkpoint.pt"), dictionary, WINDOW)
     return decoder.eval(), CheckpointIds.load(dest, dictionary)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Nothing here is worth a second one, which would mostly wait."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
@@ -60,11 +53,12 @@ def test_logits_states_keys_and_values_are_equal(pair, length):
     tokens = random_ids(2, length)
     expected = theirs(tokens, output_hidden_states=True, use_cache=True)
     encoded = ours.encode(to_dictionary(ids, tokens), memory_layer=LAYER)
-    logits = ours.output_layer(encoded.normed)
+    normed = ours.layer_norm(encoded.hidden_states[-1])
+    logits = ours.output_layer(normed)
     assert_close(logits[..., ids.to_dictionary], expected.logits, atol=1e-4, rtol=0)
     if not ours.cfg.logit_softcap:
         assert (logits.softmax(-1)[..., ids.absent] < 1e-9).all()
-    states = [*encoded.hidden_states[:-1], encoded.normed]
+    states = [*encoded.hidden_states[:-1], normed]
     for state, its in zip(states, expected.hidden_states, strict=True):
         assert_close(state, its, atol=1e-4, rtol=0)
     turned = ours.layers[LAYER].self_attn._turned(encoded.keys, torch.arange(length))

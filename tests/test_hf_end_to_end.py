@@ -13,19 +13,24 @@ from torch.testing import assert_close
 pytest.importorskip("tokenizers", reason="needs the extra hf")
 
 from fairseq_cli import eval_lm, train  # noqa: E402
+from tokenizers.processors import TemplateProcessing  # noqa: E402
 
 import convert_hf_checkpoint  # noqa: E402
 import prepare_corpus  # noqa: E402
 from longmem_fairseq import LongMem  # noqa: E402
+from longmem_fairseq.commands import generate  # noqa: E402
 from longmem_fairseq.models.checkpoints import fingerprint  # noqa: E402
+from longmem_fairseq.tasks import LongMemLanguageModelingTask  # noqa: E402
+from longmem_fairseq.tasks.config import LongMemLanguageModelingConfig  # noqa: E402
 from stream_scoring import load_model  # noqa: E402
 from tests.hf_models import make_model, transformers  # noqa: E402
 from tests.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
+from tests.test_streams import Documents  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 
 SEGMENT = 16
-TOKENIZERS = {"gpt2": "gpt2", "llama": "llama2", "qwen2": "llama3"}
+TOKENIZERS = {"gpt2": "gpt2", "llama": "llama2", "gemma3": "gemma", "qwen2": "llama3"}
 
 
 @pytest.fixture
@@ -110,6 +115,53 @@ def test_the_hub_interface_speaks_the_checkpoints_own_ids(converted, tmp_path):
     lm = LongMem.from_pretrained(converted[0], tokens_per_sample=SEGMENT)
     with torch.no_grad():
         assert_close(lm.logits(ids), original(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name, adds", [("llama", True), ("gemma3", True), ("qwen2", False)])
+def test_a_text_begins_as_with_the_models_own_tokenizer(name, adds, tmp_path):
+    """With its beginning-of-text token where it adds one; else with what ends the document before."""
+    tokenizer = make_tokenizer(TOKENIZERS[name])
+    if adds:
+        tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    changes = {"vocab_size": tokenizer.get_vocab_size(), "bos_token_id": 1, "eos_token_id": 2}
+    original = make_model(name, tmp_path / "hf", tokenizer, **changes)
+    folder, text = tmp_path / "backbone", "the best mat of all worlds"
+    convert_hf_checkpoint.main(["--model", str(tmp_path / "hf"), "--dest", str(folder)])
+    own = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "hf")(text)["input_ids"]
+    ids = torch.tensor([own if adds else [2, *own]])
+    assert ids[0, 0] == (1 if adds else 2)
+    with torch.no_grad():
+        expected = original(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    lm = LongMem.from_pretrained(folder, tokens_per_sample=64)
+    assert_close(lm.score(text).log_probs, expected, atol=1e-4, rtol=1e-4)
+    task = LongMemLanguageModelingTask(LongMemLanguageModelingConfig(data=str(folder)))
+    first = task.eval_lm_dataloader(Documents([5]), batch_size=1)
+    assert next(first)["net_input"]["src_tokens"][0, 0] == lm.tokenizer.to_dictionary[ids[0, 0]]
+
+
+def test_a_model_without_a_tokenizer_takes_ids_and_no_texts(tmp_path, monkeypatch, capsys):
+    original = make_model("qwen2", tmp_path / "hf")
+    folder = tmp_path / "backbone"
+    arguments = ["--model", str(tmp_path / "hf"), "--dest", str(folder), "--no-tokenizer"]
+    convert_hf_checkpoint.main(arguments)
+    lm = LongMem.from_pretrained(folder, tokens_per_sample=SEGMENT)
+    ids = torch.randint(original.config.vocab_size, (2, SEGMENT))
+    with torch.no_grad():
+        assert_close(lm.logits(ids), original(ids).logits, atol=1e-4, rtol=1e-4)
+    message = (
+        f"{folder} has no tokenizer (--no-tokenizer left it out): give token ids to LongMem.logits"
+    )
+    for use in (lm.score, lm.generate):
+        with pytest.raises(ValueError) as error:
+            use("a text")
+        assert str(error.value).startswith(message) and "\n" not in str(error.value)
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["longmem-generate", str(folder), "--prompt", "a text"])
+    with pytest.raises(SystemExit) as exited:
+        generate.cli()
+    error = capsys.readouterr().err
+    assert exited.value.code == 2 and error.count("\n") == 1
+    assert error.startswith(f"longmem-generate: error: {message}")
 
 
 @pytest.mark.parametrize("converted", ["qwen2"], indirect=True)

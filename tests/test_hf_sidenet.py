@@ -14,18 +14,11 @@ from longmem_fairseq.tasks.longmem_language_modeling import (  # noqa: E402
     LongMemLanguageModelingConfig,
 )
 from tests.hf_models import VOCAB, make_model  # noqa: E402
-from tests.small_models import SEGMENT, build_model, read, train  # noqa: E402
+from tests.small_models import SEGMENT, build_model, read, recomputed, train  # noqa: E402
 
-HALF = SEGMENT // 2
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = ["gpt2", "bloom", "neox", "falcon-7b", "llama3", "mistral", "qwen3", "gemma2", "gemma3"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -41,21 +34,6 @@ def converted(request, tmp_path_factory):
 
 def document(num_tokens, rows=1):
     return torch.randint(4, VOCAB, (rows, num_tokens), generator=torch.Generator().manual_seed(1))
-
-
-@torch.no_grad()
-def recomputed(decoder, tokens):
-    """Logits of the last token by reading all of them anew, in halves of a segment."""
-    past = max(0, -(-(tokens.size(1) - SEGMENT) // HALF) * HALF)
-    start = torch.ones(tokens.size(0), dtype=torch.bool)
-    decoder.memory.reset()
-    for segment in tokens[:, :past].split(HALF, dim=1):
-        if segment.size(1):
-            decoder(segment, new_document=start)
-            start = torch.zeros_like(start)
-    logits = decoder(tokens[:, past:], new_document=start)[0][:, -1]
-    decoder.memory.reset()
-    return logits
 
 
 def test_identity_starts_at_the_backbone(converted):

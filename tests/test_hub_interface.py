@@ -1,25 +1,23 @@
 """LongMem: what it memorises, scores and reads is what evaluation does, and its memory is its own."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from longmem_fairseq import LongMem
-from longmem_fairseq.memory import MemoryBank, Source
-from tests.model_folders import WINDOW, story
+from longmem_fairseq.memory import Source
+from tests.model_folders import (
+    DOCUMENTS,
+    TEXT,
+    WINDOW,
+    assert_same_memory,
+    memory_state,
+    story,
+)
 
 KINDS = ("backbone", "longmem", "memtrm")
-DOCUMENTS = {"a": story(30, seed=1), "b": story(23, seed=2)}
-TEXT = story(50, seed=3)
-
-
-@pytest.fixture
-def load(models):
-    """Loads a model by name, with overrides."""
-    return lambda name="longmem", **overrides: LongMem.from_pretrained(models[name], **overrides)
 
 
 def ids(lm, text):
@@ -53,52 +51,41 @@ def evaluated(lm, texts, frozen=()):
     return torch.cat(log_probs)
 
 
-def state(lm):
-    bank = lm.memory.single_bank(lm.device)
-    return bank.header(), {name: tensor.clone() for name, tensor in bank.state_dict().items()}
-
-
-def assert_same_memory(lm, before):
-    header, tensors = state(lm)
-    assert header == before[0]
-    assert all(torch.equal(tensors[name], tensor) for name, tensor in before[1].items())
-
-
 # --- reading ---
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_scores_are_those_of_evaluation(load, kind):
+def test_scores_are_those_of_evaluation(load_lm, kind):
     """Of a text of several segments, whose tokens join to it."""
-    lm = load(kind)
+    lm = load_lm(kind)
     assert len(lm.tokenizer.indices(TEXT)) > 4 * WINDOW
     tokens, log_probs = lm.score(TEXT)
     assert "".join(tokens) == TEXT and len(tokens) == len(log_probs)
-    assert_close(log_probs, evaluated(load(kind), [TEXT]), atol=1e-5, rtol=0)
+    assert_close(log_probs, evaluated(load_lm(kind), [TEXT]), atol=1e-5, rtol=0)
     assert log_probs.max() < 0
 
 
 @pytest.mark.parametrize("kind", ["longmem", "memtrm"])
-def test_scores_after_documents_are_those_of_one_stream(load, kind):
-    lm = load(kind)
+def test_scores_after_documents_are_those_of_one_stream(load_lm, kind):
+    lm = load_lm(kind)
     count = lm.memorize(DOCUMENTS.values(), names=DOCUMENTS)
     assert count == sum(len(lm.tokenizer.indices(text)) for text in DOCUMENTS.values())
-    before, first = state(lm), lm.score(TEXT).log_probs
+    before, first = memory_state(lm), lm.score(TEXT).log_probs
     stream = [*DOCUMENTS.values(), TEXT]
-    assert_close(first, evaluated(load(kind), stream), atol=1e-5, rtol=0)
+    assert_close(first, evaluated(load_lm(kind), stream), atol=1e-5, rtol=0)
     assert_same_memory(lm, before)
     assert torch.equal(lm.score(TEXT).log_probs, first)
-    empty = load(kind).score(TEXT).log_probs
+    empty = load_lm(kind).score(TEXT).log_probs
     assert (first[:WINDOW] - empty[:WINDOW]).abs().max() > 0.01  # also where a text begins
     with lm.frozen_memory():
         frozen = lm.score(TEXT).log_probs
-    assert_close(frozen, evaluated(load(kind), stream, frozen=[2]), atol=1e-5, rtol=0)
+    assert_close(frozen, evaluated(load_lm(kind), stream, frozen=[2]), atol=1e-5, rtol=0)
     assert (frozen - first)[WINDOW:].abs().max() > 0.01
     assert torch.equal(frozen[:WINDOW], first[:WINDOW])
 
 
-def test_scores_without_memory_are_those_of_segments(load):
-    lm = load()
+def test_scores_without_memory_are_those_of_segments(load_lm):
+    lm = load_lm()
     lm.memorize(DOCUMENTS["a"])
     scores, source = lm.score(TEXT, memory=False).log_probs, ids(lm, TEXT)
     with torch.no_grad():
@@ -109,10 +96,10 @@ def test_scores_without_memory_are_those_of_segments(load):
             assert_close(scores[start:stop], expected, atol=1e-5, rtol=0)
 
 
-def test_logits_of_rows_are_those_of_each_alone(load):
-    lm = load()
+def test_logits_of_rows_are_those_of_each_alone(load_lm):
+    lm = load_lm()
     lm.memorize(DOCUMENTS["a"])
-    before = state(lm)
+    before = memory_state(lm)
     rows = torch.cat([ids(lm, text)[:, : 3 * WINDOW + 5] for text in (TEXT, story(50, seed=4))])
     logits = lm.logits(rows)
     assert logits.shape == (2, 3 * WINDOW + 5, len(lm.dictionary))
@@ -126,8 +113,8 @@ def test_logits_of_rows_are_those_of_each_alone(load):
     assert_same_memory(lm, before)
 
 
-def test_a_window_of_another_length(load):
-    lm = load(tokens_per_sample=400, memory_size=400)
+def test_a_window_of_another_length(load_lm):
+    lm = load_lm(tokens_per_sample=400, memory_size=400)
     assert lm.window == 400
     with torch.no_grad():
         logits = lm.decoder.read(ids(lm, TEXT)).logits
@@ -137,8 +124,8 @@ def test_a_window_of_another_length(load):
 # --- memory ---
 
 
-def test_what_is_memorised_is_known_by_name(load):
-    lm = load()
+def test_what_is_memorised_is_known_by_name(load_lm):
+    lm = load_lm()
     lm.memorize([DOCUMENTS["a"], DOCUMENTS["b"]], names=["first", "second"])
     lm.memorize(TEXT)
     bank = lm.memory.single_bank(lm.device)
@@ -152,29 +139,29 @@ def test_what_is_memorised_is_known_by_name(load):
     assert bank.logs[0].read(held).tolist() == everything[held.start :].tolist()
 
 
-def test_files_are_documents(load, tmp_path):
-    lm = load()
+def test_files_are_documents(load_lm, tmp_path):
+    lm = load_lm()
     for name, text in DOCUMENTS.items():
         (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
     (tmp_path / "c.md").write_text(TEXT, encoding="utf-8")
     lm.memorize([tmp_path / "c.md", tmp_path / "*.txt"])
     names = [str(tmp_path / name) for name in ("c.md", "a.txt", "b.txt")]
     assert [source.name for source in lm.memory.banks[False].sources[0]] == names
-    other = load()
+    other = load_lm()
     other.memorize([TEXT, *DOCUMENTS.values()], names)
-    assert_same_memory(other, state(lm))
+    assert_same_memory(other, memory_state(lm))
 
 
-def test_a_full_memory_says_so(load, caplog):
-    lm = load()
+def test_a_full_memory_says_so(load_lm, caplog):
+    lm = load_lm()
     lm.memorize(story(20))
     assert caplog.text == ""
     tokens = lm.memorize(story(200))
     assert f"{tokens} tokens are more than the memory holds (128)" in caplog.text
 
 
-def test_evaluation_too_says_what_the_tokens_are(load):
-    lm = load()
+def test_evaluation_too_says_what_the_tokens_are(load_lm):
+    lm = load_lm()
     evaluated(lm, [DOCUMENTS["a"], TEXT])
     read = torch.cat([ids(lm, DOCUMENTS["a"])[0], ids(lm, TEXT)[0, :-1]])
     bank = lm.memory.banks[False]
@@ -185,22 +172,22 @@ def test_evaluation_too_says_what_the_tokens_are(load):
 
 @pytest.mark.parametrize("kind", ["longmem", "memtrm"])
 @pytest.mark.parametrize("memory_map", [False, True])
-def test_a_saved_memory_is_that_of_another_process(load, kind, memory_map, tmp_path):
-    lm, path = load(kind), tmp_path / "memory"
+def test_a_saved_memory_is_that_of_another_process(load_lm, kind, memory_map, tmp_path):
+    lm, path = load_lm(kind), tmp_path / "memory"
     lm.memorize(DOCUMENTS.values())
     lm.save_memory(path)
-    other = load(kind)
+    other = load_lm(kind)
     other.load_memory(path, memory_map=memory_map)
     prompt = story(3, seed=8)
     assert torch.equal(other.score(prompt).log_probs, lm.score(prompt).log_probs)
     assert other.retrieved(prompt) == lm.retrieved(prompt)
     lm.forget()
-    assert torch.equal(lm.score(prompt).log_probs, load(kind).score(prompt).log_probs)
+    assert torch.equal(lm.score(prompt).log_probs, load_lm(kind).score(prompt).log_probs)
     assert not torch.equal(lm.score(prompt).log_probs, other.score(prompt).log_probs)
 
 
-def test_an_empty_memory_can_be_saved(load, tmp_path):
-    lm = load()
+def test_an_empty_memory_can_be_saved(load_lm, tmp_path):
+    lm = load_lm()
     lm.save_memory(tmp_path / "memory")
     lm.memorize(DOCUMENTS["a"])
     lm.load_memory(tmp_path / "memory")
@@ -210,10 +197,10 @@ def test_an_empty_memory_can_be_saved(load, tmp_path):
 # --- what was read ---
 
 
-def test_passages_are_what_the_heads_read(load):
-    lm = load()
+def test_passages_are_what_the_heads_read(load_lm):
+    lm = load_lm()
     lm.memorize(DOCUMENTS.values(), names=DOCUMENTS)
-    before, readings = state(lm), lm.retrieved(TEXT)
+    before, readings = memory_state(lm), lm.retrieved(TEXT)
     assert [reading.token for reading in readings] == lm.score(TEXT).tokens
     assert_same_memory(lm, before)
     texts = {**DOCUMENTS, "this text": TEXT}
@@ -238,9 +225,9 @@ def test_passages_are_what_the_heads_read(load):
     assert read == set(texts)
 
 
-def test_scores_and_weights_of_passages_by_hand(load):
+def test_scores_and_weights_of_passages_by_hand(load_lm):
     """One segment, whose queries and the bank are at hand."""
-    lm, asked = load(), []
+    lm, asked = load_lm(), []
     lm.memorize(DOCUMENTS["a"], names="a")
     text, bank = story(4, seed=9), lm.memory.single_bank(lm.device)
     with torch.no_grad():
@@ -269,8 +256,8 @@ def test_scores_and_weights_of_passages_by_hand(load):
         assert passages == [*all_passages[:2], *all_passages[4:6]]
 
 
-def test_nothing_is_read_in_an_empty_memory(load):
-    readings = load().retrieved(TEXT)
+def test_nothing_is_read_in_an_empty_memory(load_lm):
+    readings = load_lm().retrieved(TEXT)
     assert [len(passages) for _, passages in readings[:WINDOW]] == [0] * WINDOW
     assert all(len(passages) == 8 for _, passages in readings[WINDOW:])
 
@@ -295,20 +282,20 @@ def test_the_best_checkpoint_comes_first(models, tmp_path):
     assert torch.equal(lm.decoder.gate, torch.full((2,), 0.5)) and not lm.model.training
 
 
-def test_options_replace_those_of_training(load):
-    lm = load(memory_size=64, k=2, memory_dtype="int8", dtype="bfloat16")
+def test_options_replace_those_of_training(load_lm):
+    lm = load_lm(memory_size=64, k=2, memory_dtype="int8", dtype="bfloat16")
     options = lm.memory.options
     assert (options["memory_size"], options["k"], options["dtype"]) == (64, 2, "int8")
     assert lm.decoder.backbone.compute_dtype == torch.bfloat16
     assert lm.memorize(DOCUMENTS["a"]) > 0
-    assert load(no_memory=True).decoder.memory is None
-    half = load("backbone", dtype=torch.bfloat16)
+    assert load_lm(no_memory=True).decoder.memory is None
+    half = load_lm("backbone", dtype=torch.bfloat16)
     assert half.decoder.compute_dtype == torch.bfloat16
 
 
 @pytest.mark.gpu
-def test_on_a_gpu(load):
-    lm, other = load(device="cuda"), load()
+def test_on_a_gpu(load_lm):
+    lm, other = load_lm(device="cuda"), load_lm()
     for used in (lm, other):
         used.memorize(DOCUMENTS.values())
     assert_close(lm.score(TEXT).log_probs, other.score(TEXT).log_probs, atol=1e-3, rtol=0)
@@ -316,187 +303,3 @@ def test_on_a_gpu(load):
     assert lm.generate(TEXT, 8, temperature=1, seed=1) == lm.generate(
         TEXT, 8, temperature=1, seed=1
     )
-
-
-# --- bad input ---
-
-BAD = {
-    "no such folder": (lambda load: LongMem.from_pretrained("nowhere"), "nowhere: no such model"),
-    "an unknown option": (
-        lambda load: load(memory=3),
-        "memory is no option of a model: expected pretrained_model_path, no_memory, memory_size, ",
-    ),
-    "an option of another model": (
-        lambda load: load("backbone", k=2),
-        "--k (2) does not apply to a longmem_backbone model",
-    ),
-    "a wrong size": (lambda load: load(k=3), "--k (3) must be a multiple of --chunk-size (2)"),
-    "a device": (
-        lambda load: load(device="abacus"),
-        "device (abacus) cannot be used: Expected one",
-    ),
-    "no memory to write": (lambda load: load("backbone").memorize("a"), "this model has no memory"),
-    "no memory to save": (
-        lambda load: load("backbone").save_memory("a"),
-        "this model has no memory",
-    ),
-    "no memory to read": (lambda load: load("backbone").retrieved("a"), "this model has no memory"),
-    "no memory to freeze": (
-        lambda load: load(no_memory=True).frozen_memory().__enter__(),
-        "this model has no memory",
-    ),
-    "too few names": (
-        lambda load: load().memorize(["a", "b"], names="a"),
-        "1 names for 2 documents",
-    ),
-    "no such file": (lambda load: load().memorize(Path("nowhere")), "nowhere: no such file"),
-    "an empty text": (lambda load: load().score(""), "the text is empty"),
-    "an empty text to read": (lambda load: load().retrieved(""), "the text is empty"),
-    "an empty prompt": (lambda load: load().generate(""), "the prompt is empty"),
-    "a negative length": (
-        lambda load: load().generate("a", -1),
-        "max_new_tokens (-1) must be at least 1",
-    ),
-    "a negative temperature": (
-        lambda load: load().generate("a", temperature=-0.5),
-        "temperature (-0.5) must be at least 0",
-    ),
-    "no hypotheses": (lambda load: load().generate("a", beam=0), "beam (0) must be at least 1"),
-    "top_p": (
-        lambda load: load().generate("a", temperature=1, top_p=1.5),
-        "top_p (1.5) must be between 0 and 1",
-    ),
-    "top_k without temperature": (
-        lambda load: load().generate("a", top_k=3),
-        "top_k and top_p say what is drawn from: give a temperature above 0 too",
-    ),
-    "beam and temperature": (
-        lambda load: load().generate("a", beam=2, temperature=1.0),
-        "beam (2) searches, temperature (1.0) draws: give one",
-    ),
-    "an empty stop": (
-        lambda load: load().generate("a", stop=["b", ""]),
-        "stop holds an empty string, which every text contains",
-    ),
-    "ids without rows": (
-        lambda load: load().logits([1, 2]),
-        "token_ids of shape (2,), expected B x T",
-    ),
-    "no ids": (lambda load: load().logits([[]]), "token_ids of shape (1, 0), expected B x T"),
-    "ids of no token": (
-        lambda load: load().logits([[99999]]),
-        "token_ids must be whole numbers from 0",
-    ),
-    "ids that are none": (
-        lambda load: load().logits([[0.5]]),
-        "token_ids must be whole numbers from 0",
-    ),
-    "no memory file": (lambda load: load().load_memory("nowhere"), "nowhere: no such memory file"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input(load, case):
-    call, message = BAD[case]
-    with pytest.raises((ValueError, FileNotFoundError)) as error:
-        call(load)
-    assert str(error.value).startswith(message) and "\n" not in str(error.value)
-
-
-def test_a_frozen_memory_refuses_to_change(load, tmp_path):
-    lm = load()
-    lm.memorize(DOCUMENTS["a"])
-    lm.save_memory(tmp_path / "memory")
-    before = state(lm)
-    with lm.frozen_memory():
-        for change in (
-            lambda: lm.memorize("a"),
-            lm.forget,
-            lambda: lm.load_memory(tmp_path / "memory"),
-        ):
-            with pytest.raises(ValueError) as error:
-                change()
-            assert str(error.value) == "the memory is frozen: leave frozen_memory() first"
-    assert_same_memory(lm, before)
-
-
-@pytest.mark.parametrize("kind", ["longmem", "memtrm"])
-def test_memory_of_another_model_is_refused(load, kind, tmp_path):
-    path = tmp_path / "memory"
-    load(kind).save_memory(path)
-    with pytest.raises(ValueError) as error:
-        load(f"other_{kind}").load_memory(path)
-    assert str(error.value).startswith(f"{path} holds keys of the backbone ")
-
-
-def test_memory_of_several_streams_is_refused(load, tmp_path):
-    lm, path = load(), tmp_path / "memory"
-    sizes = {name: lm.memory.options[name] for name in ("memory_size", "chunk_size", "k")}
-    MemoryBank(2, 2, 16, **sizes).save(str(path))
-    lm.memorize(DOCUMENTS["a"])
-    before = state(lm)
-    with pytest.raises(ValueError) as error:
-        lm.load_memory(path)
-    assert str(error.value) == f"{path} holds 2 streams: a generation starts from one"
-    assert_same_memory(lm, before)
-
-
-def test_a_folder_that_is_not_complete(models, tmp_path):
-    with pytest.raises(FileNotFoundError) as error:
-        LongMem.from_pretrained(tmp_path)
-    expected = "holds no model: expected checkpoint_best.pt, checkpoint_last.pt, "
-    expected += "checkpoint.pt, model.safetensors"
-    assert str(error.value) == f"{tmp_path} {expected}"
-    for name, message in (
-        ("checkpoint_last.pt", " has no dict.txt: copy dictionary and tokenizer"),
-        ("dict.txt", " has no tokenizer: expected sentencepiece.model"),
-    ):
-        shutil.copy(models["longmem"] / name, tmp_path)
-        with pytest.raises(FileNotFoundError) as error:
-            LongMem.from_pretrained(tmp_path)
-        assert str(error.value).startswith(f"{tmp_path}{message}")
-
-
-def test_a_backbone_that_is_gone_can_be_named(models, tmp_path):
-    for file in models["longmem"].iterdir():
-        shutil.copy(file, tmp_path)
-    checkpoint = tmp_path / "checkpoint_last.pt"
-    state = torch.load(checkpoint)
-    state["cfg"]["model"]["pretrained_model_path"] = "/gone/checkpoint.pt"
-    state["cfg"]["task"]["pretrained_model_path"] = "gone/checkpoint.pt"  # as it was given
-    torch.save(state, checkpoint)
-    with pytest.raises(FileNotFoundError) as error:
-        LongMem.from_pretrained(tmp_path)
-    assert str(error.value) == (
-        "--pretrained-model-path (/gone/checkpoint.pt): no such file; "
-        f"{checkpoint} needs its backbone: give pretrained_model_path=CHECKPOINT"
-    )
-    backbone = str(models["backbone"] / "checkpoint_last.pt")
-    lm = LongMem.from_pretrained(tmp_path, pretrained_model_path=backbone)
-    expected = LongMem.from_pretrained(models["longmem"]).score(TEXT).log_probs
-    assert torch.equal(lm.score(TEXT).log_probs, expected)
-
-
-@pytest.mark.parametrize(
-    "content, reason",
-    [
-        (b"text \xff\xfe", "byte 0xFF at offset 5"),
-        (b"\x7fELF\0\0", "byte 0x00 at offset 4"),
-    ],
-)
-def test_a_binary_file_is_no_document(load, content, reason, tmp_path):
-    path = tmp_path / "a.bin"
-    path.write_bytes(content)
-    with pytest.raises(ValueError) as error:
-        load().memorize(path)
-    assert str(error.value) == f"{path} is not a text in UTF-8 ({reason})"
-
-
-def test_patterns_without_files(load, tmp_path):
-    for path, message in (
-        (tmp_path / "*.txt", f"{tmp_path}/*.txt: no such file"),
-        (tmp_path, f"{tmp_path} is a folder: give its files, as {tmp_path}/*.txt"),
-    ):
-        with pytest.raises(FileNotFoundError) as error:
-            load().memorize(path)
-        assert str(error.value) == message

@@ -170,8 +170,8 @@ onload = () => {{
     const box = tokens[i].getClientRects()[0];
     page.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2).click();
   }};
-  const press = key =>
-    page.activeElement.dispatchEvent(new view.KeyboardEvent("keydown", {{key, bubbles: true}}));
+  const press = (key, more) => page.activeElement.dispatchEvent(
+    new view.KeyboardEvent("keydown", {{key, bubbles: true, ...more}}));
   const act = () => {{ {act} }};
   document.getElementById("result").textContent = JSON.stringify(act());
 }};
@@ -221,7 +221,8 @@ def test_a_click_shows_the_passages_of_a_token(browse, inspected, width):
 
 
 def test_the_page_can_be_used_with_the_keyboard(browse, inspected):
-    """One stop for the tab key; arrows, home and end go on; a click is kept until escape."""
+    """One stop for the tab key; arrows, home and end go on, but not with the control key, which is the
+    browser's; a click is kept until escape."""
     last = len(inspected[1].readings) - 1
     found = browse(
         """const at = () => Number(page.querySelector("[aria-selected=true]").dataset.token);
@@ -230,16 +231,33 @@ def test_the_page_can_be_used_with_the_keyboard(browse, inspected):
         const places = [stops.length, at()];
         for (const key of ["ArrowRight", "ArrowRight", "ArrowLeft", "ArrowDown", "ArrowUp", "End",
           "ArrowRight", "Home", "ArrowLeft"]) { press(key); places.push(at()); }
+        press("End", {ctrlKey: true}); places.push(at());
         const over = () => new view.PointerEvent("pointerover", {bubbles: true});
         const hover = i => tokens[i].dispatchEvent(over());
         hover(5); places.push(at());
         click(7); hover(5); places.push(at());
         press("Escape"); hover(5); places.push(at());
         press("Enter"); hover(6); places.push(at());
-        places.push(page.querySelectorAll('#text [tabindex="0"]').length);
+        places.push(page.querySelectorAll('#text [tabindex="0"]').length, panel.tabIndex);
         return places;"""
     )
-    assert found == [1, 0, 1, 2, 1, 11, 1, last, last, 0, 0, 5, 7, 5, 5, 1]
+    assert found == [1, 0, 1, 2, 1, 11, 1, last, last, 0, 0, 0, 5, 7, 5, 5, 1, 0]
+
+
+def test_the_panel_covers_no_token_that_the_keyboard_goes_to(browse):
+    """On a phone, where it lies over the text, here in letters that fill several screens."""
+    covered, height = browse(
+        """page.getElementById("text").style.fontSize = "3rem";
+        tokens[0].focus();
+        const covered = [...tokens].map(() => {
+          press("ArrowRight");
+          const token = page.activeElement.getBoundingClientRect();
+          return token.bottom - panel.getBoundingClientRect().top;
+        });
+        return [Math.max(...covered), page.documentElement.scrollHeight];""",
+        390,
+    )
+    assert covered <= 0 and height > 2 * 844
 
 
 def test_texts_are_shown_as_texts(browse, inspected):

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from longmem_fairseq.models.checkpoints import fingerprint
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRM, MemTRMConfig
+from longmem_fairseq.modules import ACTIVATIONS
 from tests.small_models import SAVED, SEGMENT, differ, document, read, save_backbone
 
 
@@ -24,7 +25,6 @@ def test_backbone_by_hand(backbone):
     for state, expected in zip(encoded.hidden_states, states, strict=True):
         assert torch.equal(state, expected)
     normed = decoder.layer_norm(states[-1])
-    assert torch.equal(encoded.normed, normed)
     source = decoder.layers[2].layer_norm(states[2])
     for found, projection in (
         (encoded.keys, decoder.layers[2].self_attn.k_proj),
@@ -62,14 +62,29 @@ def test_sidenet_by_hand(build, sidenet_init):
     """Cross-network residuals; in the released form the last one ends after the final norm."""
     decoder = build(no_memory=True, sidenet_init=sidenet_init, perturb=True).decoder
     tokens = document(1, 6)
-    encoded = decoder.backbone.encode(tokens)
-    h = encoded.hidden_states
-    last = h[4] if sidenet_init == "identity" else encoded.normed
+    h = decoder.backbone.encode(tokens).hidden_states
+    last = h[4] if sidenet_init == "identity" else decoder.backbone.layer_norm(h[4])
     bias = decoder.backbone.attention_bias(6, torch.float32, tokens.device)
     x = decoder.layers[0](h[0], bias).x + h[2] - h[0]
     x = decoder.layers[1](x, bias).x + last - h[2]
     expected = decoder.backbone.output_projection(decoder.layer_norm(x))
     assert_close(decoder(tokens)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "shape, options, expected",
+    [
+        ({}, {}, "gelu"),
+        ({"block": "sequential"}, {}, "gelu_tanh"),
+        ({"activation_fn": "silu"}, {}, "silu"),
+        ({}, {"activation_fn": "backbone"}, "gelu_tanh"),
+        ({}, {"activation_fn": "relu"}, "relu"),
+    ],
+)
+def test_the_sidenets_activation(task, build, tmp_path, shape, options, expected):
+    path = save_backbone(tmp_path / "backbone.pt", task.source_dictionary, seed=1, **shape)
+    layers = build(path=path, **options).decoder.layers
+    assert all(layer.activation is ACTIVATIONS[expected] for layer in layers)
 
 
 def test_identity_init_starts_at_the_backbone(build, backbone):

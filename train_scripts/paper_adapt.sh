@@ -21,6 +21,6 @@ source "$here/paper_launch.sh"
 export ARCH=${ARCH:-longmem} TOKENS_PER_SAMPLE=1024 COMPUTE_DTYPE=${COMPUTE_DTYPE:-bfloat16}
 export UPDATES=${UPDATES:-100000} LR=${LR:-2e-4} WARMUP_UPDATES=${WARMUP_UPDATES:-2000}
 export RETRIEVAL_LAYER_INDEX=17 LAYER_REDUCTION_FACTOR=2 MEMORY_SIZE=65536 CHUNK_SIZE=4 K=64
-export SIDENET_INIT=released GATE_LR_MULTIPLIER=1
+export SIDENET_INIT=released ACTIVATION_FN=released GATE_LR_MULTIPLIER=1
 exec bash "$here/train_longmem.sh" --update-freq "$UPDATE_FREQ" \
   --save-interval-updates 10000 --keep-interval-updates 2 "$@"

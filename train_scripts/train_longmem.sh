@@ -5,8 +5,10 @@
 #     RETRIEVAL_LAYER_INDEX=17 bash train_scripts/train_longmem.sh
 #
 # Defaults are the paper's (section 4.1 of arXiv 2306.07174), except that the SideNet starts from the
-# backbone's own predictions; SIDENET_INIT=released starts it as the paper does. Arguments go to
-# fairseq-train, which LAUNCH starts if it is set (a torchrun command; see paper_adapt.sh). Expect, for quickstart.sh, a training loss of about 1.90 (base 2) with memory, 2.00 without.
+# backbone's own predictions and has its activation; SIDENET_INIT=released ACTIVATION_FN=released make it
+# the paper's. Arguments go to fairseq-train, which LAUNCH starts if it is set (a torchrun command; see
+# paper_adapt.sh). Expect, for quickstart.sh, a training loss of about 1.90 (base 2) with memory, 2.00
+# without.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=train_scripts/compute_dtype.sh
@@ -21,7 +23,7 @@ read -ra launch <<<"${LAUNCH:-}"
 model=(--arch "${ARCH:-longmem}" --pretrained-model-path "$BACKBONE" --compute-dtype "$COMPUTE_DTYPE")
 if [[ "${ARCH:-longmem}" == longmem ]]; then
   model+=(--layer-reduction-factor "${LAYER_REDUCTION_FACTOR:-2}"
-    --sidenet-init "${SIDENET_INIT:-identity}")
+    --sidenet-init "${SIDENET_INIT:-identity}" --activation-fn "${ACTIVATION_FN:-backbone}")
 fi
 memory=(--retrieval-layer-index "${RETRIEVAL_LAYER_INDEX:-17}" --memory-size "${MEMORY_SIZE:-65536}"
   --chunk-size "${CHUNK_SIZE:-4}" --k "${K:-64}" --gate-lr-multiplier "${GATE_LR_MULTIPLIER:-20}")

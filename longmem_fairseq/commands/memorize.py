@@ -7,19 +7,22 @@ saved before.
 """
 
 import json
-from pathlib import Path
 
 from longmem_fairseq.cli import run
-from longmem_fairseq.commands.options import counted, load_model, make_parser, read_texts
+from longmem_fairseq.commands.options import (
+    check_output,
+    counted,
+    load_model,
+    make_parser,
+    read_texts,
+)
 
 
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--output", required=True, help="memory file to write")
     args = parser.parse_intermixed_args()
-    folder = Path(args.output).absolute().parent
-    if not folder.is_dir():  # better now than after hours of reading
-        raise ValueError(f"--output ({args.output}): there is no folder {folder}")
+    check_output(args.output)
     names, texts = zip(*read_texts(args), strict=True)
     lm = load_model(args)
     tokens = lm.memorize(texts, names)

@@ -73,6 +73,19 @@ def read_texts(args: argparse.Namespace) -> List[Tuple[str, str]]:
     return texts
 
 
+def check_output(path: str) -> None:
+    """Before the work of hours.
+
+    Raises:
+        ValueError: *path*, given as --output, cannot be a file
+    """
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise ValueError(f"--output ({path}): there is no folder {folder}")
+    if Path(path).is_dir():
+        raise ValueError(f"--output ({path}) is a folder: give a file to write")
+
+
 def counted(number: int, thing: str) -> str:
     """As in "1 document" and "2,000 documents"."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -49,14 +49,12 @@ class LongMemBackboneConfig(DecoderConfig):
 class BackboneOutput(NamedTuple):
     """What one pass over a segment gives.
 
-    hidden_states: L + 1 tensors B x T x C (embedding output, then after each block); those that
-        were not asked for are None
-    normed: B x T x C, the last hidden state after the final LayerNorm
+    hidden_states: L + 1 tensors B x T x C (embedding output, then after each block, all before the
+        final norm); those that were not asked for are None
     keys, values: B x H' x T x D of the memory layer, None without one
     """
 
     hidden_states: List[Optional[Tensor]]
-    normed: Tensor
     keys: Optional[Tensor]
     values: Optional[Tensor]
 
@@ -190,7 +188,7 @@ class BackboneDecoder(MemoryDecoder):
         retrieve: Optional[Retrieve] = None,
         caches: Optional[List[LocalCache]] = None,
     ) -> BackboneOutput:
-        """Runs the layers, without the output head.
+        """Runs the layers, without the final norm and the output head.
 
         Args:
             src_tokens: B x T
@@ -211,7 +209,7 @@ class BackboneDecoder(MemoryDecoder):
             if reads:
                 keys, values = output.keys, output.values
             hidden_states.append(x if (layer + 1) % keep_every == 0 else None)
-        return BackboneOutput(hidden_states, self.layer_norm(x), keys, values)
+        return BackboneOutput(hidden_states, keys, values)
 
     def _embed(self, src_tokens: Tensor, caches: Optional[List[LocalCache]] = None) -> Tensor:
         # a stored half-precision embedding is widened: the residual stream is always float32
@@ -245,8 +243,8 @@ class BackboneDecoder(MemoryDecoder):
 
     def read(self, src_tokens, retrieve=None, caches=None) -> Reading:
         with self.autocast(src_tokens.device):
-            normed = self.encode(src_tokens, caches=caches).normed
-            return Reading(self.output_layer(normed), None, None)
+            states = self.encode(src_tokens, caches=caches).hidden_states
+            return Reading(self.output_layer(self.layer_norm(states[-1])), None, None)
 
     def freeze(self, int8: bool = False) -> None:
         """No gradients, weights of matrix products stored in ``compute_dtype``, evaluation mode.

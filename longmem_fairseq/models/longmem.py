@@ -13,7 +13,7 @@ from fairseq.dataclass import ChoiceEnum
 from fairseq.models import FairseqLanguageModel, register_model
 from torch import Tensor, nn
 
-from longmem_fairseq.models.backbone import BackboneDecoder
+from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.checkpoints import hexadecimal, load_backbone
 from longmem_fairseq.models.memory_config import (
     MemoryConfig,
@@ -27,7 +27,7 @@ from longmem_fairseq.modules import ACTIVATIONS
 logger = logging.getLogger(__name__)
 
 SIDENET_INIT_CHOICES = ChoiceEnum(["released", "identity"])
-SIDENET_ACTIVATION_CHOICES = ChoiceEnum(["backbone", *ACTIVATIONS])
+SIDENET_ACTIVATION_CHOICES = ChoiceEnum(["released", "backbone", *ACTIVATIONS])
 BACKBONE_DTYPE_CHOICES = ChoiceEnum(["compute", "int8"])
 SIDENET_EPS = 1e-5  # of the released SideNet's norms
 
@@ -46,10 +46,11 @@ class LongMemConfig(MemoryConfig):
         },
     )
     activation_fn: SIDENET_ACTIVATION_CHOICES = field(
-        default="backbone",
+        default="released",
         metadata={
-            "help": "activation of the SideNet's MLP; backbone: that of the layers it starts from (the "
-            "released SideNet has gelu where its backbone has gelu_tanh)"
+            "help": "activation of the SideNet's MLP; backbone: that of the layers it starts from; "
+            "released: gelu beside a backbone of the paper's shape (one parallel block, gelu_tanh), as "
+            "in the release, and that of the backbone beside any other, converted ones among them"
         },
     )
     backbone_dtype: BACKBONE_DTYPE_CHOICES = field(
@@ -100,10 +101,8 @@ class SideNetDecoder(MemoryDecoder):
         self.identity = str(cfg.sidenet_init) == "identity"
         self.padding_idx, self.window = backbone.padding_idx, backbone.window
         self.num_attention_layers = num_layers + num_layers // reduction
-        activation = str(cfg.activation_fn)
         options = {"layer_norm_eps": SIDENET_EPS, "dropout": cfg.dropout}
-        if activation != "backbone":
-            options["activation"] = activation
+        options["activation"] = _activation(str(cfg.activation_fn), backbone.cfg)
         self.layers = nn.ModuleList()
         for layer in range(num_layers // reduction):
             reads = self.memory is not None and layer == self.memory_layer
@@ -147,7 +146,7 @@ class SideNetDecoder(MemoryDecoder):
             states = encoded.hidden_states
             if not self.identity:
                 # faithful: the list's last entry is after the final LayerNorm
-                states = states[:-1] + [encoded.normed]
+                states = states[:-1] + [self.backbone.layer_norm(states[-1])]
             x = states[0]
             for i, layer in enumerate(self.layers):
                 below = self.reduction * i
@@ -161,6 +160,14 @@ class SideNetDecoder(MemoryDecoder):
 
     def keys_values(self, src_tokens):
         return self.backbone.layer_keys_values(src_tokens, self.retrieval_layer)
+
+
+def _activation(choice: str, backbone: LongMemBackboneConfig) -> str:
+    """Of the SideNet's MLP; see ``--activation-fn``."""
+    shape = (str(backbone.block), str(backbone.activation_fn))
+    if choice == "released" and shape == ("parallel", "gelu_tanh"):
+        return "gelu"
+    return shape[1] if choice in ("released", "backbone") else choice
 
 
 def _drop_backbone(module: SideNetDecoder, state_dict, prefix: str, metadata) -> None:

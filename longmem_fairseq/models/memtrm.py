@@ -51,7 +51,8 @@ class MemTRMDecoder(BackboneDecoder):
     def read(self, src_tokens, retrieve=None, caches=None) -> Reading:
         with self.autocast(src_tokens.device):
             encoded = self.encode(src_tokens, self.memory_layer, retrieve=retrieve, caches=caches)
-            return Reading(self.output_layer(encoded.normed), encoded.keys, encoded.values)
+            logits = self.output_layer(self.layer_norm(encoded.hidden_states[-1]))
+            return Reading(logits, encoded.keys, encoded.values)
 
     def keys_values(self, src_tokens):
         return self.layer_keys_values(src_tokens, self.memory_layer)

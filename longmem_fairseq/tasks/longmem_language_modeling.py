@@ -25,6 +25,7 @@ from longmem_fairseq.tasks.resume import (
     remove_unnamed_memory,
     save_memory,
 )
+from longmem_fairseq.tokenizers import CheckpointIds
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class LongMemLanguageModelingTask(FairseqTask):
                 f"{path}: no such file; make the data folder with preprocess/prepare_corpus.py"
             )
         self.dictionary = Dictionary.load(path)
+        ids = CheckpointIds.load(os.path.dirname(path), self.dictionary)
+        self.document_start = self.dictionary.eos() if ids is None else ids.document_start
         self.goes_on = False  # a resumed run, in the middle of an epoch
         logger.info(f"dictionary: {len(self.dictionary)} types")
 
@@ -137,7 +140,7 @@ class LongMemLanguageModelingTask(FairseqTask):
         streams = DocumentStreamDataset(
             dataset,
             pad=self.dictionary.pad(),
-            bos=self.dictionary.eos(),
+            bos=self.document_start,
             batch_size=batch_size,
             tokens_per_sample=segment,
             stream_span=self.cfg.stream_span if training else 0,
@@ -236,9 +239,10 @@ class LongMemLanguageModelingTask(FairseqTask):
         prompts = sample["net_input"]["src_tokens"]
         if prefix_tokens is None and prompts.numel() > 0:
             prefix_tokens = prompts
-        bos = self.dictionary.eos()
         with torch.no_grad():
-            return generator.generate(models, sample, prefix_tokens=prefix_tokens, bos_token=bos)
+            return generator.generate(
+                models, sample, prefix_tokens=prefix_tokens, bos_token=self.document_start
+            )
 
     def build_model(self, cfg, from_checkpoint: bool = False):
         for name in MODEL_OPTIONS:

@@ -6,6 +6,7 @@ from longmem_fairseq.tokenizers.fairseq_bpe import FairseqBPE
 from longmem_fairseq.tokenizers.folder import load_tokenizer
 from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2_FILES, GPT2Tokenizer
 from longmem_fairseq.tokenizers.hf_tokenizer import HFTokenizer
+from longmem_fairseq.tokenizers.no_tokenizer import NoTokenizer
 from longmem_fairseq.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer, load_dictionary
 
@@ -15,6 +16,7 @@ __all__ = [
     "FairseqBPE",
     "GPT2Tokenizer",
     "HFTokenizer",
+    "NoTokenizer",
     "SentencePieceTokenizer",
     "Tokenizer",
     "load_dictionary",

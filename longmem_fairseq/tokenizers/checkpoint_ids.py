@@ -20,10 +20,18 @@ class CheckpointIds:
     Args:
         num_ids: rows of the model's embedding
         specials: ids of bos, pad, eos, unk, as far as the model has them, each for one of them
+        start: the one of them that stands before a document, bos or eos
+
+    Raises:
+        ValueError: the model does not have *start*
     """
 
-    def __init__(self, num_ids: int, specials: Dict[str, int]):
-        self.num_ids, self.specials = num_ids, specials
+    def __init__(self, num_ids: int, specials: Dict[str, int], start: str = "eos"):
+        if start not in specials:
+            raise ValueError(
+                f"there is no {start} among the special tokens ({', '.join(specials)})"
+            )
+        self.num_ids, self.specials, self.start = num_ids, specials, start
         index_of = {id_: SPECIALS.index(name) for name, id_ in specials.items()}
         others = [id_ for id_ in range(num_ids) if id_ not in index_of]
         self.symbols = [str(id_) for id_ in others]  # of the indices from 4 on
@@ -46,8 +54,13 @@ class CheckpointIds:
         return dictionary
 
     def save(self, folder: Path) -> None:
-        table = {"num_ids": self.num_ids, **self.specials}
+        table = {"num_ids": self.num_ids, "start": self.start, **self.specials}
         (folder / IDS_FILE).write_text(json.dumps(table) + "\n")
+
+    @property
+    def document_start(self) -> int:
+        """Index of the symbol that stands before a document."""
+        return SPECIALS.index(self.start)
 
     @classmethod
     def load(cls, folder: Union[str, Path], dictionary: Dictionary) -> Optional["CheckpointIds"]:
@@ -61,7 +74,8 @@ class CheckpointIds:
             return None
         try:
             specials = json.loads(path.read_text(encoding="utf-8"))
-            ids = cls(specials.pop("num_ids"), specials)
+            num_ids, start = specials.pop("num_ids"), specials.pop("start", "eos")
+            ids = cls(num_ids, specials, start)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise ValueError(f"{path} is not a table of ids ({error!r})") from None
         if ids.symbols != dictionary.symbols[dictionary.nspecial :]:

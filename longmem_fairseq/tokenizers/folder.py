@@ -5,17 +5,22 @@ from typing import Optional, Union
 
 from fairseq.data import Dictionary
 
+from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds
 from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2_FILES, GPT2Tokenizer
 from longmem_fairseq.tokenizers.hf_tokenizer import TOKENIZER_FILE, HFTokenizer
+from longmem_fairseq.tokenizers.no_tokenizer import NoTokenizer
 from longmem_fairseq.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer, load_dictionary
 
 
-def load_tokenizer(folder: Union[str, Path], dictionary: Optional[Dictionary] = None) -> Tokenizer:
+def load_tokenizer(
+    folder: Union[str, Path], dictionary: Optional[Dictionary] = None, ids_suffice: bool = False
+) -> Tokenizer:
     """The tokenizer of a folder that ``preprocess/prepare_corpus.py`` made, or of a model's folder.
 
     Args:
         dictionary: the one in use (default: the folder's dict.txt)
+        ids_suffice: take a model that was converted with --no-tokenizer; see :class:`NoTokenizer`
 
     Raises:
         FileNotFoundError: the folder has no tokenizer
@@ -31,6 +36,9 @@ def load_tokenizer(folder: Union[str, Path], dictionary: Optional[Dictionary] = 
         return SentencePieceTokenizer(model.read_bytes(), str(model), dictionary)
     if (folder / GPT2_FILES[0]).is_file():
         return GPT2Tokenizer(folder, dictionary)
+    ids = CheckpointIds.load(folder, dictionary)
+    if ids is not None and ids_suffice:
+        return NoTokenizer(folder, dictionary, ids)
     raise FileNotFoundError(
         f"{folder} has no tokenizer: expected sentencepiece.model, or encoder.json and vocab.bpe, as "
         "preprocess/prepare_corpus.py writes them, or the tokenizer.json of a converted model"

@@ -44,7 +44,7 @@ class HFTokenizer(Tokenizer):
                 "preprocess/convert_hf_checkpoint.py"
             )
         self.text = path.read_text(encoding="utf-8")
-        self.tokenizer = _load(path, self.text)
+        self.tokenizer = parsed_tokenizer(path, self.text)
         self.dictionary, self.to_dictionary = dictionary, self.ids.to_dictionary
         self.is_byte_level = '"ByteLevel"' in json.dumps(json.loads(self.text).get("decoder"))
         self.token_bytes = self._token_bytes()
@@ -82,7 +82,13 @@ class HFTokenizer(Tokenizer):
         return table
 
 
-def _load(path: Path, text: str):
+def parsed_tokenizer(path: Path, text: str):
+    """The ``tokenizers.Tokenizer`` of a tokenizer.json.
+
+    Raises:
+        ImportError: the package ``tokenizers`` is not installed
+        ValueError: *text*, the content of *path*, is none
+    """
     try:
         from tokenizers import Tokenizer as Backend
     except ImportError as error:

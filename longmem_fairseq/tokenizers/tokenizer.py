@@ -24,6 +24,11 @@ class Tokenizer:
     to_dictionary: np.ndarray  # id of the tokenizer -> index in the dictionary
     ids: Optional[CheckpointIds] = None  # of a model that came with ids of its own
 
+    @property
+    def document_start(self) -> int:
+        """Index in the dictionary of what stands before a document; see :func:`document_start`."""
+        return self.dictionary.eos() if self.ids is None else self.ids.document_start
+
     def encode(self, text: str) -> np.ndarray:
         """Ids of the tokenizer (not of the dictionary)."""
         raise NotImplementedError
