@@ -107,10 +107,20 @@ class LongMemLanguageModelingTask(FairseqTask):
         Prompts, and the documents of which fairseq-generate is to continue the first --prefix-size
         tokens, are no streams: each is read on its own.
 
+        The processes that share one memory (--memory-shards) all read everything.
+
         Raises:
             ValueError: neither --batch-size nor --max-tokens says how many streams there are; or
-                --memory is given
+                --memory is given; or --memory-shards in training
         """
+        sharded, training = (self.cfg.memory_shards or 1) > 1, dataset is self.datasets.get("train")
+        if sharded and training:
+            raise ValueError(
+                f"--memory-shards ({self.cfg.memory_shards}) is for evaluation and generation: in "
+                "training every process has streams and banks of its own"
+            )
+        if sharded:
+            num_shards, shard_id = 1, 0
         if self.prefix_size > 0:
             dataset = documents_to_continue(
                 dataset, self.prefix_size, self.cfg.tokens_per_sample, self.dictionary.pad()
@@ -133,7 +143,6 @@ class LongMemLanguageModelingTask(FairseqTask):
             )
         if skip_remainder_batch:
             raise ValueError("--skip-remainder-batch would drop tokens: leave it out")
-        training = dataset is self.datasets.get("train")
         streams = DocumentStreamDataset(
             dataset,
             pad=self.dictionary.pad(),
