@@ -85,7 +85,7 @@ def _cut(parts: Dict[int, Dict], saved: int, stored: int, shard: int, num_shards
     Trained indices are left behind: they are of other chunks.
     """
     tensors = {n: t for n, t in next(iter(parts.values())).items() if not n.startswith("index.")}
-    own = torch.arange(shard, -(-stored // num_shards) * num_shards, num_shards)
+    own = shard + num_shards * torch.arange(-(-stored // num_shards))
     own = own.clamp(max=max(stored - 1, 0))  # the last one may not be stored in this shard
     for name in MAPPED:
         if name not in tensors:
