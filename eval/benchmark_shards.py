@@ -13,6 +13,7 @@ can do. docs/scaling.md works out from these numbers what larger memories take.
 import json
 import tempfile
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Dict, Iterator, List
@@ -26,7 +27,7 @@ import machine
 from benchmark_memory import Keys, write_all
 from longmem_fairseq.cli import run
 from longmem_fairseq.memory import DTYPES, MemoryBank, ShardedBank, check_index, check_sizes
-from longmem_fairseq.memory.sharded_bank import check_divisible
+from longmem_fairseq.memory.sharded_bank import all_gather_single, check_divisible
 
 STAGES = ("search", "merge", "fetch")
 MESSAGE = 2**24  # bytes of each process, to measure the connection
@@ -121,7 +122,7 @@ def measure(args: Namespace, bank: MemoryBank, keys: Keys) -> Dict:
         with stages("search"):  # what is not in an inner stage
             bank.retrieve(queries)
         rounds.append(dict(stages.seconds))
-    merge, fetch = received or (0, 0)
+    merge, fetch = sum(received[:1]), sum(received[1:])  # scores; keys and values
     found = {f"{stage}_ms": 1000 * median(r.get(stage, 0) for r in rounds) for stage in STAGES}
     return {
         **found,
@@ -137,8 +138,9 @@ def connection(args: Namespace) -> Dict:
     seconds, others = {}, dist.get_world_size() - 1
     for size in (1, MESSAGE):
         sent = torch.zeros(size, dtype=torch.uint8)
-        got = [torch.empty_like(sent) for _ in range(others + 1)]
-        seconds[size] = machine.timed(lambda s=sent, g=got: dist.all_gather(g, s), 10, args.device)
+        got = sent.new_empty((others + 1) * size)
+        gather = partial(all_gather_single, got, sent)
+        seconds[size] = machine.timed(gather, 10, args.device)
     return {
         "gather_seconds": seconds[1].median,
         "gather_bytes_per_second": others * MESSAGE / seconds[MESSAGE].median,

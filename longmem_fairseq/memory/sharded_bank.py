@@ -4,7 +4,7 @@ B streams, T tokens, H heads, D head_dim, S slots of the whole bank, N shards, R
 query, c chunk_size in tokens, Q = B * H * T queries, U different chunks that were retrieved.
 """
 
-from typing import Dict, Optional, Sequence
+from typing import Dict, Optional, Sequence, Tuple
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,8 @@ from longmem_fairseq.memory.memory_bank import MemoryBank
 from longmem_fairseq.memory.retrieved import Retrieved
 from longmem_fairseq.memory.shard_files import identity, part_path
 
+# into one tensor: a list of them costs gloo several copies. Renamed in PyTorch 2.13
+all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 SCORE_BUDGET = 2**21  # numbers of keys gathered at a time, as in memory attention
 
 
@@ -87,48 +89,37 @@ class ShardedBank(MemoryBank):
         best = scores.topk(self.k // self.chunk_size, dim=-1).indices
         return chunks.gather(-1, best)
 
-    def _fetch(self, rows: Tensor) -> tuple:
+    def _fetch(self, rows: Tensor) -> Tuple[Tensor, ChunkStore]:
         """Keys and values of *rows* of the whole bank, from wherever they are.
 
         Returns:
-            a store that holds them, and the rows that they have there
+            the rows that they have in the store that holds them here
         """
         wanted, places = rows.unique(return_inverse=True)  # U
         owners = wanted % self.num_shards
         counts = owners.bincount(minlength=self.num_shards).tolist()
         own = wanted[owners == self.shard] // self.num_shards
-        room = max(counts)  # processes have to send equally much
-        sent, widths = self._pack(own, room)
-        received = self._gather(sent.to(rows.device)).flatten(0, 1)  # N * room x bytes
-        own_places = torch.empty_like(wanted)
+        room = max(counts)  # all have to send equally much
+        slots, tensors = (1, 1, self.num_shards * room), {}
+        for name, buffer in self.store.buffers().items():
+            sent = buffer.new_zeros(room, *buffer.shape[3:])
+            stored = buffer.flatten(0, 2)
+            torch.index_select(stored, 0, own.to(buffer.device), out=sent[: len(own)])
+            sent = sent.flatten(1).view(torch.uint8).to(rows.device)  # not every type can be sent
+            tensors[name] = self._gather(sent).view(buffer.dtype).view(*slots, *buffer.shape[3:])
+        store = ChunkStore(
+            slots, self.chunk_size, self.head_dim, self.dtype, Placement(tensors=tensors)
+        )
+        local = torch.empty_like(wanted)
         for shard, count in enumerate(counts):
             start = shard * room
-            own_places[owners == shard] = torch.arange(start, start + count, device=rows.device)
-        tensors = {}
-        slots = (1, 1, len(received))
-        for (name, buffer), part in zip(
-            self.store.buffers().items(), received.split(widths, dim=1), strict=True
-        ):
-            part = part.contiguous().view(buffer.dtype)
-            tensors[name] = part.view(*slots, *buffer.shape[3:])
-        placement = Placement(tensors=tensors)
-        store = ChunkStore(slots, self.chunk_size, self.head_dim, self.dtype, placement)
-        return own_places[places], store
-
-    def _pack(self, rows: Tensor, room: int) -> tuple:
-        """Everything stored of some *rows* of this part, room x bytes, and how many bytes of each."""
-        parts = []
-        for buffer in self.store.buffers().values():
-            part = buffer.flatten(0, 2).index_select(0, rows.to(buffer.device)).flatten(1)
-            parts.append(part.view(torch.uint8))
-        packed = torch.cat(parts, dim=1)
-        unused = packed.new_zeros(room - len(rows), packed.size(1))
-        return torch.cat([packed, unused]), [part.size(1) for part in parts]
+            local[owners == shard] = torch.arange(start, start + count, device=rows.device)
+        return local[places], store
 
     def _gather(self, tensor: Tensor) -> Tensor:
         """What every process has, N x ..."""
         gathered = tensor.new_empty(self.num_shards, *tensor.shape)
-        dist.all_gather(list(gathered), tensor, group=self.group)
+        all_gather_single(gathered.flatten(0, 1), tensor, group=self.group)
         return gathered
 
     def save(self, path: str) -> None:
@@ -188,9 +179,9 @@ def _agree(
 ) -> set:
     """The *state* of every process, -1 for one that has an error: nobody may wait for one that died."""
     own = torch.tensor([state if error is None else -1], device=device)
-    states = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(states, own, group=group)
-    return {int(state) for state in states}
+    states = own.new_empty(dist.get_world_size(group))
+    all_gather_single(states, own, group=group)
+    return set(states.tolist())
 
 
 def check_divisible(memory_size: int, chunk_size: int, num_shards: int) -> None:
