@@ -1,9 +1,11 @@
 """--memory-shards: the same perplexity, text and passages from several processes as from one."""
 
 import os
+import shutil
 import sys
 
 import pytest
+import torch
 import torch.distributed as dist
 from fairseq_cli import eval_lm
 
@@ -123,3 +125,14 @@ def test_training_has_banks_of_its_own(task):
     sharded.datasets["train"] = documents = [1]
     with pytest.raises(ValueError, match=r"--memory-shards \(2\) is for evaluation and generation"):
         sharded.get_batch_iterator(documents, max_sentences=1)
+
+
+def test_a_checkpoint_that_is_older_than_an_option(models, tmp_path):
+    """It says nothing of --memory-storage, say: it can be given all the same."""
+    model = shutil.copytree(models["longmem"], tmp_path / "model")
+    state = torch.load(model / "checkpoint_last.pt")
+    del state["cfg"]["model"]["memory_storage"]
+    torch.save(state, model / "checkpoint_last.pt")
+    lm = LongMem.from_pretrained(model, memory_storage="host")
+    assert lm.memory.options["storage"] == "host"
+    assert LongMem.from_pretrained(model).memory.options["storage"] == "device"

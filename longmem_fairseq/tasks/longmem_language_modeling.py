@@ -7,7 +7,11 @@ from typing import Dict, Optional
 import torch
 from fairseq import utils
 from fairseq.data import Dictionary, NestedDictionaryDataset, data_utils
-from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.models import (
+    ARCH_MODEL_NAME_REGISTRY,
+    ARCH_MODEL_REGISTRY,
+    MODEL_DATACLASS_REGISTRY,
+)
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import open_dict
 
@@ -250,11 +254,13 @@ class LongMemLanguageModelingTask(FairseqTask):
             return generator.generate(models, sample, prefix_tokens=prefix_tokens, bos_token=bos)
 
     def build_model(self, cfg, from_checkpoint: bool = False):
+        # a checkpoint may be older than an option of its model
+        options = MODEL_DATACLASS_REGISTRY.get(ARCH_MODEL_NAME_REGISTRY.get(cfg._name))
         for name in MODEL_OPTIONS:
             value = getattr(self.cfg, name)
             if value is None or value is False:
                 continue
-            if name not in cfg:
+            if name not in cfg and not hasattr(options, name):
                 option = "--" + name.replace("_", "-")
                 raise ValueError(f"{option} ({value}) does not apply to a {cfg._name} model")
             with open_dict(cfg):
