@@ -15,7 +15,7 @@ def run(num_processes: int, function: Callable, folder: Path, *arguments) -> Non
     What one of them raises is raised here; the others are ended then.
     """
     # imported once, by the process that the others are forked from
-    multiprocessing.set_forkserver_preload(["longmem_fairseq"])
+    multiprocessing.set_forkserver_preload(["longmem_fairseq", "fairseq_cli.train"])
     torch.multiprocessing.start_processes(
         _work,
         (num_processes, function, folder, arguments),

@@ -18,6 +18,11 @@ from tests.shard_processes import run
 
 def read_alone_and_together(folder, model):
     """Everything that reads or writes memory, with a bank of its own and with a part of one."""
+    message = (
+        r"--memory-shards \(4\) must be the number of processes \(--distributed-world-size 2\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        LongMem.from_pretrained(model, memory_shards=4)
     alone = LongMem.from_pretrained(model)
     together = LongMem.from_pretrained(model, memory_shards=dist.get_world_size())
     text, prompt = story(60, seed=5), story(20, seed=6)
@@ -106,17 +111,6 @@ def test_what_cannot_be_split(options, message, build):
     with pytest.raises(ValueError) as error:
         build(**options)
     assert str(error.value) == message
-
-
-def wrong_number(folder, model):
-    with pytest.raises(ValueError) as error:
-        LongMem.from_pretrained(model, memory_shards=4)
-    message = "--memory-shards (4) must be the number of processes (--distributed-world-size 2)"
-    assert str(error.value) == message
-
-
-def test_another_number_of_processes(models, tmp_path):
-    run(2, wrong_number, tmp_path, models["longmem"])
 
 
 def test_training_has_banks_of_its_own(task):

@@ -147,7 +147,7 @@ def random_cases(folder):
     """Of all four processes, then of two and two side by side."""
     everybody = dist.group.WORLD
     pair = [dist.new_group([0, 1]), dist.new_group([2, 3])][dist.get_rank() // 2]
-    for seed in range(40):
+    for seed in range(30):
         group = everybody if seed % 2 else pair
         own = folder / f"{seed}-{dist.get_rank() // dist.get_world_size(group)}"
         own.mkdir(exist_ok=True)
