@@ -8,20 +8,10 @@ import benchmark_shards
 import machine
 from longmem_fairseq import cli
 
-SMALL = [
-    *(
-        "benchmark_shards.py",
-        "--sizes",
-        "4096",
-        "--heads",
-        "2",
-        "--head-dim",
-        "8",
-        "--repeats",
-        "1",
-    ),
-    *("--tokens-per-sample", "8", "--indices", "torch IVF16,Flat:nprobe=16", "--processes", "2"),
-]
+SMALL = (
+    "benchmark_shards.py --processes 2 --sizes 4096 --heads 2 --head-dim 8 --repeats 1 "
+    "--tokens-per-sample 8 --indices"
+).split() + ["torch IVF16,Flat:nprobe=16"]
 
 
 def test_run(tmp_path, monkeypatch, capfd):
