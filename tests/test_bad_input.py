@@ -159,6 +159,13 @@ FAIRSEQ_CASES = {
         "--memory-storage disk: cannot make a file of 512 bytes in {missing} (No such file or "
         "directory); choose another --memory-dir or a smaller --memory-size",
     ),
+    "evaluate: memory of one process": (
+        "fairseq-eval-lm",
+        "{data} --path {longmem} --memory-shards 4",
+        ValueError,
+        "--memory-shards (4) needs as many processes: start them with --distributed-world-size 4, or "
+        "call torch.distributed.init_process_group",
+    ),
     "evaluate: missing backbone": (
         "fairseq-eval-lm",
         "{data} --path {longmem} --pretrained-model-path {missing}",

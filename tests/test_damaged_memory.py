@@ -189,6 +189,11 @@ DAMAGE = {
     "a fingerprint of numbers": with_header(fingerprint=[1, 2]),
     "sources of too few banks": with_header(sources=[[], []]),
     "sources that are none": with_header(sources=[[[1, 2]], [], []]),
+    "a whole bank that is called half of one": with_header(shard=0, num_shards=2),
+    "a shard beyond the last": with_header(shard=2, num_shards=2),
+    "a negative shard": with_header(shard=-1, num_shards=2),
+    "shards of text": with_header(shard=0, num_shards="2"),
+    "shards that do not divide the slots": with_header(shard=0, num_shards=5),
     "sources without names": with_header(sources=[[[0, 5, 0]], [], []]),
 }
 UNREAD = [f"a flipped byte in {name}" for name in ("chunk_keys", "keys", "values")]

@@ -8,6 +8,7 @@ from longmem_fairseq.memory.factory_index import check_index
 from longmem_fairseq.memory.memory_bank import MemoryBank
 from longmem_fairseq.memory.memory_fork import MemoryFork
 from longmem_fairseq.memory.retrieved import Retrieved
+from longmem_fairseq.memory.sharded_bank import ShardedBank, check_shards
 from longmem_fairseq.memory.token_log import Source
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "MemoryBank",
     "MemoryFork",
     "Retrieved",
+    "ShardedBank",
     "Source",
     "bytes_per_token",
     "check_index",
+    "check_shards",
     "check_sizes",
 ]

@@ -46,6 +46,8 @@ class ChunkRing:
         ValueError: a size or a name does not fit
     """
 
+    shard, num_shards = 0, 1  # which part of the bank is here, of how many: see ShardedBank
+
     def __init__(
         self,
         num_streams: int,
@@ -91,7 +93,8 @@ class ChunkRing:
         self.device = torch.device(device or "cpu")
         self.num_slots = memory_size // chunk_size
         num_banks = num_streams if scope == "stream" else 1
-        slots = (num_banks, num_heads, self.num_slots)
+        self.num_own_slots = self.num_slots // self.num_shards
+        slots = (num_banks, num_heads, self.num_own_slots)
         placement = Placement(storage, self.device, directory, tensors)
         self.store = ChunkStore(slots, chunk_size, head_dim, dtype, placement)
         if index not in ("torch", "flat"):
@@ -114,6 +117,11 @@ class ChunkRing:
     def num_chunks(self) -> List[int]:
         """Stored chunks of every bank."""
         return [min(written, self.num_slots) for written in self.num_written]
+
+    @property
+    def num_own_chunks(self) -> List[int]:
+        """Those of them that are here: every ``num_shards``-th."""
+        return [len(range(self.shard, chunks, self.num_shards)) for chunks in self.num_chunks]
 
     @property
     def num_tokens(self) -> List[int]:
@@ -239,24 +247,28 @@ class ChunkRing:
 
     def _append_chunks(self, bank: int, keys: Tensor, values: Tensor) -> None:
         """Appends whole chunks, H x chunks x c x D, to one bank."""
-        num_chunks, stored_before = keys.size(1), self.num_chunks[bank]
+        num_chunks, stored_before = keys.size(1), self.num_own_chunks[bank]
         # more chunks than slots: the first of them would be overwritten in the same call
         kept = min(num_chunks, self.num_slots)
         first = self.num_written[bank] + num_chunks - kept
-        slots = torch.arange(first, first + kept, device=self.chunk_keys.device) % self.num_slots
-        means = keys[:, -kept:].float().mean(dim=2)  # H x kept x D
-        self.chunk_keys[bank][:, slots] = means.to(self.chunk_keys.device)
         self.num_written[bank] += num_chunks
-        self.index.write(bank, slots, stored_before, self.num_chunks[bank])
-        rows = self._first_rows(bank).to(slots.device) + slots  # H x kept
-        self.store.write(
-            rows.flatten(), keys[:, -kept:].flatten(0, 1), values[:, -kept:].flatten(0, 1)
-        )
+        skipped = (self.shard - first) % self.num_shards  # of other shards, before our first
+        own = slice(num_chunks - kept + skipped, None, self.num_shards)
+        keys, values = keys[:, own], values[:, own]
+        if keys.size(1) == 0:
+            return
+        numbers = torch.arange(first + skipped, first + kept, self.num_shards)
+        slots = (numbers // self.num_shards % self.num_own_slots).to(self.chunk_keys.device)
+        means = keys.float().mean(dim=2)  # H x own x D
+        self.chunk_keys[bank][:, slots] = means.to(self.chunk_keys.device)
+        self.index.write(bank, slots, stored_before, self.num_own_chunks[bank])
+        rows = self._first_rows(bank).to(slots.device) + slots  # H x own
+        self.store.write(rows.flatten(), keys.flatten(0, 1), values.flatten(0, 1))
 
     def _first_rows(self, bank: int) -> Tensor:
         """The row of the store where each head of a bank begins, H x 1."""
         heads = torch.arange(self.num_heads).view(-1, 1)
-        return (bank * self.num_heads + heads) * self.num_slots
+        return (bank * self.num_heads + heads) * self.num_own_slots
 
     @torch.no_grad()
     def retrieve(
@@ -275,10 +287,10 @@ class ChunkRing:
         streams, heads, tokens, head_dim = queries.shape
         if banks is None:
             banks = range(streams) if self.scope == "stream" else [0] * streams
-        num_stored = self.num_chunks
-        if not any(num_stored[bank] for bank in banks):
+        if not any(self.num_chunks[bank] for bank in banks):
             return None
-        queries, num_retrieved = queries.float(), self.k // self.chunk_size
+        num_stored, num_retrieved = self.num_own_chunks, self.k // self.chunk_size
+        queries = queries.float()
         shape = (streams, heads, tokens, num_retrieved)
         chunks = torch.empty(shape, dtype=torch.long, device=queries.device)
         for bank in sorted(set(banks)):  # one search for all rows that ask the same bank

@@ -2,7 +2,7 @@
 
 import time
 from contextlib import contextmanager
-from typing import Dict, Optional
+from typing import Dict, Optional, Type
 
 import torch
 from torch import Tensor
@@ -20,11 +20,15 @@ class ExternalMemory:
 
     Args:
         num_heads, head_dim: H, D of the cached layer
+        bank_class: of the banks
         options: keyword arguments of :class:`MemoryBank` but for the number of streams and the device
     """
 
-    def __init__(self, num_heads: int, head_dim: int, **options):
+    def __init__(
+        self, num_heads: int, head_dim: int, bank_class: Type[MemoryBank] = MemoryBank, **options
+    ):
         self.num_heads, self.head_dim, self.options = num_heads, head_dim, options
+        self.bank_class = bank_class
         self.banks: Dict[bool, MemoryBank] = {}
         self.bank: Optional[MemoryBank] = None  # of the current forward
         self.read_only = False
@@ -68,7 +72,8 @@ class ExternalMemory:
         self.bank = bank
 
     def _new_bank(self, num_streams: int, device: torch.device) -> MemoryBank:
-        return MemoryBank(num_streams, self.num_heads, self.head_dim, device=device, **self.options)
+        sizes = (num_streams, self.num_heads, self.head_dim)
+        return self.bank_class(*sizes, device=device, **self.options)
 
     def _moved(self, bank: MemoryBank, device: torch.device) -> MemoryBank:
         moved = self._new_bank(bank.num_streams, device)
@@ -136,7 +141,7 @@ class ExternalMemory:
                 left as it was
         """
         options = {"num_heads": self.num_heads, "head_dim": self.head_dim, **self.options}
-        bank = MemoryBank.load(path, memory_map=memory_map, device=device, **options)
+        bank = self.bank_class.load(path, memory_map=memory_map, device=device, **options)
         if not training:
             _check_single(path, bank)
         self.flush()

@@ -4,14 +4,15 @@ N banks, H heads, D head_dim, S slots, c chunk_size in tokens, n rows of one gat
 """
 
 import copy
-from typing import Dict, Sequence
+from typing import Dict, Sequence, Tuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from longmem_fairseq.memory.chunk_ring import ChunkRing
-from longmem_fairseq.memory.memory_file import read_memory_file, write_memory_file
+from longmem_fairseq.memory.memory_file import write_memory_file
+from longmem_fairseq.memory.shard_files import read_part
 from longmem_fairseq.memory.token_log import UNKNOWN, Source
 
 
@@ -23,11 +24,11 @@ class MemoryBank(ChunkRing):
 
         With the same options, but for scope ``stream``.
         """
-        selected = MemoryBank(len(banks), self.num_heads, self.head_dim, **self.options)
+        selected = type(self)(len(banks), self.num_heads, self.head_dim, **self.options)
         buffers = {**selected.store.buffers(), "chunk_keys": selected.chunk_keys}
         pending = ("pending_keys", "pending_values")
         for stream, bank in enumerate(banks):
-            stored = self.num_chunks[bank]
+            stored = self.num_own_chunks[bank]
             for name, buffer in {**self.store.buffers(), "chunk_keys": self.chunk_keys}.items():
                 buffers[name][stream, :, :stored] = buffer[bank, :, :stored]
             for name in pending:
@@ -50,6 +51,8 @@ class MemoryBank(ChunkRing):
         """
         if other is self:
             raise ValueError("a memory cannot be extended by itself")
+        if other.num_shards > 1:
+            raise ValueError("a memory cannot be extended by one that is split over processes")
         self._check_same(other.header(), ("num_streams", "num_heads", "head_dim", "scope"))
         check_fingerprint("a memory", other.fingerprint, self.fingerprint)
         held = [sum(tokens) for tokens in zip(other.num_tokens, other.num_pending, strict=True)]
@@ -85,16 +88,22 @@ class MemoryBank(ChunkRing):
 
     @classmethod
     def load(
-        cls, path: str, fingerprint: str = "", memory_map: bool = False, **options
+        cls,
+        path: str,
+        fingerprint: str = "",
+        memory_map: bool = False,
+        part: Tuple[int, int] = (0, 1),
+        **options,
     ) -> "MemoryBank":
-        """The bank of a file.
+        """The bank of a file, or of the files that the shards of one wrote.
 
         Args:
             fingerprint: of the backbone that will read it; "" for any
             memory_map: leave keys and values in the file, from which only what is searched or
                 retrieved is read. Their checksums are not compared, the bank is as large as what is
                 stored, and what is written to it stays in main memory. (A bank of fewer than k
-                tokens is read.)
+                tokens is read, and so is one that other shards wrote.)
+            part: which part of the bank to take, of how many
             options: further arguments of :class:`MemoryBank`, such as index or storage; those that
                 the file has too, except k, must be the same
 
@@ -102,7 +111,7 @@ class MemoryBank(ChunkRing):
             FileNotFoundError: there is no such file
             ValueError: it is damaged, foreign, or of another backbone or other sizes
         """
-        header, tensors = read_memory_file(path, verify=not memory_map)
+        header, tensors = read_part(path, *part, verify=not memory_map)
         names = ("num_heads", "head_dim", "memory_size", "chunk_size", "scope", "dtype")
         for name in names:
             if options.get(name, header[name]) != header[name]:
@@ -112,7 +121,7 @@ class MemoryBank(ChunkRing):
                 )
         check_fingerprint(path, header["fingerprint"], fingerprint)
         sizes = {name: header[name] for name in ("num_streams", *names, "k", "fingerprint")}
-        stored = tensors["keys"].size(2) * header["chunk_size"]
+        stored = tensors["keys"].size(2) * part[1] * header["chunk_size"]
         if memory_map and stored >= options.get("k", header["k"]):
             header["memory_size"] = options["memory_size"] = stored
             options["tensors"] = tensors
@@ -125,7 +134,7 @@ class MemoryBank(ChunkRing):
 
     def state_dict(self) -> Dict[str, Tensor]:
         """Views of everything that is stored; with :meth:`header` all that it takes to go on."""
-        stored = max(self.num_chunks)
+        stored = -(-max(self.num_chunks) // self.num_shards)  # the same in every shard
         state = {"chunk_keys": self.chunk_keys[:, :, :stored]}
         for name, buffer in self.store.buffers().items():
             state[name] = buffer[:, :, :stored]
@@ -163,7 +172,7 @@ class MemoryBank(ChunkRing):
             held = self.held(bank)
             log.write(held.start, state["token_ids"][bank, : len(held)])
         index = {n.removeprefix("index."): t for n, t in state.items() if n.startswith("index.")}
-        self.index.load_state_dict(index, self.num_chunks)
+        self.index.load_state_dict(index, self.num_own_chunks)
 
     def _check_same(self, header: Dict, names: Sequence[str]) -> None:
         for name in names:

@@ -5,7 +5,8 @@ N banks, H heads, S stored slots, c chunk_size in tokens, D head_dim.
 Header: ``format`` (2), the sizes and the fill of :meth:`MemoryBank.header`, ``fingerprint`` of the
 backbone (hexadecimal, empty if unknown), and ``checksums`` (CRC-32 of every tensor, and of the JSON
 text of the rest as ``header``). Tensors: those of :meth:`MemoryBank.state_dict`; files of format 1
-have no ``token_ids``.
+have no ``token_ids``. The file of one shard of a bank (see :mod:`shard_files`) also says ``shard`` and
+``num_shards``, and holds the keys and values of that shard alone.
 
 Reading a file executes nothing. But the tensors ``index.*`` of an approximate index are bytes that
 faiss (C++) parses when a bank is loaded with the same index: load one only from files you trust.
@@ -30,7 +31,7 @@ from longmem_fairseq.memory.token_log import UNKNOWN
 FORMAT = 2
 READABLE = (1, 2)
 HEADER_KEY = "longmem_memory"
-_MAPPED = ("chunk_keys", "keys", "values", "scales")  # what is not read as a whole
+MAPPED = ("chunk_keys", "keys", "values", "scales")  # what is not read as a whole
 
 
 def write_memory_file(path: str, header: Dict, tensors: Dict[str, Tensor]) -> None:
@@ -93,7 +94,7 @@ def read_memory_file(path: str, verify: bool = True) -> Tuple[Dict, Dict[str, Te
         _check_tensors(header, tensors)
         if set(checksums) != {"header", *tensors}:
             raise ValueError(f"checksums of {sorted(checksums)}")
-        checked = [name for name in tensors if verify or name not in _MAPPED]
+        checked = [name for name in tensors if verify or name not in MAPPED]
         damaged += [name for name in checked if checksums[name] != _checksum(tensors[name])]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is a damaged memory file (header: {error})") from error
@@ -114,6 +115,11 @@ def _check_header(header: Dict) -> None:
     memory_size, size, k = header["memory_size"], header["chunk_size"], header["k"]
     if memory_size % size or k % size or k > memory_size:
         raise ValueError(f"memory_size {memory_size} and k {k} with chunks of {size}")
+    shard, num_shards = header.get("shard", 0), header.get("num_shards", 1)
+    if type(shard) is not int or type(num_shards) is not int or not 0 <= shard < num_shards:
+        raise ValueError(f"shard {shard!r} of {num_shards!r}")
+    if memory_size // size % num_shards:
+        raise ValueError(f"memory_size {memory_size} for {num_shards} shards with chunks of {size}")
     if header["scope"] not in ("stream", "batch") or header["dtype"] not in DTYPES:
         raise ValueError(f"scope {header['scope']!r}, dtype {header['dtype']!r}")
     if type(header["fingerprint"]) is not str:
@@ -136,7 +142,8 @@ def _check_tensors(header: Dict, tensors: Dict[str, Tensor]) -> None:
     """Raises ValueError where they are not those of the header."""
     banks, heads, head_dim = _num_banks(header), header["num_heads"], header["head_dim"]
     size, dtype = header["chunk_size"], DTYPES[header["dtype"]]
-    slots = (banks, heads, min(max(header["num_written"]), header["memory_size"] // size))
+    stored = min(max(header["num_written"]), header["memory_size"] // size)
+    slots = (banks, heads, -(-stored // header.get("num_shards", 1)))
     waiting = torch.float32 if dtype == torch.int8 else dtype
     expected = {
         "chunk_keys": ((*slots, head_dim), torch.float32),

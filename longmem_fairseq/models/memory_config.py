@@ -10,8 +10,11 @@ from longmem_fairseq.memory import (
     DTYPES,
     STORAGES,
     ExternalMemory,
+    MemoryBank,
+    ShardedBank,
     bytes_per_token,
     check_index,
+    check_shards,
     check_sizes,
 )
 from longmem_fairseq.models.backbone import COMPUTE_DTYPE_CHOICES
@@ -111,6 +114,13 @@ class MemoryConfig(FairseqDataclass):
         default=None,
         metadata={"help": "folder for --memory-storage disk (default: that for temporary files)"},
     )
+    memory_shards: int = field(
+        default=1,
+        metadata={
+            "help": "split the bank over so many processes, which all read the same documents: each "
+            "stores and searches a part. For evaluation and generation; must be the number of processes"
+        },
+    )
     gate_lr_multiplier: float = field(
         default=1.0,
         metadata={"help": "the memory gate moves this many times faster than --lr says"},
@@ -161,6 +171,7 @@ def build_memory(
         logger.info("no memory bank")
         return None
     check_sizes(cfg.memory_size, cfg.chunk_size, cfg.k)
+    check_shards(cfg.memory_shards, cfg.memory_size, cfg.chunk_size)
     if cfg.memory_size < tokens_per_sample:
         raise ValueError(
             f"--memory-size ({cfg.memory_size}) must be at least one segment, --tokens-per-sample "
@@ -186,15 +197,16 @@ def build_memory(
     }
     num_heads = backbone.num_kv_heads or backbone.num_attention_heads
     head_dim = backbone.head_dim or backbone.embed_dim // backbone.num_attention_heads
-    num_slots = cfg.memory_size // cfg.chunk_size
+    num_slots = cfg.memory_size // cfg.chunk_size // cfg.memory_shards
     check_index(cfg.memory_index, cfg.memory_index_parameters, head_dim, num_slots)
     token_bytes = bytes_per_token(num_heads, head_dim, cfg.chunk_size, options["dtype"])
     logger.info(
         f"memory bank of layer {cfg.retrieval_layer_index}: {cfg.memory_size:,} tokens of "
         f"{token_bytes:,.0f} bytes, {cfg.memory_size * token_bytes / 2**20:,.1f} MiB when full, one "
-        f"per {cfg.memory_scope}"
+        f"per {cfg.memory_scope}, over {cfg.memory_shards} processes"
     )
-    return ExternalMemory(num_heads, head_dim, **options)
+    bank_class = ShardedBank if cfg.memory_shards > 1 else MemoryBank
+    return ExternalMemory(num_heads, head_dim, bank_class, **options)
 
 
 def log_parameters(model) -> None:

@@ -53,6 +53,10 @@ class ModelOptions(FairseqDataclass):
     memory_dir: Optional[str] = field(
         default=None, metadata={"help": "folder for --memory-storage disk" + _OVERRIDE}
     )
+    memory_shards: Optional[int] = field(
+        default=None,
+        metadata={"help": "split the bank over so many processes, all there are" + _OVERRIDE},
+    )
     backbone_dtype: Optional[BACKBONE_DTYPE_CHOICES] = field(
         default=None, metadata={"help": "how the frozen backbone is stored" + _OVERRIDE}
     )

@@ -7,7 +7,11 @@ from typing import Dict, Optional
 import torch
 from fairseq import utils
 from fairseq.data import Dictionary, NestedDictionaryDataset, data_utils
-from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.models import (
+    ARCH_MODEL_NAME_REGISTRY,
+    ARCH_MODEL_REGISTRY,
+    MODEL_DATACLASS_REGISTRY,
+)
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import open_dict
 
@@ -110,10 +114,20 @@ class LongMemLanguageModelingTask(FairseqTask):
         Prompts, and the documents of which fairseq-generate is to continue the first --prefix-size
         tokens, are no streams: each is read on its own.
 
+        The processes that share one memory (--memory-shards) all read everything.
+
         Raises:
             ValueError: neither --batch-size nor --max-tokens says how many streams there are; or
-                --memory is given
+                --memory is given; or --memory-shards in training
         """
+        sharded, training = (self.cfg.memory_shards or 1) > 1, dataset is self.datasets.get("train")
+        if sharded and training:
+            raise ValueError(
+                f"--memory-shards ({self.cfg.memory_shards}) is for evaluation and generation: in "
+                "training every process has streams and banks of its own"
+            )
+        if sharded:
+            num_shards, shard_id = 1, 0
         if self.prefix_size > 0:
             dataset = documents_to_continue(
                 dataset, self.prefix_size, self.cfg.tokens_per_sample, self.dictionary.pad()
@@ -136,7 +150,6 @@ class LongMemLanguageModelingTask(FairseqTask):
             )
         if skip_remainder_batch:
             raise ValueError("--skip-remainder-batch would drop tokens: leave it out")
-        training = dataset is self.datasets.get("train")
         streams = DocumentStreamDataset(
             dataset,
             pad=self.dictionary.pad(),
@@ -245,11 +258,13 @@ class LongMemLanguageModelingTask(FairseqTask):
             )
 
     def build_model(self, cfg, from_checkpoint: bool = False):
+        # a checkpoint may be older than an option of its model
+        options = MODEL_DATACLASS_REGISTRY.get(ARCH_MODEL_NAME_REGISTRY.get(cfg._name))
         for name in MODEL_OPTIONS:
             value = getattr(self.cfg, name)
             if value is None or value is False:
                 continue
-            if name not in cfg:
+            if name not in cfg and not hasattr(options, name):
                 option = "--" + name.replace("_", "-")
                 raise ValueError(f"{option} ({value}) does not apply to a {cfg._name} model")
             with open_dict(cfg):

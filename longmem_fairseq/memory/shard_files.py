@@ -1,0 +1,106 @@
+"""The files of a bank that is split over processes: one for each shard, ``PATH.0-of-4`` and so on.
+
+Slot s of a bank of N shards is slot s // N of shard s % N, so any number of shards can take over what
+any other number has saved.
+"""
+
+import json
+import math
+import os
+import re
+import zlib
+from typing import Dict, Iterable, Tuple
+
+import torch
+from torch import Tensor
+
+from longmem_fairseq.memory.memory_file import MAPPED, read_memory_file
+
+
+def part_path(path: str, shard: int, num_shards: int) -> str:
+    """The file of one shard; *path* itself where there is only one."""
+    return path if num_shards == 1 else f"{path}.{shard}-of-{num_shards}"
+
+
+def read_part(path: str, shard: int, num_shards: int, verify: bool) -> Tuple[Dict, Dict]:
+    """Header and tensors of one part of a memory, whoever saved it.
+
+    Reads only the files that hold something of it.
+
+    Args:
+        verify: see :func:`read_memory_file`
+
+    Raises:
+        FileNotFoundError: there is no such memory, or one of its files is missing
+        ValueError: see :func:`read_memory_file`; or the files are not of one memory
+    """
+    saved = _saved_shards(path)
+    parts, identities = {}, set()
+    for i in range(saved):
+        if (i - shard) % math.gcd(saved, num_shards) != 0:
+            continue  # no slot is in both
+        file = part_path(path, i, saved)
+        header, parts[i] = read_memory_file(file, verify)
+        found = header.pop("shard", 0), header.pop("num_shards", 1)
+        if found != (i, saved):
+            raise ValueError(f"{file} holds shard {found[0]} of {found[1]}: it was renamed")
+        same_in_all = (parts[i][name] for name in ("token_ids", "pending_keys", "pending_values"))
+        identities.add(identity(header, same_in_all))
+    if len(identities) > 1:
+        raise ValueError(f"{path}: its {saved} files were not saved together")
+    if saved != num_shards:
+        slots = header["memory_size"] // header["chunk_size"]
+        if slots % num_shards:
+            raise ValueError(
+                f"{path} holds a memory of {slots:,} chunks, which --memory-shards ({num_shards}) must "
+                "divide"
+            )
+        stored = min(max(header["num_written"]), slots)
+        return header, _cut(parts, saved, stored, shard, num_shards)
+    return header, parts[shard]
+
+
+def _saved_shards(path: str) -> int:
+    """How many files hold the memory *path*."""
+    folder, name = os.path.split(os.path.abspath(path))
+    found = {1} if os.path.isfile(path) else set()
+    for file in os.listdir(folder) if os.path.isdir(folder) else ():
+        match = re.fullmatch(re.escape(name) + r"\.\d+-of-([1-9]\d*)", file)
+        if match:
+            found.add(int(match[1]))
+    if not found:
+        raise FileNotFoundError(f"{path}: no such memory file")
+    if len(found) > 1:
+        numbers = ", ".join(map(str, sorted(found)))
+        raise ValueError(
+            f"{path} was saved by different numbers of shards ({numbers}): remove the files of all but "
+            "one"
+        )
+    return found.pop()
+
+
+def _cut(parts: Dict[int, Dict], saved: int, stored: int, shard: int, num_shards: int) -> Dict:
+    """The tensors of one part, of those of *saved* others; *stored* slots are in all together.
+
+    Trained indices are left behind: they are of other chunks.
+    """
+    tensors = {n: t for n, t in next(iter(parts.values())).items() if not n.startswith("index.")}
+    own = shard + num_shards * torch.arange(-(-stored // num_shards))
+    own = own.clamp(max=max(stored - 1, 0))  # the last one may not be stored in this shard
+    for name in MAPPED:
+        if name not in tensors:
+            continue
+        buffer = tensors[name]  # N x H x slots x ...
+        tensors[name] = buffer.new_empty(*buffer.shape[:2], len(own), *buffer.shape[3:])
+        for i, part in parts.items():
+            here = own % saved == i
+            tensors[name][:, :, here] = part[name][:, :, own[here] // saved]
+    return tensors
+
+
+def identity(header: Dict, tensors: Iterable[Tensor]) -> int:
+    """A checksum of what all shards of one memory have in common."""
+    found = zlib.crc32(json.dumps(header).encode())
+    for tensor in tensors:
+        found = zlib.crc32(tensor.flatten().view(torch.uint8).numpy(), found)
+    return found

@@ -1,0 +1,33 @@
+"""Processes that share a memory, on this machine."""
+
+import multiprocessing
+from pathlib import Path
+from typing import Callable
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+
+def run(num_processes: int, function: Callable, folder: Path, *arguments) -> None:
+    """``function(folder, *arguments)`` in so many processes of one gloo group.
+
+    What one of them raises is raised here; the others are ended then.
+    """
+    # imported once, by the process that the others are forked from
+    multiprocessing.set_forkserver_preload(["longmem_fairseq", "fairseq_cli.train"])
+    torch.multiprocessing.start_processes(
+        _work,
+        (num_processes, function, folder, arguments),
+        nprocs=num_processes,
+        start_method="forkserver",
+    )
+
+
+def _work(rank: int, num_processes: int, function: Callable, folder: Path, arguments) -> None:
+    torch.set_num_threads(1)
+    meeting = f"file://{folder}/meeting-{function.__name__}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num_processes)
+    function(folder, *arguments)
+    dist.barrier()
+    dist.destroy_process_group()
