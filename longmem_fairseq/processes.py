@@ -4,20 +4,32 @@ fairseq counts GPUs to know how many processes there are. On CPUs ``torchrun`` t
 separate trainings, and the default backends, ``nccl`` and ``pytorch_ddp``, need GPUs.
 
 It leaves its process group to the end of the interpreter, where gloo's threads may still need it:
-now and then a rank that had done all its work died by SIGABRT.
+now and then a rank that had done all its work died by SIGABRT. And its ``--heartbeat-timeout`` sends
+SIGINT, which a process that waits for another one inside gloo or nccl does not heed.
 """
 
 import os
+import signal
+from functools import partial
 
 import torch
 from fairseq.dataclass.configs import DistributedTrainingConfig
+from fairseq.distributed import DistributedTimeoutWrapper
 from fairseq.distributed import utils as distributed_utils
+from fairseq.models import distributed_fairseq_model
 
 from longmem_fairseq.sigterm import StopOnSigterm
 
 _original_call_main = distributed_utils.call_main
 _original_main = distributed_utils.distributed_main
 
+# what gloo says where another process has ended, or its machine
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Timed out waiting",
+    "Broken pipe",
+)
 _TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 
 
@@ -55,11 +67,26 @@ def _call_main(cfg, main, **kwargs):
 
 
 def _distributed_main(*args):
-    """``fairseq.distributed.utils.distributed_main``, which leaves the process group after success."""
-    _original_main(*args)
+    """``fairseq.distributed.utils.distributed_main``, which leaves the process group after success.
+
+    Raises:
+        ConnectionError: another rank has ended, or does not answer
+    """
+    try:
+        _original_main(*args)
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _LOST):
+            raise
+        raise ConnectionError(
+            f"rank {torch.distributed.get_rank()} has lost another rank, whose own log may say why; "
+            "start all of them again with the same command: they go on from the last checkpoint"
+        ) from error
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 distributed_utils.call_main = _call_main
 distributed_utils.distributed_main = _distributed_main
+distributed_fairseq_model.DistributedTimeoutWrapper = partial(
+    DistributedTimeoutWrapper, signal=signal.SIGKILL
+)
