@@ -37,13 +37,20 @@ def use_cpus(cfg: DistributedTrainingConfig) -> None:
     """Settings for the processes of ``torchrun``, or of ``--distributed-*``, on CPUs.
 
     Raises:
-        ValueError: a --ddp-backend that needs GPUs
+        ValueError: nothing says where the processes meet, or a --ddp-backend that needs GPUs
     """
-    if cfg.distributed_init_method is None and all(name in os.environ for name in _TORCHRUN):
-        cfg.distributed_world_size = int(os.environ["WORLD_SIZE"])
-        cfg.distributed_rank = int(os.environ["RANK"])
-        if cfg.distributed_world_size > 1:
-            cfg.distributed_init_method = "env://"
+    if cfg.distributed_init_method is None:
+        if all(name in os.environ for name in _TORCHRUN):
+            cfg.distributed_world_size = int(os.environ["WORLD_SIZE"])
+            cfg.distributed_rank = int(os.environ["RANK"])
+            cfg.distributed_init_method = "env://" if cfg.distributed_world_size > 1 else None
+        elif cfg.distributed_world_size == torch.cuda.device_count():  # fairseq's default
+            cfg.distributed_world_size = 1
+        elif cfg.distributed_world_size > 1 and "SLURM_JOB_ID" not in os.environ:
+            raise ValueError(
+                f"--distributed-world-size ({cfg.distributed_world_size}) on CPUs needs torchrun, or "
+                "--distributed-init-method and --distributed-rank"
+            )
     if cfg.distributed_world_size == 1:
         return
     cfg.distributed_no_spawn = True  # fairseq would start a process per GPU: none

@@ -147,12 +147,22 @@ def test_torchruns_environment_makes_one_training(monkeypatch):
     assert alone.distributed_init_method is None and not alone.distributed_no_spawn
 
 
-def test_backends_that_need_gpus_are_refused_by_name():
-    cfg = distributed(
-        distributed_world_size=2,
-        distributed_init_method="tcp://localhost:1",
-        ddp_backend="fully_sharded",
-    )
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"distributed_init_method": "tcp://localhost:1", "ddp_backend": "fully_sharded"},
+            "--ddp-backend (fully_sharded) needs GPUs: leave it out",
+        ),
+        (
+            {},
+            "--distributed-world-size (3) on CPUs needs torchrun, or --distributed-init-method and "
+            "--distributed-rank",
+        ),
+    ],
+)
+def test_what_cannot_work_on_cpus_is_refused_by_name(monkeypatch, options, message):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(ValueError) as error:
-        use_cpus(cfg)
-    assert str(error.value) == "--ddp-backend (fully_sharded) needs GPUs: leave it out"
+        use_cpus(distributed(distributed_world_size=3, **options))
+    assert str(error.value) == message
