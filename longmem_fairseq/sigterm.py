@@ -1,11 +1,8 @@
 """An end by SIGTERM, which Slurm and torchrun send before they kill."""
 
-import functools
 import logging
-import os
 import signal
 import sys
-import threading
 from typing import Callable, Dict
 
 import torch
@@ -59,20 +56,3 @@ def _any_rank(flag: bool) -> bool:
     flags = torch.tensor(flag, dtype=torch.int32, device=device)
     torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
     return bool(flags)
-
-
-@functools.cache  # once in each worker
-def leave_sigterm_to_parent() -> None:
-    """In a data loading worker: only its parent's SIGTERM ends it.
-
-    One that is sent to all processes of a job would else end the workers, and the run with an error
-    instead of a checkpoint.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)

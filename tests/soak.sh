@@ -54,9 +54,11 @@ seconds() { # a random number up to $1
 saving=0
 for ((kill = 1; kill <= KILLS; kill++)); do
   log=$WORK_DIR/killed.$kill.log
+  : >"$log"
   train killed >"$log" 2>&1 &
   launcher=$!
-  if ((RANDOM % 4 == 0)); then # while it starts
+  moment=$((RANDOM % 4))
+  if ((moment == 0)); then # while it starts
     sleep "$(seconds 8)"
   else
     until grep -q train_inner "$log" || ! kill -0 $launcher 2>/dev/null; do sleep 0.1; done
@@ -64,10 +66,13 @@ for ((kill = 1; kill <= KILLS; kill++)); do
   fi
   torchrun=$(pgrep --parent $launcher || true)
   mapfile -t ranks < <(pgrep --parent "${torchrun:-$launcher}" || true)
+  if ((moment == 1)); then # while it saves
+    until compgen -G "$WORK_DIR/killed/*.tmp" >/dev/null || ! kill -0 $launcher 2>/dev/null; do :; done
+  fi
   if ((RANDOM % 2 == 0 && ${#ranks[@]} > 0)); then
     kill -KILL "${ranks[RANDOM % ${#ranks[@]}]}" || true
   else
-    kill -KILL "$torchrun" "${ranks[@]}" || true
+    kill -KILL $launcher ${torchrun:+"$torchrun"} "${ranks[@]}" || true
   fi
   wait $launcher 2>>"$log" && fail "the training ended before it was killed: raise UPDATES" "$log"
   while pgrep --full -- "--save-dir $WORK_DIR/killed" >/dev/null; do sleep 0.1; done

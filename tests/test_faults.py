@@ -42,14 +42,14 @@ def contents(folder):
 
 
 def test_sigterm_saves_and_the_run_goes_on(fit_here, monkeypatch, runs, tmp_path):
-    """After the update in which it comes, to the data loading worker too; no save was due."""
+    """After the update in which it comes, in which no save is due; it ends the loading worker."""
     arguments = f"{runs}/data1 {longmem(runs)} --num-workers 1"
     expected = fit_here(arguments, tmp_path / "whole", 12)
     before, step = signal.getsignal(signal.SIGTERM), LongMemLanguageModelingTask.optimizer_step
 
     def optimizer_step(task, optimizer, model, update_num):
         if update_num == 6:
-            # by another process, because the worker heeds its parent
+            # not from its parent, for which a worker would end in silence
             processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
             assert len(processes) > 1
             subprocess.run(

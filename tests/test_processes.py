@@ -92,12 +92,10 @@ def test_what_happens_to_one_rank_ends_all(root, runs, tmp_path):
         state = torch.load(tmp_path / "parts" / "checkpoint_last.pt")
         return state["optimizer_history"][-1]["num_updates"]
 
-    parts.arguments += [
-        "--num-workers",
-        "1",
-    ]  # torchrun sends SIGTERM to the data loading workers too
+    # SIGTERM to torchrun reaches the data loading workers too
+    parts.arguments += ["--num-workers", "1"]
     output, code = parts.by_torchrun("4,0,SIGTERM,parent")
-    assert "'distributed_world_size': 2" in output and "num_workers=2" in output
+    assert "training on 2 devices" in output
     assert code != 0 and output.count("SIGTERM: saving a checkpoint") == 1, output
     assert 4 <= updates() <= 5
     parts.arguments[-1] = "0"

@@ -11,7 +11,6 @@ from fairseq.data import Dictionary, NestedDictionaryDataset
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import open_dict
-from torch.utils.data import get_worker_info
 
 from longmem_fairseq.allocator import keep_freed_memory
 from longmem_fairseq.data import (
@@ -21,7 +20,6 @@ from longmem_fairseq.data import (
     load_documents,
 )
 from longmem_fairseq.models.checkpoints import dictionary_hash
-from longmem_fairseq.sigterm import leave_sigterm_to_parent
 from longmem_fairseq.tasks.config import MODEL_OPTIONS, LongMemLanguageModelingConfig
 from longmem_fairseq.tasks.resume import (
     ResumableStreams,
@@ -310,8 +308,6 @@ class LongMemLanguageModelingTask(FairseqTask):
 
 
 def _single_item(items):
-    if get_worker_info() is not None:
-        leave_sigterm_to_parent()
     (batch,) = items
     return batch
 
