@@ -1,124 +1,138 @@
 """Several processes: torchrun on CPUs, and what happens to all of them if something happens to one."""
 
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
+import time
+from typing import NamedTuple
 
 import pytest
 import torch
 from fairseq.dataclass.configs import DistributedTrainingConfig
+from fairseq_cli import train
 from omegaconf import OmegaConf
 
 from longmem_fairseq.processes import use_cpus
+from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from tests.training_runs import TRAINING, assert_same_state, longmem
 
 RANKS = 2
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 TORCHRUN += ["--nproc-per-node", str(RANKS), "--no-python"]
-# fairseq-train; a rank sends a signal to itself, or to what started it, after an update
-SIGNALLING = """
-import os, signal, sys, time
-import longmem_fairseq, torch
-from fairseq_cli import train
-from longmem_fairseq.tasks import LongMemLanguageModelingTask as Task
-update, rank, name, target = sys.argv.pop(1).split(",")
-step = Task.optimizer_step
-def optimizer_step(task, optimizer, model, update_num):
-    step(task, optimizer, model, update_num)
-    if (update_num + 1, torch.distributed.get_rank()) == (int(update), int(rank)):
-        os.kill(os.getppid() if target == "parent" else os.getpid(), getattr(signal, name))
-        time.sleep(1)
-Task.optimizer_step = optimizer_step
-train.cli_main()
-"""
 
 
-class Training:
-    """fairseq-train on all ranks, started in one way or another.
+class Fault(NamedTuple):
+    """A signal that a rank sends to itself after an update."""
 
-    Args:
-        arguments: of fairseq-train
-    """
+    update: int
+    rank: int
+    signal: int
 
-    def __init__(self, root: Path, arguments: str):
-        self.root, self.arguments = root, f"{TRAINING} {arguments} --disable-validation".split()
 
-    def by_torchrun(self, fault: str = "") -> tuple:
-        """Output and exit code of torchrun."""
-        process = self._start([*TORCHRUN, *self._program(fault)])
-        return process.communicate(timeout=100)[0], process.returncode
+def train_rank(rank, port, arguments, by_environment, fault, errors):
+    """fairseq-train as one rank, in a process of its own; an error goes to a file of its own."""
+    torch.set_num_threads(1)
+    step = LongMemLanguageModelingTask.optimizer_step
 
-    def by_hand(self, fault: str = "") -> tuple:
-        """Output and exit code of each rank."""
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
-        options = (
-            f"--distributed-world-size {RANKS} --distributed-init-method tcp://localhost:{port}"
-        )
-        processes = [
-            self._start([*self._program(fault), *options.split(), "--distributed-rank", str(rank)])
-            for rank in range(RANKS)
-        ]
-        outputs = [process.communicate(timeout=100)[0] for process in processes]
-        return outputs, [process.returncode for process in processes]
+    def optimizer_step(task, optimizer, model, update_num):
+        step(task, optimizer, model, update_num)
+        if fault is not None and (update_num + 1, rank) == (fault.update, fault.rank):
+            os.kill(os.getpid(), fault.signal)
 
-    def _program(self, fault: str) -> list:
-        program = ["-c", SIGNALLING, fault] if fault else ["-m", "fairseq_cli.train"]
-        return [sys.executable, *program, *self.arguments]
+    LongMemLanguageModelingTask.optimizer_step = optimizer_step
+    if by_environment:  # as torchrun starts it
+        settings = {
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": port,
+            "WORLD_SIZE": RANKS,
+            "RANK": rank,
+        }
+        os.environ.update({name: str(value) for name, value in settings.items()})
+    else:
+        arguments += f" --distributed-world-size {RANKS} --distributed-rank {rank}"
+        arguments += f" --distributed-init-method tcp://localhost:{port}"
+    sys.argv = ["fairseq-train", *arguments.split()]
+    try:
+        train.cli_main()
+    except Exception as error:
+        (errors / str(rank)).write_text(f"{type(error).__name__}: {error}")
+        raise
 
-    def _start(self, command: list) -> subprocess.Popen:
-        return subprocess.Popen(
-            command,
-            cwd=self.root,
-            env={**os.environ, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+
+def train_ranks(arguments, errors, by_environment=False, fault=None) -> list:
+    """Exit codes of all ranks, forks of this process: importing takes longer than training."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    options = (port, f"{TRAINING} --disable-validation {arguments}", by_environment, fault, errors)
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=train_rank, args=(rank, *options)) for rank in range(RANKS)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=100)
+    return [process.exitcode for process in ranks]
+
+
+def test_what_happens_to_one_rank_ends_all(root, monkeypatch, runs, tmp_path):
+    """SIGTERM, then SIGKILL to one of two ranks; what goes on ends as what was not disturbed."""
+    monkeypatch.chdir(root)
+    arguments = f"{runs}/data1:{runs}/data2 {longmem(runs)} --batch-size 2 --max-update 20"
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+
+    def checkpoint(folder):
+        return torch.load(folder / "checkpoint_last.pt")
+
+    def updates():
+        return checkpoint(parts)["optimizer_history"][-1]["num_updates"]
+
+    def go_on(**options):
+        return train_ranks(f"{arguments} --save-dir {parts}", tmp_path, **options)
+
+    assert go_on(by_environment=True, fault=Fault(7, 1, signal.SIGTERM)) == [143, 143]
+    assert updates() == 7
+    assert go_on(fault=Fault(11, 1, signal.SIGKILL)) == [1, -signal.SIGKILL]
+    assert updates() == 9
+    assert (tmp_path / "0").read_text() == (
+        "ConnectionError: rank 0 has lost another rank, whose own log may say why; start all of them "
+        "again with the same command: they go on from the last checkpoint"
+    )
+    assert go_on(by_environment=True) == [0, 0]
+    assert train_ranks(f"{arguments} --save-dir {whole}", tmp_path) == [0, 0]
+    assert_same_state(checkpoint(parts), checkpoint(whole))
+    assert updates() == 20
 
 
 @pytest.mark.slow
-def test_what_happens_to_one_rank_ends_all(root, runs, tmp_path):
-    """SIGTERM to torchrun, and to one rank; SIGKILL of one rank; between them the run goes on."""
-    arguments = f"{runs}/data1:{runs}/data2 {longmem(runs)} --batch-size 2 --max-update 40"
-    parts = Training(root, f"{arguments} --save-dir {tmp_path / 'parts'}")
-    whole = Training(root, f"{arguments} --save-dir {tmp_path / 'whole'}")
-
-    def updates():
-        state = torch.load(tmp_path / "parts" / "checkpoint_last.pt")
-        return state["optimizer_history"][-1]["num_updates"]
-
-    # SIGTERM to torchrun reaches the data loading workers too
-    parts.arguments += ["--num-workers", "1"]
-    output, code = parts.by_torchrun("4,0,SIGTERM,parent")
-    assert "training on 2 devices" in output
-    assert code != 0 and output.count("SIGTERM: saving a checkpoint") == 1, output
-    assert 4 <= updates() <= 5
-    parts.arguments[-1] = "0"
-
-    outputs, codes = parts.by_hand("11,1,SIGTERM,self")
-    assert codes == [128 + signal.SIGTERM] * 2, outputs
-    assert updates() == 11
-
-    outputs, codes = parts.by_hand("17,1,SIGKILL,self")
-    assert codes == [1, -signal.SIGKILL], outputs
-    assert (
-        "ConnectionError: rank 0 has lost another rank, whose own log may say why; start all of them "
-        "again with the same command: they go on from the last checkpoint"
-    ) in outputs[0].splitlines()[-1]
-    assert updates() == 15
-
-    output, code = parts.by_torchrun()
-    assert code == 0, output
-    outputs, codes = whole.by_hand()
-    assert codes == [0, 0], outputs
-    states = [torch.load(tmp_path / name / "checkpoint_last.pt") for name in ("parts", "whole")]
-    assert_same_state(*states)
-    assert states[0]["optimizer_history"][-1]["num_updates"] == 40
+def test_torchrun_is_told_to_end(root, runs, tmp_path):
+    """It sends SIGTERM to all ranks and their data loading workers, which save one checkpoint."""
+    arguments = f"{TRAINING} {runs}/data1:{runs}/data2 {longmem(runs)} --disable-validation"
+    arguments += f" --batch-size 2 --num-workers 1 --max-update 5000 --save-dir {tmp_path / 'run'}"
+    process = subprocess.Popen(
+        [*TORCHRUN, sys.executable, "-m", "fairseq_cli.train", *arguments.split()],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if " | train_inner | " in line:
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    output = "".join(lines) + process.communicate(timeout=60)[0]
+    assert process.returncode != 0
+    assert output.count("training on 2 devices") == 1, output
+    assert output.count("SIGTERM: saving a checkpoint") == 1, output
+    logged = output.rpartition('"num_updates": "')[2].partition('"')[0]
+    state = torch.load(tmp_path / "run" / "checkpoint_last.pt")
+    assert state["optimizer_history"][-1]["num_updates"] == int(logged)
 
 
 def distributed(**options):
