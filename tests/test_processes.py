@@ -74,6 +74,8 @@ def train_ranks(arguments, errors, by_environment=False, fault=None) -> list:
         process.start()
     for process in ranks:
         process.join(timeout=100)
+        if fault is not None and fault.signal == signal.SIGSTOP:
+            ranks[fault.rank].kill()
     return [process.exitcode for process in ranks]
 
 
@@ -104,6 +106,17 @@ def test_what_happens_to_one_rank_ends_all(root, monkeypatch, runs, tmp_path):
     assert train_ranks(f"{arguments} --save-dir {whole}", tmp_path) == [0, 0]
     assert_same_state(checkpoint(parts), checkpoint(whole))
     assert updates() == 20
+
+
+def test_a_rank_that_does_not_answer(root, monkeypatch, runs, tmp_path):
+    """Like a machine that lost its power: no connection is closed. The others wait for so long."""
+    monkeypatch.chdir(root)
+    arguments = f"{runs}/data1 {longmem(runs)} --batch-size 2 --max-update 20 --heartbeat-timeout 2"
+    fault = Fault(4, 1, signal.SIGSTOP)
+    codes = train_ranks(f"{arguments} --save-dir {tmp_path}", tmp_path, fault=fault)
+    assert codes == [-signal.SIGKILL] * 2
+    state = torch.load(tmp_path / "checkpoint_last.pt")
+    assert state["optimizer_history"][-1]["num_updates"] == 3
 
 
 @pytest.mark.slow
