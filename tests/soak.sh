@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One training under torchrun that is killed (SIGKILL) KILLS times at random moments, and one that is not.
 # A kill hits a rank, at random, or torchrun and all ranks, while they start, train or save. Expect, in about
-# 10 minutes on 2 cores:
+# 7 minutes on 2 cores:
 #
 #   20 kills, N of them in the middle of a save: all parameters equal bit for bit, no file left half-written
 #
