@@ -5,8 +5,8 @@
 criterion ``longmem_cross_entropy``.
 """
 
-from longmem_fairseq import compat, criterions, models, tasks
+from longmem_fairseq import compat, criterions, models, processes, tasks
 from longmem_fairseq.hub_interface import LongMem
 
 __version__ = "0.1.0"
-__all__ = ["LongMem", "compat", "criterions", "models", "tasks"]
+__all__ = ["LongMem", "compat", "criterions", "models", "processes", "tasks"]

@@ -6,30 +6,38 @@ bag of options. fairseq's loader is wrapped so that whatever goes wrong is one c
 
 fairseq tells a task of a save on the first rank alone, and of a load without model and folder. Its
 functions are wrapped so that a task that has ``before_save``, ``after_save`` and ``after_load``
-hears of both in full.
+hears of both in full, and one that has ``not_finite`` is asked where gradients became NaN.
 
-fairseq leaves its process group to the end of the interpreter, where gloo's threads may still need
-it: now and then a rank that had done all its work died by SIGABRT.
+A checkpoint is either whole or not there. fairseq copied ``checkpoint_last.pt`` in place, and wrote
+up to three times into one file where a disk was full.
 """
 
 import argparse
+import logging
+import math
 import os
 import pickle
+import shutil
 import struct
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from fairseq import checkpoint_utils
-from fairseq.distributed import utils as distributed_utils
+from fairseq.trainer import Trainer
 
 from longmem_fairseq.exported import read_exported
+
+logger = logging.getLogger(__name__)
 
 _original_read = checkpoint_utils.load_checkpoint_to_cpu
 _original_save = checkpoint_utils.save_checkpoint
 _original_load = checkpoint_utils.load_checkpoint
 _original_copy = checkpoint_utils.PathManager.copy
-_original_main = distributed_utils.distributed_main
+_original_write = checkpoint_utils.torch_persistent_save
+_original_train_step = Trainer.train_step
+
+_UNFINISHED = ".tmp"
 
 # what torch.load raises for a damaged file, depending on where the damage is
 _DAMAGE = (
@@ -115,31 +123,73 @@ def _load_checkpoint(cfg, trainer, **kwargs):
     if trainer.data_parallel_world_size > 1:
         # else the first rank sends the others its configuration, which torch.load refuses to unpickle
         cfg.load_checkpoint_on_all_dp_ranks = True
+    if trainer.is_data_parallel_master:
+        for unfinished in Path(cfg.save_dir).glob("*.pt" + _UNFINISHED):  # of a run that was killed
+            unfinished.unlink()
     extra_state, epoch_itr = _original_load(cfg, trainer, **kwargs)
     if hasattr(trainer.task, "after_load"):
         trainer.task.after_load(trainer, epoch_itr, folder)
+    limits = trainer.cfg.optimization
+    if trainer.get_num_updates() >= (limits.max_update or math.inf):
+        logger.info(
+            f"--max-update ({limits.max_update}) is reached: there is nothing left to train"
+        )
+        limits.max_epoch = -1  # fairseq would do one update more
     return extra_state, epoch_itr
 
 
+@contextmanager
+def _replaced(path):
+    """Gives a name to write to, which becomes *path* at the end.
+
+    Raises:
+        OSError: it cannot be written; an older file is left as it was
+    """
+    unfinished = path + _UNFINISHED
+    try:
+        yield unfinished
+        with open(unfinished, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(unfinished, path)
+    except (OSError, RuntimeError) as error:
+        with suppress(OSError):
+            os.remove(unfinished)
+        # PyTorch's own error hides the system's
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise OSError(f"{path}: cannot be written ({reason})") from error
+
+
+def _write(state, path, async_write=False):
+    """``fairseq.checkpoint_utils.torch_persistent_save``, once, and whole or not at all."""
+    if async_write or not checkpoint_utils.PathManager.supports_rename(path):
+        return _original_write(state, path, async_write)
+    with _replaced(path) as unfinished, open(unfinished, "wb") as file:
+        torch.save(state, file)
+
+
 def _copy(source, target, overwrite=False):
-    """``PathManager.copy`` that never leaves half a checkpoint_last.pt to a run that was killed."""
+    """``PathManager.copy``, whole or not at all."""
     if not checkpoint_utils.PathManager.supports_rename(target):
         return _original_copy(source, target, overwrite)
-    copied = _original_copy(source, target + ".tmp", overwrite=True)
-    checkpoint_utils.PathManager.rename(target + ".tmp", target)
-    return copied
+    with _replaced(target) as unfinished:
+        return shutil.copyfile(source, unfinished)
 
 
-def _distributed_main(*args):
-    """``fairseq.distributed.utils.distributed_main``, which leaves the process group after success."""
-    _original_main(*args)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+def _train_step(trainer, *args, **kwargs):
+    """``Trainer.train_step``; where gradients are NaN the task says where the loss was."""
+    try:
+        return _original_train_step(trainer, *args, **kwargs)
+    except FloatingPointError as error:
+        where = getattr(trainer.task, "not_finite", lambda rank: None)(trainer.data_parallel_rank)
+        if where is None:
+            raise
+        raise FloatingPointError(f"update {trainer.get_num_updates() + 1}: {where}") from error
 
 
 checkpoint_utils.load_checkpoint_to_cpu = _load_checkpoint_to_cpu
 checkpoint_utils.save_checkpoint = _save_checkpoint
 checkpoint_utils.load_checkpoint = _load_checkpoint
 checkpoint_utils.PathManager.copy = staticmethod(_copy)
-distributed_utils.distributed_main = _distributed_main
+checkpoint_utils.torch_persistent_save = _write
+Trainer.train_step = _train_step
 torch.serialization.add_safe_globals([argparse.Namespace])

@@ -18,7 +18,6 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 
-from longmem_fairseq import compat
 from longmem_fairseq.tasks import longmem_language_modeling as task_module
 from tests.training_runs import (
     ADAM,
@@ -215,16 +214,16 @@ KILLS = {
         patch, checkpoint_utils, "torch_persistent_save", lambda _, path, *a: "_1_6" in path
     ),
     "before checkpoint_last.pt": lambda patch: kill_instead(
-        patch, compat, "_original_copy", lambda source, *a: "_1_6" in source
+        patch, shutil, "copyfile", lambda source, *a: "_1_6" in source
     ),
-    "inside checkpoint_last.pt": lambda patch: patch.setattr(compat, "_original_copy", half_a_copy),
+    "inside checkpoint_last.pt": lambda patch: patch.setattr(shutil, "copyfile", half_a_copy),
     "before old files are removed": lambda patch: kill_instead(
-        patch, task_module, "remove_unnamed_memory"
+        patch, task_module, "remove_unnamed_memory", lambda folder, keep=None: keep
     ),
 }
 
 
-def half_a_copy(source, target, overwrite=False):
+def half_a_copy(source, target):
     content = Path(source).read_bytes()
     Path(target).write_bytes(content[: len(content) // 2])
     raise Killed

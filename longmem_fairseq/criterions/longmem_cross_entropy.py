@@ -23,9 +23,14 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
     ``memory_tokens`` (mean per bank before the segment is written) and ``retrieval_ms`` per batch.
     """
 
+    def __init__(self, task):
+        super().__init__(task)
+        self.losses = None  # of the last batch, B x T, to find what is not finite
+
     def forward(self, model, sample, reduce=True):
         logits, extra = model(**sample["net_input"])
         losses = token_losses(logits, sample["target"], self.padding_idx)
+        self.losses = losses.detach()
         loss = losses.sum() if reduce else losses.flatten()
         sample_size = sample["ntokens"]
         logging_output = {

@@ -2,11 +2,12 @@
 
 import logging
 import os
+from contextlib import nullcontext
 from typing import Dict, Optional
 
 import torch
 from fairseq import utils
-from fairseq.data import Dictionary, NestedDictionaryDataset, data_utils
+from fairseq.data import Dictionary, NestedDictionaryDataset
 from fairseq.models import (
     ARCH_MODEL_NAME_REGISTRY,
     ARCH_MODEL_REGISTRY,
@@ -20,6 +21,7 @@ from longmem_fairseq.data import (
     DocumentStreamDataset,
     documents_to_continue,
     lines_to_continue,
+    load_documents,
 )
 from longmem_fairseq.models.checkpoints import dictionary_hash
 from longmem_fairseq.tasks.config import MODEL_OPTIONS, LongMemLanguageModelingConfig
@@ -29,6 +31,7 @@ from longmem_fairseq.tasks.resume import (
     remove_unnamed_memory,
     save_memory,
 )
+from longmem_fairseq.tasks.update_losses import UpdateLosses
 from longmem_fairseq.tokenizers import CheckpointIds
 
 logger = logging.getLogger(__name__)
@@ -54,6 +57,7 @@ class LongMemLanguageModelingTask(FairseqTask):
         ids = CheckpointIds.load(os.path.dirname(path), self.dictionary)
         self.document_start = self.dictionary.eos() if ids is None else ids.document_start
         self.goes_on = False  # a resumed run, in the middle of an epoch
+        self.losses = UpdateLosses()
         logger.info(f"dictionary: {len(self.dictionary)} types")
 
     @classmethod
@@ -72,21 +76,11 @@ class LongMemLanguageModelingTask(FairseqTask):
         """Loads the documents of a split.
 
         Raises:
-            FileNotFoundError: there is no such split
-            ValueError: it holds no documents
+            FileNotFoundError, ValueError: see :func:`load_documents`
         """
         paths = utils.split_paths(self.cfg.data)
         path = os.path.join(paths[(epoch - 1) % len(paths)], split)
-        no_documents = f"{path}.idx holds no documents: prepare the corpus again"
-        if os.path.isfile(f"{path}.bin") and os.path.getsize(f"{path}.bin") == 0:
-            raise ValueError(no_documents)  # fairseq cannot map an empty file
-        documents = data_utils.load_indexed_dataset(path, self.dictionary, combine=combine)
-        if documents is None:
-            raise FileNotFoundError(
-                f"{path}.idx: no such file; make the data folder with preprocess/prepare_corpus.py"
-            )
-        if len(documents) == 0 or documents.sizes.sum() == 0:
-            raise ValueError(no_documents)
+        documents = load_documents(path, self.dictionary, combine)
         logger.info(f"{split}: {len(documents):,} documents, {documents.sizes.sum():,} tokens")
         self.datasets[split] = documents
 
@@ -277,14 +271,18 @@ class LongMemLanguageModelingTask(FairseqTask):
         return super().build_model(cfg, from_checkpoint)
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
-        if not ignore_grad:
-            return super().train_step(sample, model, criterion, optimizer, update_num)
-        # the trainer's dummy batch on a shard that has run out: nobody's document
         memory = getattr(_unwrapped(model).decoder, "memory", None)
-        if memory is None:
-            return super().train_step(sample, model, criterion, optimizer, update_num, True)
-        with memory.frozen():
-            return super().train_step(sample, model, criterion, optimizer, update_num, True)
+        # the trainer's dummy batch on a shard that has run out is nobody's document
+        with memory.frozen() if ignore_grad and memory is not None else nullcontext():
+            result = super().train_step(
+                sample, model, criterion, optimizer, update_num, ignore_grad
+            )
+        self.losses.add(update_num, sample, getattr(criterion, "losses", None))
+        return result
+
+    def not_finite(self, rank: int) -> Optional[str]:
+        """See :meth:`UpdateLosses.not_finite`; called where training ends because of NaN."""
+        return self.losses.not_finite(rank)
 
     def begin_epoch(self, epoch: int, model) -> None:
         """Forgets the epoch before, even what an approximate index was trained on.
@@ -303,11 +301,13 @@ class LongMemLanguageModelingTask(FairseqTask):
 
     def after_save(self, trainer, epoch_itr, folder: str) -> None:
         if trainer.is_data_parallel_master:
-            remove_unnamed_memory(folder, keep=epoch_itr.memory_files)
+            remove_unnamed_memory(folder, epoch_itr.memory_files)
 
     def after_load(self, trainer, epoch_itr, folder: str) -> None:
         self.goes_on = epoch_itr.iterations_in_epoch > 0
         load_memory(trainer, epoch_itr, folder, wanted=not self.cfg.no_save_memory)
+        if trainer.is_data_parallel_master:  # what a run left that was killed in a save
+            remove_unnamed_memory(trainer.cfg.checkpoint.save_dir)
 
     def state_dict(self) -> Dict:
         """Saved in every checkpoint, so that one is not used with another dictionary."""

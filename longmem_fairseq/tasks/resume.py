@@ -97,7 +97,7 @@ def load_memory(trainer, epoch_itr: ResumableStreams, folder: str, wanted: bool 
     memory.load(path, device=next(trainer.get_model().parameters()).device)
 
 
-def remove_unnamed_memory(folder: str, keep: Optional[List[str]]) -> None:
+def remove_unnamed_memory(folder: str, keep: Optional[List[str]] = None) -> None:
     """Removes the memory files that no checkpoint in *folder* names, except those to *keep*."""
     files = {name for name in os.listdir(folder) if _MEMORY_FILE.fullmatch(name)}
     files -= set(keep or [])

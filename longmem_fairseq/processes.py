@@ -1,0 +1,99 @@
+"""fairseq-train as several processes: on CPUs too, and with a clear end.
+
+fairseq counts GPUs to know how many processes there are. On CPUs ``torchrun`` therefore gave W
+separate trainings, and the default backends, ``nccl`` and ``pytorch_ddp``, need GPUs.
+
+It leaves its process group to the end of the interpreter, where gloo's threads may still need it:
+now and then a rank that had done all its work died by SIGABRT. And its ``--heartbeat-timeout`` sends
+SIGINT, which a process that waits for another one inside gloo or nccl does not heed.
+"""
+
+import os
+import signal
+from functools import partial
+
+import torch
+from fairseq.dataclass.configs import DistributedTrainingConfig
+from fairseq.distributed import DistributedTimeoutWrapper
+from fairseq.distributed import utils as distributed_utils
+from fairseq.models import distributed_fairseq_model
+
+from longmem_fairseq.sigterm import StopOnSigterm
+
+_original_call_main = distributed_utils.call_main
+_original_main = distributed_utils.distributed_main
+
+# what gloo says where another process has ended, or its machine
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Timed out waiting",
+    "Broken pipe",
+)
+_TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
+
+
+def use_cpus(cfg: DistributedTrainingConfig) -> None:
+    """Settings for the processes of ``torchrun``, or of ``--distributed-*``, on CPUs.
+
+    Raises:
+        ValueError: nothing says where the processes meet, or a --ddp-backend that needs GPUs
+    """
+    if cfg.distributed_init_method is None:
+        if all(name in os.environ for name in _TORCHRUN):
+            cfg.distributed_world_size = int(os.environ["WORLD_SIZE"])
+            cfg.distributed_rank = int(os.environ["RANK"])
+            cfg.distributed_init_method = "env://" if cfg.distributed_world_size > 1 else None
+        elif cfg.distributed_world_size == torch.cuda.device_count():  # fairseq's default
+            cfg.distributed_world_size = 1
+        elif cfg.distributed_world_size > 1 and "SLURM_JOB_ID" not in os.environ:
+            raise ValueError(
+                f"--distributed-world-size ({cfg.distributed_world_size}) on CPUs needs torchrun, or "
+                "--distributed-init-method and --distributed-rank"
+            )
+    if cfg.distributed_world_size == 1:
+        return
+    cfg.distributed_no_spawn = True  # fairseq would start a process per GPU: none
+    if cfg.distributed_backend == "nccl":
+        cfg.distributed_backend = "gloo"
+    if cfg.ddp_backend in ("pytorch_ddp", "c10d"):
+        cfg.ddp_backend = "legacy_ddp"
+    if cfg.ddp_backend not in ("legacy_ddp", "no_c10d"):
+        raise ValueError(f"--ddp-backend ({cfg.ddp_backend}) needs GPUs: leave it out")
+
+
+def _call_main(cfg, main, **kwargs):
+    """``fairseq.distributed.utils.call_main`` with the above, and an end by SIGTERM."""
+    functions = main.__globals__  # of fairseq_cli.train, which may have been started as __main__
+    if "should_stop_early" not in functions:  # not a training
+        return _original_call_main(cfg, main, **kwargs)
+    if cfg.common.cpu or not torch.cuda.is_available():
+        use_cpus(cfg.distributed_training)
+    with StopOnSigterm(functions):
+        return _original_call_main(cfg, main, **kwargs)
+
+
+def _distributed_main(*args):
+    """``fairseq.distributed.utils.distributed_main``, which leaves the process group after success.
+
+    Raises:
+        ConnectionError: another rank has ended, or does not answer
+    """
+    try:
+        _original_main(*args)
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _LOST):
+            raise
+        raise ConnectionError(
+            f"rank {torch.distributed.get_rank()} has lost another rank, whose own log may say why; "
+            "start all of them again with the same command: they go on from the last checkpoint"
+        ) from error
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+distributed_utils.call_main = _call_main
+distributed_utils.distributed_main = _distributed_main
+distributed_fairseq_model.DistributedTimeoutWrapper = partial(
+    DistributedTimeoutWrapper, signal=signal.SIGKILL
+)

@@ -1,0 +1,215 @@
+"""What long runs meet: SIGTERM, a full disk, NaN, damaged data; in this process.
+
+test_processes.py does what takes several.
+"""
+
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+from fairseq import checkpoint_utils
+from fairseq.data import Dictionary
+
+from longmem_fairseq.data import DocumentStreamDataset, load_documents
+from longmem_fairseq.memory import MemoryBank
+from longmem_fairseq.tasks import LongMemLanguageModelingTask
+from longmem_fairseq.tasks.update_losses import UpdateLosses
+from tests.training_runs import BACKBONE, assert_same_state, longmem, memory_files
+
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
+
+
+@contextmanager
+def file_limit(num_bytes):
+    """Writing more into a file fails, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_sigterm_saves_and_the_run_goes_on(fit_here, monkeypatch, runs, tmp_path):
+    """After the update in which it comes, in which no save is due; it ends the loading worker."""
+    arguments = f"{runs}/data1 {longmem(runs)} --num-workers 1"
+    expected = fit_here(arguments, tmp_path / "whole", 12)
+    before, step = signal.getsignal(signal.SIGTERM), LongMemLanguageModelingTask.optimizer_step
+
+    def optimizer_step(task, optimizer, model, update_num):
+        if update_num == 6:
+            # not from its parent, for which a worker would end in silence
+            processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+            assert len(processes) > 1
+            subprocess.run(
+                [sys.executable, "-c", f"import os; [os.kill(i, 15) for i in {processes}]"]
+            )
+        step(task, optimizer, model, update_num)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LongMemLanguageModelingTask, "optimizer_step", optimizer_step)
+        with pytest.raises(SystemExit) as stopped:
+            fit_here(arguments, tmp_path / "parts", 12)
+    assert stopped.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    saved = torch.load(tmp_path / "parts" / "checkpoint_last.pt")
+    assert saved["optimizer_history"][-1]["num_updates"] == 7
+    assert_same_state(fit_here(arguments, tmp_path / "parts", 12), expected)
+
+
+def test_a_complete_run_that_is_started_again(fit_here, runs, tmp_path):
+    """Trains no further, and removes what a kill in the middle of a save left."""
+    arguments = f"{runs}/data1 {longmem(runs)}"
+    fit_here(arguments, tmp_path, 5)
+    expected = contents(tmp_path)
+    (tmp_path / "checkpoint_1_3.pt.tmp").write_bytes(b"half of a checkpoint")
+    (tmp_path / "memory_3_0123abcd_rank0.safetensors").write_bytes(b"of no checkpoint")
+    fit_here(arguments, tmp_path, 5)
+    assert contents(tmp_path) == expected
+
+
+def test_a_full_disk_leaves_the_checkpoints_whole(fit_here, runs, tmp_path):
+    arguments = f"{runs}/data1 {longmem(runs)}"
+    expected = fit_here(arguments, tmp_path / "whole", 8)
+    fit_here(arguments, tmp_path / "parts", 5)
+    before = contents(tmp_path / "parts")
+    path = tmp_path / "parts" / "checkpoint_1_6.pt"
+    with file_limit(len(before["checkpoint_last.pt"]) - 1), pytest.raises(OSError) as error:
+        fit_here(arguments, tmp_path / "parts", 8)
+    assert str(error.value) == f"{path}: cannot be written ([Errno 27] File too large)"
+    after = contents(tmp_path / "parts")
+    assert {name: after[name] for name in before} == before
+    (left_over,) = set(after) - set(before)
+    assert left_over in memory_files(tmp_path / "parts")
+    assert_same_state(fit_here(arguments, tmp_path / "parts", 8), expected)
+    assert not (tmp_path / "parts" / left_over).exists()
+
+
+def test_a_full_disk_leaves_checkpoint_last_whole(tmp_path):
+    """Where there was still room for the checkpoint of which it is a copy."""
+    source, target = tmp_path / "checkpoint_1_6.pt", tmp_path / "checkpoint_last.pt"
+    source.write_bytes(b"x" * 100_000)
+    target.write_bytes(b"older")
+    with file_limit(50_000), pytest.raises(OSError) as error:
+        checkpoint_utils.PathManager.copy(str(source), str(target), overwrite=True)
+    assert str(error.value).startswith(f"{target}: cannot be written ([Errno 27] File too large")
+    assert target.read_bytes() == b"older"
+    assert sorted(os.listdir(tmp_path)) == [source.name, target.name]
+
+
+def test_a_full_disk_leaves_the_memory_whole(tmp_path):
+    path = tmp_path / "memory.safetensors"
+    bank = MemoryBank(1, 2, 8, memory_size=4096, chunk_size=2, k=6)
+    bank.write(*torch.randn(2, 1, 2, 8, 8))
+    bank.save(str(path))
+    before = contents(tmp_path)
+    bank.write(*torch.randn(2, 1, 2, 4000, 8))
+    with file_limit(100_000), pytest.raises(OSError) as error:
+        bank.save(str(path))
+    assert str(error.value).startswith(f"{path}: cannot be written (")
+    assert "File too large" in str(error.value)
+    assert contents(tmp_path) == before
+
+
+def first_read(data, token):
+    """Batch, stream, document and start of the segment that reads a token first."""
+    dictionary = Dictionary.load(f"{data}/dict.txt")
+    streams = DocumentStreamDataset(
+        load_documents(f"{data}/train", dictionary),
+        pad=dictionary.pad(),
+        bos=dictionary.eos(),
+        batch_size=4,
+        tokens_per_sample=8,
+        stream_span=9,
+        seed=2,  # --seed and the epoch
+    )
+    for number, batch in enumerate(streams, start=1):
+        for row, tokens in enumerate(batch["net_input"]["src_tokens"].tolist()):
+            if token in tokens:
+                return number, row, batch["id"][row].item(), batch["position"][row].item()
+    raise ValueError(f"token {token} is never read")
+
+
+@pytest.mark.parametrize("update_freq", [1, 2])
+def test_nan_is_reported_with_update_stream_and_document(fit_here, runs, tmp_path, update_freq):
+    """A row of the embedding is NaN; masked attention makes it one of the whole segment."""
+    firsts = {token: first_read(runs / "data1", token) for token in range(4, 44)}
+    token = max(firsts, key=firsts.get)  # as late as possible
+    batch, stream, document, position = firsts[token]
+    assert batch > 1
+    state = torch.load(runs / "backbone.pt")
+    state["model"]["decoder.embed_tokens.weight"][token] = float("nan")
+    torch.save(state, tmp_path / "backbone.pt")
+    arguments = f"{runs}/data1 --pretrained-model-path {tmp_path}/backbone.pt"
+    arguments = longmem(runs) + f" {arguments} --update-freq {update_freq}"
+    with pytest.raises(FloatingPointError) as error:
+        fit_here(arguments, tmp_path / "run", 40)
+    assert str(error.value) == (
+        f"update {-(-batch // update_freq)}: the loss is nan at token {position} of document "
+        f"{document} (counted from 0), in stream {stream} of rank 0"
+    )
+
+
+def test_the_first_loss_that_is_not_finite_is_named():
+    losses, tokens = UpdateLosses(), torch.ones(2, 4)
+    sample = {"id": torch.tensor([7, 9]), "position": torch.tensor([0, 800])}
+    bad = torch.tensor([[1, 1, 1, 1], [1, 1, float("inf"), float("nan")]])
+    losses.add(3, sample, tokens)
+    losses.add(3, sample, bad)
+    assert losses.not_finite(rank=1) == (
+        "the loss is inf at token 802 of document 9 (counted from 0), in stream 1 of rank 1"
+    )
+    losses.add(4, sample, tokens)
+    losses.add(4, sample, None)
+    assert losses.not_finite(rank=1) is None
+
+
+def test_nan_of_gradients_alone_is_fairseqs_own_error(fit_here, monkeypatch, runs, tmp_path):
+    step = LongMemLanguageModelingTask.train_step
+
+    def train_step(task, sample, model, *arguments, **options):
+        result = step(task, sample, model, *arguments, **options)
+        next(p for p in model.parameters() if p.grad is not None).grad.fill_(float("nan"))
+        return result
+
+    monkeypatch.setattr(LongMemLanguageModelingTask, "train_step", train_step)
+    with pytest.raises(FloatingPointError, match="^gradients are Nan/Inf$"):
+        fit_here(f"{runs}/data1 {BACKBONE} --optimizer sgd", tmp_path, 3)
+
+
+DAMAGES = {
+    "train.bin has 4,735 bytes, and its documents 4,736": lambda idx, bin: (idx, bin[:-1]),
+    "train.bin has 3 bytes, and its documents 4,736": lambda idx, bin: (idx, bin[:3]),
+    "train.idx holds no documents": lambda idx, bin: (idx, b""),
+    **{
+        f"train.idx is damaged: prepare the corpus again (cut at {length})": (
+            lambda idx, bin, length=length: (idx[:length], bin)
+        )
+        for length in (0, 5, 9, 17, 30, 97)
+    },
+}
+
+
+# the destructor of fairseq's half-made index
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("message", DAMAGES)
+def test_truncated_documents_are_named(runs, tmp_path, message):
+    source = runs / "data1"
+    files = DAMAGES[message](*((source / f"train.{end}").read_bytes() for end in ("idx", "bin")))
+    for end, content in zip(("idx", "bin"), files, strict=True):
+        (tmp_path / f"train.{end}").write_bytes(content)
+    shutil.copy(source / "dict.txt", tmp_path)
+    with pytest.raises(ValueError) as error:
+        load_documents(str(tmp_path / "train"), Dictionary.load(str(tmp_path / "dict.txt")))
+    assert str(error.value).startswith(f"{tmp_path}/{message.partition(' (')[0]}")
