@@ -10,12 +10,16 @@ hears of both in full.
 
 fairseq leaves its process group to the end of the interpreter, where gloo's threads may still need
 it: now and then a rank that had done all its work died by SIGABRT.
+
+On several ranks, fairseq's DistributedDataParallel expects a gradient of every parameter, but a gate
+has none while its memory is empty; and fairseq-eval-lm prints the perplexity of the first rank's part.
 """
 
 import argparse
 import os
 import pickle
 import struct
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +28,7 @@ from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 
 from longmem_fairseq.exported import read_exported
+from longmem_fairseq.rank_evaluation import eval_lm_of_ranks
 
 _original_read = checkpoint_utils.load_checkpoint_to_cpu
 _original_save = checkpoint_utils.save_checkpoint
@@ -130,9 +135,16 @@ def _copy(source, target, overwrite=False):
     return copied
 
 
-def _distributed_main(*args):
-    """``fairseq.distributed.utils.distributed_main``, which leaves the process group after success."""
-    _original_main(*args)
+def _distributed_main(device_id, main, cfg, kwargs):
+    """``fairseq.distributed.utils.distributed_main`` of a rank, whose command is *main*.
+
+    It leaves the process group after success.
+    """
+    cfg.distributed_training.find_unused_parameters = True
+    command = sys.modules[main.__module__]
+    if hasattr(command, "eval_lm"):  # fairseq-eval-lm, whose main calls it
+        command.eval_lm = eval_lm_of_ranks
+    _original_main(device_id, main, cfg, kwargs)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

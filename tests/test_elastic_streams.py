@@ -1,0 +1,161 @@
+"""Every token is read once per epoch, by any number of ranks, also if they change in the middle of it.
+
+On datasets and iterators, without processes; ``test_data_parallel.py`` has real ones.
+"""
+
+import pytest
+from fairseq.data.iterators import GroupedIterator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longmem_fairseq.tasks import LongMemLanguageModelingTask
+from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
+from tests.test_streams import FIRST, PAD, Documents
+
+SIZES = [30, 1, 55, 12, 0, 41, 8, 19, 27, 140]
+
+# fairseq's iterator asks for it everywhere
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "dict.txt").write_text("a 1\n")
+    return folder
+
+
+class Ranks:
+    """The iterators of all ranks of a run, and what their streams remember.
+
+    memory: of each rank and row, the tokens read since the last new document
+    """
+
+    def __init__(self, data, documents, ranks, batch_size, span, num_workers=0, seed=1):
+        cfg = LongMemLanguageModelingConfig(data=str(data), tokens_per_sample=5, stream_span=span)
+        task = LongMemLanguageModelingTask(cfg)
+        task.datasets["train"] = documents
+        options = {"max_sentences": batch_size, "num_shards": ranks, "num_workers": num_workers}
+        options["data_buffer_size"] = 10 if num_workers else 0  # in a thread
+        self.batch_size = batch_size
+        self.iterators = [
+            task.get_batch_iterator(documents, shard_id=rank, seed=seed, **options)
+            for rank in range(ranks)
+        ]
+        self.memory = [[[] for _ in range(batch_size)] for _ in range(ranks)]
+        self.epochs = []
+
+    def go_on(self, former):
+        """From the checkpoint of a run of other ranks."""
+        for rank, iterator in enumerate(self.iterators):
+            iterator.load_state_dict(former.iterators[0].state_dict())
+            places = iterator.former[rank] if iterator.former else None
+            if places is None:  # the same ranks
+                self.memory[rank] = former.memory[rank]
+                continue
+            for row, place in enumerate(places):
+                self.memory[rank][row] = former.memory[place[0]][place[1]] if place else []
+
+    def read(self, updates=None, update_freq=1):
+        """Reads some updates, or the rest of the epoch; returns the tokens that were predicted."""
+        if not self.epochs:
+            self.epochs = [
+                GroupedIterator(i.next_epoch_itr(shuffle=True), update_freq) for i in self.iterators
+            ]
+        predicted = []
+        while updates != 0 and self.epochs[0].has_next():
+            for rank, epoch in enumerate(self.epochs):
+                for batch in next(epoch):
+                    predicted += self._remember(self.memory[rank], batch)
+            updates = updates and updates - 1
+        assert len({epoch.has_next() for epoch in self.epochs}) == 1
+        return predicted
+
+    def _remember(self, memory, batch):
+        predicted = []
+        source, flags = batch["net_input"]["src_tokens"], batch["net_input"]["new_document"]
+        for row, tokens in enumerate(batch["target"]):
+            tokens = tokens[tokens != PAD].tolist()
+            if not tokens:  # this rank has run out: nothing is read, nothing forgotten
+                assert batch["ntokens"] == source.numel() == 0 and not flags.any()
+                continue
+            if flags[row]:
+                memory[row].clear()
+            else:  # goes on where its memory ends
+                assert memory[row][-1] == tokens[0] - 1 == source[row, 0]
+            memory[row] += tokens
+            predicted += tokens
+        return predicted
+
+
+def expected(documents):
+    return list(range(FIRST, FIRST + int(documents.sizes.sum())))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("ranks, batch_size, update_freq", [(1, 4, 1), (2, 2, 3), (4, 3, 2)])
+def test_every_token_once_per_epoch(data, ranks, batch_size, update_freq, num_workers):
+    documents = Documents(SIZES)
+    run = Ranks(data, documents, ranks, batch_size, 2, num_workers)
+    assert sorted(run.read(update_freq=update_freq)) == expected(documents)
+
+
+LAYOUTS = st.lists(
+    st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 6)), min_size=1, max_size=4
+)
+
+
+@settings(max_examples=40)
+@given(
+    sizes=st.lists(st.one_of(st.integers(0, 4), st.integers(0, 60)), min_size=1, max_size=6),
+    layouts=LAYOUTS,
+    span=st.sampled_from([0, 3]),
+    update_freq=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_ranks_that_change_in_an_epoch(data, sizes, layouts, span, update_freq, seed):
+    """Each layout: ranks, streams of each, and updates until the run is resumed with the next."""
+    documents = Documents([*sizes, 9])
+    run, predicted = None, []
+    for ranks, batch_size, updates in layouts:
+        former, run = run, Ranks(data, documents, ranks, batch_size, span, seed=seed)
+        if former is not None:
+            run.go_on(former)
+        predicted += run.read(updates, update_freq)
+        if not run.epochs[0].has_next():
+            break
+    predicted += run.read()
+    assert sorted(predicted) == expected(documents)
+
+
+def test_equal_streams_go_on_as_if_nothing_had_happened(data):
+    """The same streams on other ranks read the same batches and remember the same."""
+    documents = Documents(SIZES)
+    whole = Ranks(data, documents, 1, 4, 2)
+    for ranks in (2, 4):
+        one, run = Ranks(data, documents, 1, 4, 2), Ranks(data, documents, ranks, 4 // ranks, 2)
+        one.read(6)
+        run.go_on(one)
+        assert [row for rows in zip(*run.memory, strict=True) for row in rows] == one.memory[0]
+        assert run.iterators[0].earlier == []
+        rest = run.read()
+        if ranks == 2:
+            whole.read(6)
+            whole_rest = whole.read()
+        assert sorted(rest) == sorted(whole_rest)
+        streams = [row for rows in zip(*run.memory, strict=True) for row in rows]
+        assert streams == whole.memory[0]
+
+
+def test_as_many_streams_as_there_are_keep_their_memory(data):
+    documents = Documents([200] * 4)
+    four = Ranks(data, documents, 2, 2, 0)
+    four.read(3)
+    for ranks, batch_size, kept in ((1, 3, 3), (1, 4, 4), (3, 2, 4)):
+        run = Ranks(data, documents, ranks, batch_size, 0)
+        run.go_on(four)
+        remembered = sorted(len(row) for rows in run.memory for row in rows)
+        assert remembered == [0] * (ranks * batch_size - kept) + [15] * kept
