@@ -10,10 +10,14 @@ import shutil
 import pytest
 import torch
 from fairseq.data.indexed_dataset import MMapIndexedDataset
-from fairseq_cli import eval_lm
+from fairseq.dataclass.configs import DistributedTrainingConfig
+from fairseq_cli import eval_lm, train
+from omegaconf import OmegaConf
+from torch.distributed import HashStore
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from longmem_fairseq import rank_evaluation
+from longmem_fairseq import compat, rank_evaluation
 from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.tasks import config
 from tests.ranks import run_ranks
@@ -150,6 +154,32 @@ def test_what_is_of_one_rank_is_refused_on_several():
             rank_evaluation.eval_lm_of_ranks([], None, [], None, **{name: True})
         option = "--" + name.replace("_", "-")
         assert str(raised.value) == f"{option} does not go with several processes: use one"
+
+
+def test_a_gate_has_no_gradient_while_its_memory_is_empty(build, monkeypatch):
+    """So DistributedDataParallel, in which fairseq wraps models on GPUs, has to look for such."""
+    settings = DistributedTrainingConfig()
+    assert not settings.find_unused_parameters
+    cfg = OmegaConf.create({"distributed_training": OmegaConf.structured(settings)})
+    monkeypatch.setattr(compat, "_original_main", lambda *arguments: None)
+    compat._distributed_main(0, train.main, cfg, {})
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        model = DistributedDataParallel(
+            build(perturb=True).train(),
+            find_unused_parameters=cfg.distributed_training.find_unused_parameters,
+        )
+        gate, gradients = model.module.decoder.layers[1].self_attn.memory_bias, []
+        for tokens in (8, 8, 0):  # the last is the batch of a rank that has run out
+            gate.grad = None
+            segment = torch.randint(4, 60, (1, tokens))
+            model(src_tokens=segment, new_document=torch.tensor([not gradients]))[
+                0
+            ].sum().backward()
+            gradients.append(None if gate.grad is None else gate.grad.abs().sum() > 0)
+        assert gradients == [None, True, False]
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_fully_sharded_is_refused(fit_here, runs, tmp_path):
