@@ -123,8 +123,8 @@ def test_a_memory_for_all_streams_is_not_divided(fit_here, fit_ranks, runs, tmp_
         fit_here(f"{arguments} --batch-size 3", tmp_path / "run", 8)
     assert str(raised.value) == (
         "--memory-scope batch: the streams of a rank share a memory, which cannot be divided among "
-        "others: go back to 1 ranks of the same --batch-size, or go on with an empty memory "
-        "(--no-save-memory)"
+        "others: go back to --distributed-world-size 1 and the --batch-size of before, or go on with "
+        "an empty memory (--no-save-memory)"
     )
 
 

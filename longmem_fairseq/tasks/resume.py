@@ -85,19 +85,19 @@ class ResumableStreams(iterators.EpochBatchIterator):
     def _go_on(
         self, steps: int, earlier: List[Tuple[int, int]], batch_size: int, ranks: int
     ) -> None:
-        """After so many steps with *batch_size* streams on each of *ranks*."""
-        dataset, self.earlier = self.dataset, list(earlier)
-        continued = range(dataset.num_streams)
-        if batch_size * ranks != dataset.num_streams:
-            self.earlier.append((batch_size * ranks, steps))
+        """After so many steps of *batch_size* streams on each of *ranks*."""
+        dataset, before = self.dataset, batch_size * ranks
+        self.earlier, continued = list(earlier), range(before)
+        if before != dataset.num_streams:
+            self.earlier.append((before, steps))
         dataset.lay_out(self.earlier)
         self._frozen_batches = _one_by_one(dataset)
-        if batch_size * ranks != dataset.num_streams:
+        if before != dataset.num_streams:
             continued = dataset.continued
             kept = sum(stream is not None for stream in continued)
             logger.info(
                 f"what is left of the epoch is read by {dataset.num_streams} streams instead of "
-                f"{batch_size * ranks}: {kept} go on in their documents with their memory"
+                f"{before}: {kept} go on in their documents with their memory"
             )
         if (batch_size, ranks) != (dataset.batch_size, dataset.num_shards):
             # stream s is row s // W of rank s % W
@@ -144,8 +144,8 @@ def load_memory(trainer, epoch_itr: ResumableStreams, folder: str, wanted: bool 
     if memory.options["scope"] == "batch":
         raise ValueError(
             "--memory-scope batch: the streams of a rank share a memory, which cannot be divided among "
-            f"others: go back to {len(paths)} ranks of the same --batch-size, or go on with an empty "
-            "memory (--no-save-memory)"
+            f"others: go back to --distributed-world-size {len(paths)} and the --batch-size of before, "
+            "or go on with an empty memory (--no-save-memory)"
         )
     former = epoch_itr.former[rank]
     rows = [None if place is None else (_existing(paths[place[0]]), place[1]) for place in former]
