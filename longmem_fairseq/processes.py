@@ -6,6 +6,9 @@ separate trainings, and the default backends, ``nccl`` and ``pytorch_ddp``, need
 It leaves its process group to the end of the interpreter, where gloo's threads may still need it:
 now and then a rank that had done all its work died by SIGABRT. And its ``--heartbeat-timeout`` sends
 SIGINT, which a process that waits for another one inside gloo or nccl does not heed.
+
+Its DistributedDataParallel expects a gradient of every parameter, but a gate has none while its
+memory is empty. And fairseq-eval-lm prints the perplexity of the first rank's part.
 """
 
 import os
@@ -18,6 +21,7 @@ from fairseq.distributed import DistributedTimeoutWrapper
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import distributed_fairseq_model
 
+from longmem_fairseq.rank_evaluation import eval_lm_of_ranks
 from longmem_fairseq.sigterm import StopOnSigterm
 
 _original_call_main = distributed_utils.call_main
@@ -64,23 +68,28 @@ def use_cpus(cfg: DistributedTrainingConfig) -> None:
 
 def _call_main(cfg, main, **kwargs):
     """``fairseq.distributed.utils.call_main`` with the above, and an end by SIGTERM."""
-    functions = main.__globals__  # of fairseq_cli.train, which may have been started as __main__
-    if "should_stop_early" not in functions:  # not a training
-        return _original_call_main(cfg, main, **kwargs)
     if cfg.common.cpu or not torch.cuda.is_available():
         use_cpus(cfg.distributed_training)
+    functions = main.__globals__  # of the command, which may have been started as __main__
+    if "should_stop_early" not in functions:  # not a training
+        return _original_call_main(cfg, main, **kwargs)
     with StopOnSigterm(functions):
         return _original_call_main(cfg, main, **kwargs)
 
 
-def _distributed_main(*args):
-    """``fairseq.distributed.utils.distributed_main``, which leaves the process group after success.
+def _distributed_main(device_id, main, cfg, kwargs):
+    """``fairseq.distributed.utils.distributed_main`` of a rank, whose command is *main*.
+
+    It leaves the process group after success.
 
     Raises:
         ConnectionError: another rank has ended, or does not answer
     """
+    cfg.distributed_training.find_unused_parameters = True
+    if "eval_lm" in main.__globals__:  # fairseq-eval-lm, whose main calls it
+        main.__globals__["eval_lm"] = eval_lm_of_ranks
     try:
-        _original_main(*args)
+        _original_main(device_id, main, cfg, kwargs)
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _LOST):
             raise

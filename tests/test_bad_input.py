@@ -163,8 +163,8 @@ FAIRSEQ_CASES = {
         "fairseq-eval-lm",
         "{data} --path {longmem} --memory-shards 4",
         ValueError,
-        "--memory-shards (4) needs as many processes: start them with --distributed-world-size 4, or "
-        "call torch.distributed.init_process_group",
+        "--memory-shards (4) needs as many processes: start them with torchrun --nproc-per-node 4, "
+        "or call torch.distributed.init_process_group",
     ),
     "evaluate: missing backbone": (
         "fairseq-eval-lm",

@@ -289,3 +289,37 @@ def test_a_bank_written_before_the_backward_pass_is_noticed():
     layer(x, torch.tensor([False, False]))  # another forward before the backward of the first
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize("index", ["torch", "Flat"])
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_bank_of_rows_of_several_files_goes_on_as_they_would(tmp_path, index, dtype):
+    """As after a change of ranks; with a chunk that is not full, and what is evicted next."""
+    options = {"index": index, "dtype": dtype}
+    paths = [str(tmp_path / f"rank{rank}") for rank in range(2)]
+    ranks = [external(**options) for _ in range(2)]
+    for rank, memory in enumerate(ranks):
+        begin(memory, 2, [True, True])
+        valid = torch.tensor([[True] * 11, [True] * 5 + [False] * 6])
+        write(memory, 100 * rank, 100 * rank + 11, streams=2, valid=valid)
+        memory.save(paths[rank])
+    memory = external(**options)
+    # a stream that a file does not have was never written
+    memory.load_rows([(paths[1], 0), None, (paths[0], 1), (paths[1], 1), (paths[0], 7)])
+    begin(memory, 5, [False] * 5)
+    write(memory, 11, 14, streams=5)
+    memory.flush()
+    for old in ranks:
+        begin(old, 2, [False, False])
+        write(old, 11, 14, streams=2)
+        old.flush()
+    found = [stored(memory, row) for row in range(5)]
+    fresh = external(**options)
+    begin(fresh, 1, [True])
+    write(fresh, 11, 14)
+    fresh.flush()
+    assert found[0] == stored(ranks[1], 0) and found[2] == stored(ranks[0], 1)
+    assert found[3] == stored(ranks[1], 1) and found[1] == found[4] == stored(fresh)
+    assert memory.bank.num_written == [7, 1, 4, 4, 1] and memory.bank.num_pending == [0, 1, 0, 0, 1]
+    with pytest.raises(FileNotFoundError, match="no such memory file"):
+        memory.load_rows([(str(tmp_path / "nothing"), 0)])

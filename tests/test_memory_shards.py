@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from fairseq_cli import eval_lm
 
-from longmem_fairseq import LongMem
+from longmem_fairseq import LongMem, processes
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
 from tests.model_folders import story
@@ -65,14 +65,17 @@ def evaluate(folder, root, model, options):
         command += f"--distributed-init-method file://{folder}/fairseq-{world} "
         command += "--distributed-no-spawn --distributed-backend gloo"
     sys.argv = command.split()
-    original = eval_lm.eval_lm
 
-    def recording(*arguments, **keywords):
-        results = original(*arguments, **keywords)
-        (folder / f"{rank}-of-{world}").write_text(str(float(results["loss"])))
-        return results
+    def recording(evaluate):
+        def recorded(*arguments, **keywords):
+            results = evaluate(*arguments, **keywords)
+            (folder / f"{rank}-of-{world}").write_text(str(float(results["loss"])))
+            return results
 
-    eval_lm.eval_lm = recording
+        return recorded
+
+    eval_lm.eval_lm = recording(eval_lm.eval_lm)
+    processes.eval_lm_of_ranks = recording(processes.eval_lm_of_ranks)
     os.chdir(root)
     eval_lm.cli_main()
     again = f"file://{folder}/again-{world}"
@@ -82,10 +85,10 @@ def evaluate(folder, root, model, options):
 def test_eval_lm(models, root, tmp_path):
     """Every process reads everything."""
     losses = {}
-    for processes, options in ((1, ""), (2, "--memory-shards 2"), (1, "--no-memory")):
+    for world, options in ((1, ""), (2, "--memory-shards 2"), (1, "--no-memory")):
         folder = tmp_path / str(len(losses))
         folder.mkdir()
-        run(processes, evaluate, folder, root, models["longmem"], options)
+        run(world, evaluate, folder, root, models["longmem"], options)
         losses[options] = [float(path.read_text()) for path in folder.glob("*-of-*")]
     (one,), both, (without,) = losses.values()
     assert both == pytest.approx([one, one], rel=1e-6)
@@ -102,8 +105,8 @@ def test_eval_lm(models, root, tmp_path):
         ),
         (
             {"memory_shards": 2},
-            "--memory-shards (2) needs as many processes: start them with --distributed-world-size 2, "
-            "or call torch.distributed.init_process_group",
+            "--memory-shards (2) needs as many processes: start them with torchrun "
+            "--nproc-per-node 2, or call torch.distributed.init_process_group",
         ),
     ],
 )

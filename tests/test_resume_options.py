@@ -4,12 +4,11 @@ import shutil
 import sys
 
 import pytest
-import torch
+from fairseq.data.indexed_dataset import MMapIndexedDataset
 from fairseq_cli import eval_lm
 
 from longmem_fairseq.memory import ExternalMemory
-from longmem_fairseq.tasks import LongMemLanguageModelingTask, resume
-from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
+from longmem_fairseq.tasks import resume
 from tests.training_runs import COMMON, fit, longmem, memory_files, named
 
 # fairseq's iterator asks for it everywhere
@@ -40,8 +39,6 @@ ADVICE = (
 @pytest.mark.parametrize(
     "option, value, saved",
     [
-        ("--batch-size", 3, 4),
-        ("--batch-size", 400, 4),  # fewer batches than were read
         ("--tokens-per-sample", 16, 8),
         ("--stream-span", 0, 9),
         ("--seed", 2, 1),
@@ -59,16 +56,19 @@ def test_other_documents_are_refused(fit_here, runs, interrupted):
         fit_here(f"{runs}/data2 {longmem(runs)}", interrupted, 8)
 
 
-def test_other_ranks_are_refused(runs, interrupted):
-    state = torch.load(interrupted / "checkpoint_last.pt")["extra_state"]["train_iterator"]
-    cfg = LongMemLanguageModelingConfig(data=f"{runs}/data1", tokens_per_sample=8, stream_span=9)
-    task = LongMemLanguageModelingTask(cfg)
-    task.load_dataset("train")
-    options = {"max_sentences": 4, "seed": 1}
-    task.get_batch_iterator(task.dataset("train"), **options).load_state_dict(state)
-    streams = task.get_batch_iterator(task.dataset("train"), num_shards=2, **options)
-    with pytest.raises(ValueError, match=r"--distributed-world-size \(2\) was 1 when"):
-        streams.load_state_dict(state)
+@pytest.mark.parametrize("batch_size", [3, 400])
+def test_another_batch_size_finishes_the_epoch(fit_here, caplog, runs, parts, batch_size):
+    """Every token is read once, also where there are more streams than ever in it."""
+    caplog.set_level("INFO")
+    options = f"--batch-size {batch_size} --max-epoch 1"
+    state = fit_here(f"{runs}/data1 {longmem(runs)} {options}", parts, 100)["extra_state"]
+    (meter,) = (meter for _, key, _, meter in state["metrics"]["train"] if key == "loss")
+    assert meter["count"] == MMapIndexedDataset(f"{runs}/data1/train").sizes.sum()
+    assert state["train_iterator"]["epoch"] == 2
+    (line,) = (m for m in caplog.messages if m.startswith("what is left of the epoch"))
+    assert line.startswith(
+        f"what is left of the epoch is read by {batch_size} streams instead of 4: "
+    )
 
 
 @pytest.fixture

@@ -3,18 +3,19 @@
 B streams of this shard, W shards, T tokens of a segment.
 """
 
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from longmem_fairseq.data.stream_layout import Piece, lay_out_streams
+from longmem_fairseq.data.stream_layout import Piece, lay_out_again, lay_out_streams
 
 
 class _Segment(NamedTuple):
     piece: Piece
     start: int  # of this segment in the document
+    is_first: bool  # its stream remembers nothing of the document
 
 
 class DocumentStreamDataset(torch.utils.data.Dataset):
@@ -53,22 +54,43 @@ class DocumentStreamDataset(torch.utils.data.Dataset):
     ):
         self.documents, self.pad, self.bos = documents, pad, bos
         self.batch_size, self.num_shards = batch_size, num_shards
-        streams = lay_out_streams(
-            documents.sizes,
-            batch_size * num_shards,
-            tokens_per_sample,
-            stream_span,
-            np.random.default_rng(seed) if seed is not None else None,
-        )
-        self.tokens_per_sample = tokens_per_sample
-        # cumulative segments of every stream, to find the piece of a step without listing them all
+        self.tokens_per_sample, self.stream_span, self.seed = tokens_per_sample, stream_span, seed
+        self._open: Dict[int, tuple] = {}  # stream -> (document, its tokens), the one being read
+        self.lay_out()
+
+    @property
+    def num_streams(self) -> int:
+        """Of all shards together."""
+        return self.batch_size * self.num_shards
+
+    def lay_out(self, earlier: Sequence[Tuple[int, int]] = ()) -> None:
+        """Lays the documents out; of an epoch that other numbers of streams began, what is left of it.
+
+        Batches keep their numbers: those before the last change are no longer there.
+
+        Args:
+            earlier: (streams of all shards, step before which they ended) of those, in their order
+        """
+        rng = np.random.default_rng(self.seed) if self.seed is not None else None
+        segment = self.tokens_per_sample
+        counts = [*(count for count, _ in earlier), self.num_streams]
+        streams = lay_out_streams(self.documents.sizes, counts[0], segment, self.stream_span, rng)
+        continued: List[Optional[int]] = [None] * counts[0]
+        self.first_step = 0
+        for (_, stop), count in zip(earlier, counts[1:], strict=True):
+            steps = stop - self.first_step
+            streams, continued = lay_out_again(streams, continued, steps, count, segment)
+            self.first_step = stop
         self.streams = streams
+        # of every stream, the one of the layout before that began the document it is in the middle of
+        self.continued = continued
+        # cumulative segments of every stream, to find the piece of a step without listing them all
         self._ends = [
-            np.cumsum([self._num_segments(piece) for piece in stream], dtype=np.int64)
+            np.cumsum([piece.num_segments(segment) for piece in stream], dtype=np.int64)
             for stream in streams
         ]
-        self.num_steps = max((int(ends[-1]) for ends in self._ends if len(ends)), default=0)
-        self._open: Dict[int, tuple] = {}  # stream -> (document, its tokens), the one being read
+        longest = max((int(ends[-1]) for ends in self._ends if len(ends)), default=0)
+        self.num_steps = self.first_step + longest
 
     def __len__(self) -> int:
         return self.num_steps * self.num_shards
@@ -78,9 +100,9 @@ class DocumentStreamDataset(torch.utils.data.Dataset):
         Raises:
             IndexError: there is no such batch, which is what ends a loop over the dataset
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"batch {index} of {len(self)}")
         step, shard = divmod(index, self.num_shards)
+        if not self.first_step <= step < self.num_steps:
+            raise IndexError(f"batch {index} of {len(self)}")
         streams = range(shard, len(self.streams), self.num_shards)
         segments = [(stream, self._segment(stream, step)) for stream in streams]
         rows = [(stream, row) for stream, row in segments if row is not None] or segments[:1]
@@ -94,30 +116,27 @@ class DocumentStreamDataset(torch.utils.data.Dataset):
             "ntokens": sum(len(target) for target in targets),
             "net_input": {
                 "src_tokens": _pad_right(sources, self.pad),
-                "new_document": torch.tensor(
-                    [row is not None and row.start == row.piece.start for row in rows]
-                ),
+                "new_document": torch.tensor([row is not None and row.is_first for row in rows]),
             },
             "target": _pad_right(targets, self.pad),
         }
 
-    def _num_segments(self, piece: Piece) -> int:
-        return -(-(piece.stop - piece.start) // self.tokens_per_sample)
-
     def _segment(self, stream: int, step: int) -> Optional[_Segment]:
-        ends = self._ends[stream]
+        ends, step = self._ends[stream], step - self.first_step
         number = int(np.searchsorted(ends, step, side="right"))
         if number == len(ends):
             return None
         piece = self.streams[stream][number]
         before = int(ends[number - 1]) if number else 0
-        return _Segment(piece, piece.start + (step - before) * self.tokens_per_sample)
+        start = piece.start + (step - before) * self.tokens_per_sample
+        continues = step == 0 and self.continued[stream] is not None
+        return _Segment(piece, start, start == piece.start and not continues)
 
     def _read(self, stream: int, segment: Optional[_Segment]):
         """Source and target tokens, each at most T."""
         if segment is None:
             return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
-        piece, start = segment
+        piece, start, _ = segment
         # an indexed dataset only gives whole documents: keep the one that this stream is reading
         if self._open.get(stream, (None,))[0] != piece.document:
             self._open[stream] = (piece.document, self.documents[piece.document])

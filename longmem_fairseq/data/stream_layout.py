@@ -5,7 +5,7 @@ B streams, T tokens of a segment, S segments of a span.
 
 import heapq
 from collections import deque
-from typing import Deque, List, NamedTuple, Optional, Sequence
+from typing import Deque, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -16,6 +16,10 @@ class Piece(NamedTuple):
     document: int
     start: int
     stop: int
+
+    def num_segments(self, segment: int) -> int:
+        """How many segments of at most so many tokens it has."""
+        return -(-(self.stop - self.start) // segment)
 
 
 def lay_out_streams(
@@ -70,7 +74,48 @@ def _deal(queue: Deque[Piece], num_streams: int, segment: int, span: int) -> Lis
                 queue.append(piece._replace(start=piece.start + limit))
                 piece = piece._replace(stop=piece.start + limit)
         streams[stream].append(piece)
-        steps += -(-(piece.stop - piece.start) // segment)
+        steps += piece.num_segments(segment)
         heapq.heappush(ready, (steps, stream))
     num_segments = dict((stream, steps) for steps, stream in ready)
     return [streams[i] for i in sorted(num_segments, key=num_segments.get, reverse=True)]
+
+
+def lay_out_again(
+    streams: List[List[Piece]],
+    continued: Sequence[Optional[int]],
+    num_steps: int,
+    num_streams: int,
+    segment: int,
+) -> Tuple[List[List[Piece]], List[Optional[int]]]:
+    """Deals what is left of streams after some steps out to another number of streams.
+
+    The pieces that are being read go first: as many of them as there are streams are continued there,
+    and any others are read later like pieces of their own. Then those that nobody has begun, in the
+    order in which they would have been read.
+
+    Args:
+        continued: for every stream, not None if its first piece was begun before its first step
+        num_steps: segments that each of the streams has read
+        num_streams: B
+        segment: T
+
+    Returns:
+        B lists of pieces, in reading order, the streams with most segments first; and for each of them
+        the stream whose piece it continues, or None
+    """
+    begun: Dict[Piece, int] = {}
+    waiting = []
+    for number, stream in enumerate(streams):
+        first = 0  # step of the piece
+        for piece in stream:
+            left = piece._replace(start=piece.start + (num_steps - first) * segment)
+            if first > num_steps or (
+                first == num_steps and (first > 0 or continued[number] is None)
+            ):
+                waiting.append((first, number, piece))
+            elif left.start < left.stop:
+                begun[left] = number
+            first += piece.num_segments(segment)
+    pieces = [*begun, *(piece for _, _, piece in sorted(waiting))]
+    again = _deal(deque(pieces), num_streams, segment, span=0)
+    return again, [begun.get(stream[0]) if stream else None for stream in again]

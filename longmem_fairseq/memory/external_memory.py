@@ -2,7 +2,7 @@
 
 import time
 from contextlib import contextmanager
-from typing import Dict, Optional, Type
+from typing import Dict, Optional, Sequence, Tuple, Type
 
 import torch
 from torch import Tensor
@@ -146,6 +146,28 @@ class ExternalMemory:
             _check_single(path, bank)
         self.flush()
         self.banks[training] = bank
+
+    def load_rows(
+        self, rows: Sequence[Optional[Tuple[str, int]]], device: Optional[torch.device] = None
+    ) -> None:
+        """Makes a bank for training out of those of several memory files.
+
+        Args:
+            rows: for each of its streams a file and the stream there, or None for an empty one. One
+                that the file does not have has never been written, and is empty too
+
+        Raises:
+            FileNotFoundError, ValueError: see :meth:`load`
+        """
+        self.flush()
+        options = {"num_heads": self.num_heads, "head_dim": self.head_dim, **self.options}
+        bank = self._new_bank(len(rows), device)
+        for path in sorted({row[0] for row in rows if row is not None}):
+            other = MemoryBank.load(path, device=device, **options)
+            for stream, row in enumerate(rows):
+                if row is not None and row[0] == path and row[1] < other.num_streams:
+                    bank.copy_stream(stream, other, row[1])
+        self.banks[True] = bank
 
     def single_bank(self, device: torch.device) -> MemoryBank:
         """The bank of evaluation, of one stream; an empty one if there is none yet.

@@ -25,19 +25,26 @@ class MemoryBank(ChunkRing):
         With the same options, but for scope ``stream``.
         """
         selected = type(self)(len(banks), self.num_heads, self.head_dim, **self.options)
-        buffers = {**selected.store.buffers(), "chunk_keys": selected.chunk_keys}
-        pending = ("pending_keys", "pending_values")
         for stream, bank in enumerate(banks):
-            stored = self.num_own_chunks[bank]
-            for name, buffer in {**self.store.buffers(), "chunk_keys": self.chunk_keys}.items():
-                buffers[name][stream, :, :stored] = buffer[bank, :, :stored]
-            for name in pending:
-                getattr(selected, name)[stream] = getattr(self, name)[bank]
-            selected.num_written[stream] = self.num_written[bank]
-            selected.num_pending[stream] = self.num_pending[bank]
-            selected.logs[stream] = copy.deepcopy(self.logs[bank])
-            selected.index.copy_bank(stream, self.index, bank)
+            selected.copy_stream(stream, self, bank)
         return selected
+
+    def copy_stream(self, stream: int, other: "MemoryBank", bank: int) -> None:
+        """Makes a stream of this bank, of scope ``stream``, a copy of a bank of another one.
+
+        Args:
+            other: of the same options
+        """
+        stored = other.num_own_chunks[bank]
+        buffers = {**self.store.buffers(), "chunk_keys": self.chunk_keys}
+        for name, buffer in {**other.store.buffers(), "chunk_keys": other.chunk_keys}.items():
+            buffers[name][stream, :, :stored] = buffer[bank, :, :stored]
+        self.pending_keys[stream] = other.pending_keys[bank]
+        self.pending_values[stream] = other.pending_values[bank]
+        self.num_written[stream] = other.num_written[bank]
+        self.num_pending[stream] = other.num_pending[bank]
+        self.logs[stream] = copy.deepcopy(other.logs[bank])
+        self.index.copy_bank(stream, other.index, bank)
 
     def extend(self, other: "MemoryBank") -> None:
         """Appends everything that *other* holds to this bank, oldest first.

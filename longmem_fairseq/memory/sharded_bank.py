@@ -203,7 +203,7 @@ def check_shards(num_shards: int, memory_size: int, chunk_size: int) -> None:
     if not dist.is_initialized():
         raise ValueError(
             f"--memory-shards ({num_shards}) needs as many processes: start them with "
-            f"--distributed-world-size {num_shards}, or call torch.distributed.init_process_group"
+            f"torchrun --nproc-per-node {num_shards}, or call torch.distributed.init_process_group"
         )
     if dist.get_world_size() != num_shards:
         raise ValueError(

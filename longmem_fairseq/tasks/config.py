@@ -1,6 +1,7 @@
 """Options of the task."""
 
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import Optional
 
 from fairseq.dataclass import FairseqDataclass
@@ -100,3 +101,22 @@ class LongMemLanguageModelingConfig(ModelOptions):
     prefix_size: int = II("generation.prefix_size")
     seed: int = II("common.seed")
     batch_size: Optional[int] = II("dataset.batch_size")
+    ddp_backend: str = II("distributed_training.ddp_backend")
+    zero_sharding: str = II("distributed_training.zero_sharding")
+    pipeline_model_parallel: bool = II("distributed_training.pipeline_model_parallel")
+
+
+def check_distributed(cfg: LongMemLanguageModelingConfig) -> None:
+    """Raises ValueError for what fairseq has for several processes and these models do not."""
+    backend = str(cfg.ddp_backend)
+    if backend not in ("pytorch_ddp", "c10d", "legacy_ddp", "no_c10d"):
+        raise ValueError(
+            f"--ddp-backend ({backend}) is not supported: choose pytorch_ddp, or on a CPU legacy_ddp; "
+            "--zero-sharding os shards the optimizer's state"
+        )
+    if cfg.pipeline_model_parallel:
+        raise ValueError(
+            "--pipeline-model-parallel is not supported: every process holds the whole model"
+        )
+    if str(cfg.zero_sharding) == "os" and find_spec("fairscale") is None:
+        raise ValueError("--zero-sharding (os) needs fairscale: pip install fairscale")

@@ -24,7 +24,11 @@ from longmem_fairseq.data import (
     load_documents,
 )
 from longmem_fairseq.models.checkpoints import dictionary_hash
-from longmem_fairseq.tasks.config import MODEL_OPTIONS, LongMemLanguageModelingConfig
+from longmem_fairseq.tasks.config import (
+    MODEL_OPTIONS,
+    LongMemLanguageModelingConfig,
+    check_distributed,
+)
 from longmem_fairseq.tasks.resume import (
     ResumableStreams,
     load_memory,
@@ -62,6 +66,11 @@ class LongMemLanguageModelingTask(FairseqTask):
 
     @classmethod
     def setup_task(cls, cfg: LongMemLanguageModelingConfig, **unused):
+        """
+        Raises:
+            ValueError: see :func:`check_distributed`; or as the constructor
+        """
+        check_distributed(cfg)
         return cls(cfg)
 
     @property
@@ -157,7 +166,6 @@ class LongMemLanguageModelingTask(FairseqTask):
         return ResumableStreams(
             dataset=streams,
             collate_fn=_single_item,
-            batch_sampler=[[i] for i in range(len(streams))],
             seed=seed,
             num_shards=num_shards,
             shard_id=shard_id,
@@ -166,8 +174,6 @@ class LongMemLanguageModelingTask(FairseqTask):
             buffer_size=data_buffer_size,
             disable_shuffling=True,
             layout={
-                "--batch-size": batch_size,
-                "--distributed-world-size": num_shards,
                 "--tokens-per-sample": segment,
                 "--stream-span": self.cfg.stream_span,
                 "--seed": seed,

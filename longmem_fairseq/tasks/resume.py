@@ -5,6 +5,10 @@ beside it hold the memory, one per rank. Those files are written before the chec
 them, under names never used before, and removed when no checkpoint in the folder names them any more.
 So every checkpoint has its memory, at whatever moment a run was killed. Between two epochs there is
 nothing to remember: all streams start anew.
+
+A run may go on with other numbers of ranks and streams: what is left of the epoch is laid out again
+(:meth:`DocumentStreamDataset.lay_out`), and a stream that goes on in a document takes its memory along,
+from whichever rank's file holds it.
 """
 
 import logging
@@ -13,7 +17,7 @@ import re
 import shutil
 import uuid
 from contextlib import suppress
-from typing import Dict, List, Optional, Set
+from typing import Dict, List, Optional, Set, Tuple
 
 import torch
 from fairseq.data import iterators
@@ -27,35 +31,78 @@ _MEMORY_FILE = re.compile(r"\.?memory_\d+_[0-9a-f]{8}_rank\d+\.safetensors.*")
 
 
 class ResumableStreams(iterators.EpochBatchIterator):
-    """Batches of streams whose saved state refuses to go on with other streams.
+    """Batches of streams whose saved state goes on with other streams, but not of other documents.
 
     Args:
-        layout: option, or what else the batches depend on, and its value
+        dataset: a :class:`DocumentStreamDataset`
+        layout: option, or what else the pieces that streams read depend on, and its value
     """
 
-    def __init__(self, *args, layout: Dict[str, int], **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, dataset, *, layout: Dict[str, int], **options):
+        super().__init__(dataset=dataset, batch_sampler=_one_by_one(dataset), **options)
         self.layout = layout
+        self.earlier: List[Tuple[int, int]] = []  # see DocumentStreamDataset.lay_out
         self.memory_files: Optional[List[str]] = None  # of the checkpoint, one per rank
+        # by rank and row, of those in the middle of a document: who read it before, if others did
+        self.former: Optional[List[List[Optional[Tuple[int, int]]]]] = None
+
+    @property
+    def streams(self) -> Dict[str, int]:
+        """How many there are."""
+        return {
+            "--batch-size": self.dataset.batch_size,
+            "--distributed-world-size": self.dataset.num_shards,
+        }
 
     def state_dict(self) -> Dict:
-        return {**super().state_dict(), "layout": self.layout, "memory_files": self.memory_files}
+        return {
+            **super().state_dict(),
+            "layout": {**self.layout, **self.streams},
+            "earlier_streams": self.earlier,
+            "memory_files": self.memory_files,
+        }
 
     def load_state_dict(self, state_dict: Dict) -> None:
         """
         Raises:
-            ValueError: the batches of the epoch would not be those that the checkpoint counted
+            ValueError: the streams of the epoch would not read what those of the checkpoint would have
         """
-        if state_dict["iterations_in_epoch"] > 0:
-            for name, saved in state_dict.get("layout", {}).items():
-                if self.layout[name] != saved:
+        steps, layout = state_dict["iterations_in_epoch"], state_dict.get("layout", {})
+        if steps > 0:
+            for name, value in self.layout.items():
+                saved = layout.get(name, value)
+                if value != saved:
                     raise ValueError(
-                        f"{name} ({self.layout[name]}) was {saved} when the checkpoint was saved, in "
+                        f"{name} ({value}) was {saved} when the checkpoint was saved, in "
                         f"the middle of an epoch: go back to {saved}, or start the epochs over with an "
                         "empty memory (--reset-dataloader)"
                     )
+            saved_streams = {name: layout.get(name, own) for name, own in self.streams.items()}
+            self._go_on(steps, state_dict.get("earlier_streams", []), *saved_streams.values())
         super().load_state_dict(state_dict)
         self.memory_files = state_dict.get("memory_files")
+
+    def _go_on(
+        self, steps: int, earlier: List[Tuple[int, int]], batch_size: int, ranks: int
+    ) -> None:
+        """After so many steps of *batch_size* streams on each of *ranks*."""
+        dataset, before = self.dataset, batch_size * ranks
+        self.earlier, continued = list(earlier), range(before)
+        if before != dataset.num_streams:
+            self.earlier.append((before, steps))
+        dataset.lay_out(self.earlier)
+        self._frozen_batches = _one_by_one(dataset)
+        if before != dataset.num_streams:
+            continued = dataset.continued
+            kept = sum(stream is not None for stream in continued)
+            logger.info(
+                f"what is left of the epoch is read by {dataset.num_streams} streams instead of "
+                f"{before}: {kept} go on in their documents with their memory"
+            )
+        if (batch_size, ranks) != (dataset.batch_size, dataset.num_shards):
+            # stream s is row s // W of rank s % W
+            places = [None if s is None else (s % ranks, s // ranks) for s in continued]
+            self.former = [places[rank :: dataset.num_shards] for rank in range(dataset.num_shards)]
 
 
 def save_memory(trainer, epoch_itr: ResumableStreams, folder: str, wanted: bool = True) -> None:
@@ -76,25 +123,47 @@ def save_memory(trainer, epoch_itr: ResumableStreams, folder: str, wanted: bool 
 
 
 def load_memory(trainer, epoch_itr: ResumableStreams, folder: str, wanted: bool = True) -> None:
-    """Reads the memory of this rank if the streams go on in the middle of an epoch.
+    """Reads the memory of this rank's streams if they go on in the middle of an epoch.
 
     Raises:
-        FileNotFoundError: the file that the checkpoint names is not in its folder
+        FileNotFoundError: a file that the checkpoint names is not in its folder
+        ValueError: the streams of a rank share their memory, and they are not the same any more
     """
-    memory = _memory(trainer)
+    memory, rank = _memory(trainer), trainer.data_parallel_rank
     if memory is None or epoch_itr.iterations_in_epoch == 0:
         return
     if not wanted or epoch_itr.memory_files is None:
         reason = "the checkpoint names no memory file" if wanted else "--no-save-memory"
         logger.warning(f"{reason}: the streams go on in their documents with an empty memory")
         return
-    path = os.path.join(folder, epoch_itr.memory_files[trainer.data_parallel_rank])
+    paths = [os.path.join(folder, name) for name in epoch_itr.memory_files]
+    device = next(trainer.get_model().parameters()).device
+    if epoch_itr.former is None:
+        memory.load(_existing(paths[rank]), device=device)
+        return
+    if memory.options["scope"] == "batch":
+        raise ValueError(
+            "--memory-scope batch: the streams of a rank share a memory, which cannot be divided among "
+            f"others: go back to --distributed-world-size {len(paths)} and the --batch-size of before, "
+            "or go on with an empty memory (--no-save-memory)"
+        )
+    former = epoch_itr.former[rank]
+    rows = [None if place is None else (_existing(paths[place[0]]), place[1]) for place in former]
+    memory.load_rows(rows, device=device)
+
+
+def _existing(path: str) -> str:
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"{path}: no such file, but the checkpoint's memory: copy it there, or go on with an empty "
             "memory (--no-save-memory)"
         )
-    memory.load(path, device=next(trainer.get_model().parameters()).device)
+    return path
+
+
+def _one_by_one(dataset) -> Tuple[List[int], ...]:
+    # every item is a batch
+    return tuple([index] for index in range(len(dataset)))
 
 
 def remove_unnamed_memory(folder: str, keep: Optional[List[str]] = None) -> None:
