@@ -2,11 +2,12 @@
 
 import logging
 import os
+from pathlib import Path
 from typing import Dict, Optional
 
 import torch
 from fairseq import utils
-from fairseq.data import Dictionary, NestedDictionaryDataset, data_utils
+from fairseq.data import Dictionary, NestedDictionaryDataset
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import open_dict
@@ -14,6 +15,7 @@ from omegaconf import open_dict
 from longmem_fairseq.allocator import keep_freed_memory
 from longmem_fairseq.data import (
     DocumentStreamDataset,
+    IndexedDocuments,
     documents_to_continue,
     lines_to_continue,
 )
@@ -25,6 +27,7 @@ from longmem_fairseq.tasks.resume import (
     remove_unnamed_memory,
     save_memory,
 )
+from longmem_fairseq.tokenizers import load_dictionary
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ class LongMemLanguageModelingTask(FairseqTask):
             raise FileNotFoundError(
                 f"{path}: no such file; make the data folder with preprocess/prepare_corpus.py"
             )
-        self.dictionary = Dictionary.load(path)
+        self.dictionary = load_dictionary(Path(path))
         self.goes_on = False  # a resumed run, in the middle of an epoch
         logger.info(f"dictionary: {len(self.dictionary)} types")
 
@@ -66,20 +69,11 @@ class LongMemLanguageModelingTask(FairseqTask):
 
         Raises:
             FileNotFoundError: there is no such split
-            ValueError: it holds no documents
+            ValueError: it holds no documents, or is damaged
         """
         paths = utils.split_paths(self.cfg.data)
         path = os.path.join(paths[(epoch - 1) % len(paths)], split)
-        no_documents = f"{path}.idx holds no documents: prepare the corpus again"
-        if os.path.isfile(f"{path}.bin") and os.path.getsize(f"{path}.bin") == 0:
-            raise ValueError(no_documents)  # fairseq cannot map an empty file
-        documents = data_utils.load_indexed_dataset(path, self.dictionary, combine=combine)
-        if documents is None:
-            raise FileNotFoundError(
-                f"{path}.idx: no such file; make the data folder with preprocess/prepare_corpus.py"
-            )
-        if len(documents) == 0 or documents.sizes.sum() == 0:
-            raise ValueError(no_documents)
+        documents = IndexedDocuments(path, len(self.dictionary), combine=combine)
         logger.info(f"{split}: {len(documents):,} documents, {documents.sizes.sum():,} tokens")
         self.datasets[split] = documents
 
@@ -241,6 +235,17 @@ class LongMemLanguageModelingTask(FairseqTask):
             return generator.generate(models, sample, prefix_tokens=prefix_tokens, bos_token=bos)
 
     def build_model(self, cfg, from_checkpoint: bool = False):
+        """
+        Raises:
+            ValueError: an option does not apply to the model, or this plugin does not have it
+        """
+        model_class = ARCH_MODEL_REGISTRY.get(getattr(cfg, "_name", None))
+        if not hasattr(model_class, "settle_config"):
+            # the configuration is a stranger's, and some of fairseq's models hand theirs to eval()
+            raise ValueError(
+                f"architecture {getattr(cfg, '_name', 'unknown')}: this task is for longmem, memtrm "
+                "and longmem_backbone"
+            )
         for name in MODEL_OPTIONS:
             value = getattr(self.cfg, name)
             if value is None or value is False:
@@ -250,11 +255,9 @@ class LongMemLanguageModelingTask(FairseqTask):
                 raise ValueError(f"{option} ({value}) does not apply to a {cfg._name} model")
             with open_dict(cfg):
                 cfg[name] = value
-        model_class = ARCH_MODEL_REGISTRY.get(cfg._name)
-        if hasattr(model_class, "settle_config"):
+        with open_dict(cfg):
             # here and not in the model's build_model, which fairseq gives a copy: this one is saved
-            with open_dict(cfg):
-                model_class.settle_config(cfg, from_checkpoint)
+            model_class.settle_config(cfg, from_checkpoint)
         return super().build_model(cfg, from_checkpoint)
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):

@@ -44,7 +44,8 @@ class ResumableStreams(iterators.EpochBatchIterator):
     def load_state_dict(self, state_dict: Dict) -> None:
         """
         Raises:
-            ValueError: the batches of the epoch would not be those that the checkpoint counted
+            ValueError: the batches of the epoch would not be those that the checkpoint counted; or it
+                names a memory outside of its folder
         """
         if state_dict["iterations_in_epoch"] > 0:
             for name, saved in state_dict.get("layout", {}).items():
@@ -55,7 +56,14 @@ class ResumableStreams(iterators.EpochBatchIterator):
                         "empty memory (--reset-dataloader)"
                     )
         super().load_state_dict(state_dict)
-        self.memory_files = state_dict.get("memory_files")
+        names = state_dict.get("memory_files")
+        for name in names or []:
+            if os.path.basename(str(name)) != name or not _MEMORY_FILE.fullmatch(name):
+                raise ValueError(
+                    f"the checkpoint names {name!r} as its memory, expected a file beside it, such as "
+                    "memory_100_0123abcd_rank0.safetensors"
+                )
+        self.memory_files = names
 
 
 def save_memory(trainer, epoch_itr: ResumableStreams, folder: str, wanted: bool = True) -> None:
