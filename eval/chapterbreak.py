@@ -69,6 +69,8 @@ def read_items(path: Path, split: str) -> List[Item]:
         raise ValueError(f"--split ({split}) is not in {path}, whose splits are: {known}")
     items = []
     for work, breaks in works[split].items():
+        if not isinstance(breaks, list):
+            raise ValueError(f"{path}, {split}, work {work}: expected a list of items")
         for number, found in enumerate(breaks):
             where = f"{path}, {split}, work {work}, item {number}"
             try:

@@ -11,6 +11,7 @@ tokenizer.json into --dest, all or nothing. Nothing that comes with a model is e
 """
 
 import argparse
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 
@@ -37,7 +38,8 @@ from output_folder import replaced_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WINDOW = 1024
-MOST_IDS, MOST_LAYERS, MOST_SIZE = 2**24, 1000, 2**20
+MOST, MOST_LAYERS = 2**20, 1000  # larger sizes are mistakes
+_MISFITS = (RuntimeError, TypeError, AttributeError, ArithmeticError, OmegaConfBaseException)
 ROWS_OF_IDS = {"embed_tokens.weight", "output_projection.weight"}
 # The head's bias of fairseq's special symbols that the model does not have: they are never predicted.
 ABSENT_BIAS = -1e4
@@ -81,7 +83,7 @@ def read_config(folder: Path) -> Dict[str, Any]:
         )
     if config.get("quantization_config"):
         raise ValueError(f"{path}: its weights are quantised: give the model as it was before that")
-    whole_number(config, "vocab_size", MOST_IDS)
+    whole_number(config, "vocab_size", MOST)
     for name in ("num_hidden_layers", "n_layer"):
         if name in config:
             whole_number(config, name, MOST_LAYERS)
@@ -105,6 +107,17 @@ def special_ids(config: Dict[str, Any], unk: Optional[int]) -> Dict[str, int]:
     return found
 
 
+@contextmanager
+def errors_of_config() -> Iterator[None]:
+    """Around what is made of config.json: whatever goes wrong there is a ValueError."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"config.json: {error.args[0]} is missing") from None
+    except _MISFITS as error:
+        raise ValueError(f"config.json: {error}") from None
+
+
 def backbone_config(
     family: Family, config: Dict[str, Any], ids: CheckpointIds
 ) -> LongMemBackboneConfig:
@@ -112,21 +125,18 @@ def backbone_config(
     Raises:
         ValueError: config.json lacks an option, or has one of another kind
     """
-    try:
+    with errors_of_config():
         cfg = LongMemBackboneConfig(
             _name="longmem_backbone",
             tied_head=config.get("tie_word_embeddings", family.tied),
             no_head_bias=len(ids.absent) == 0,
             **family.options(config),
         )
-        cfg = OmegaConf.to_object(OmegaConf.structured(cfg))  # its types are checked there
-    except KeyError as error:
-        raise ValueError(f"config.json: {error.args[0]} is missing") from None
-    except (TypeError, AttributeError, ArithmeticError, OmegaConfBaseException) as error:
-        raise ValueError(f"config.json: {error}") from None
-    sizes = {"embed_dim": cfg.embed_dim, "num_attention_heads": cfg.num_attention_heads}
-    for name in sizes:
-        whole_number(sizes, name, MOST_SIZE)
+        cfg = OmegaConf.to_object(OmegaConf.structured(cfg))  # which checks the types
+    numbers = {name: value for name, value in vars(cfg).items() if type(value) is int}
+    for name in numbers:
+        if name in ("embed_dim", "num_attention_heads") or numbers[name]:
+            whole_number(numbers, name, MOST)
     return cfg
 
 
@@ -265,15 +275,15 @@ def convert(args: argparse.Namespace) -> None:
         tokenizer, unk = read_tokenizer(folder, config)
     ids = CheckpointIds(config["vocab_size"], special_ids(config, unk))
     cfg = backbone_config(family, config, ids)
-    window = args.tokens_per_sample or min(
-        WINDOW, cfg.max_positions or config.get("max_position_embeddings", WINDOW)
-    )
+    most = cfg.max_positions or config.get("max_position_embeddings")
+    window = args.tokens_per_sample or (min(WINDOW, most) if type(most) is int else WINDOW)
     if args.dry_run:
-        print("\n".join(estimate(cfg, ids.dictionary(), window)))
+        with errors_of_config():
+            print("\n".join(estimate(cfg, ids.dictionary(), window)))
         return
     if args.sha256 is not None:
         check_hashes(folder, args.sha256, list(weight_files(folder)))
-    with torch.device("meta"):
+    with errors_of_config(), torch.device("meta"):
         decoder = BackboneDecoder(OmegaConf.structured(cfg), ids.dictionary(), window)
     weights = convert_weights(folder, family, config, cfg, ids, DTYPES.get(args.dtype))
     check_fits(folder, weights, decoder)

@@ -126,7 +126,7 @@ def gpt2(folder: Path) -> None:
 
 
 def hf(folder: Path) -> None:
-    """A LLaMA of one layer in two shards, with a tokenizer."""
+    """A LLaMA of two layers in two shards, with a tokenizer."""
     folder = folder / "hf"
     folder.mkdir()
     hf_tokenizer(folder)
@@ -135,26 +135,23 @@ def hf(folder: Path) -> None:
     vocab = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
     config = {
         **{"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "eos_token_id": 2},
-        **{"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1},
+        **{"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},
         **{"vocab_size": vocab, "tie_word_embeddings": True, "rope_theta": 1e4, "head_dim": 4},
     }
     (folder / "config.json").write_text(json.dumps(config))
-    layer = "model.layers.0."
-    shapes = {
-        "model.embed_tokens.weight": (vocab, 8),
-        "model.norm.weight": (8,),
-        f"{layer}input_layernorm.weight": (8,),
-        f"{layer}post_attention_layernorm.weight": (8,),
-        f"{layer}self_attn.q_proj.weight": (8, 8),
-        f"{layer}self_attn.k_proj.weight": (4, 8),
-        f"{layer}self_attn.v_proj.weight": (4, 8),
-        f"{layer}self_attn.o_proj.weight": (8, 8),
-        f"{layer}mlp.gate_proj.weight": (8, 8),
-        f"{layer}mlp.up_proj.weight": (8, 8),
-        f"{layer}mlp.down_proj.weight": (8, 8),
+    tensors = {
+        "model.embed_tokens.weight": torch.zeros(vocab, 8),
+        "model.norm.weight": torch.ones(8),
     }
-    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    first = {"model.embed_tokens.weight"}
+    first = set(tensors)
+    for layer in ("model.layers.0.", "model.layers.1."):
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{layer}{name}.weight"] = torch.ones(8)
+        for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj"):
+            tensors[f"{layer}{name}.weight"] = torch.zeros(8, 8)
+        for name in ("self_attn.k_proj", "self_attn.v_proj"):
+            tensors[f"{layer}{name}.weight"] = torch.zeros(4, 8)
+        tensors[f"{layer}mlp.down_proj.weight"] = torch.zeros(8, 8)
     for number, chosen in ((0, first), (1, tensors.keys() - first)):
         save_file({n: tensors[n] for n in chosen}, folder / f"model-{number}.safetensors")
     table = {name: f"model-{int(name not in first)}.safetensors" for name in tensors}
@@ -209,7 +206,14 @@ def tables(folder: Path) -> None:
     chapter = {"split": "ao3", "context": 4096, "suffix": 128}
     results = [
         {**bucket, **common, "benchmark": "books", "by_length": [bucket], "by_position": [bucket]},
-        {**common, "benchmark": "squad", "setting": squad, "exact_match": 1.0, "f1": 2.0},
+        {
+            **common,
+            "benchmark": "squad",
+            "setting": squad,
+            "exact_match": 1.0,
+            "f1": 2.0,
+            "questions": 1,
+        },
         {**common, "benchmark": "needle", "setting": places, "grid": [[0.5, 1.0]]},
         {**common, "benchmark": "chapterbreak", "setting": chapter, "items": 3},
     ]

@@ -4,6 +4,7 @@ A reader is what users call. Whatever the bytes are, it ends well or with one of
 and writes nothing outside of its folder (``watch.py``).
 """
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Callable, Dict, NamedTuple
@@ -87,6 +88,7 @@ def use_binary(folder: Path) -> None:
 def convert(folder: Path) -> None:
     import convert_hf_checkpoint  # needs no extra, but takes a second
 
+    shutil.rmtree(folder / "dest", ignore_errors=True)
     for options in (["--dry-run"], ["--dest", str(folder / "dest")]):
         convert_hf_checkpoint.main(["--model", str(folder / "hf"), *options])
 
