@@ -38,11 +38,14 @@ class _Watch:
             writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             if writes and not self.is_inside(arguments[0]):
                 self.stop(event, arguments)
-        if event in REMOVAL and not self.is_inside(arguments[0]):
+        if event in REMOVAL and not self.is_inside(arguments[0], arguments[-1]):
             self.stop(event, arguments)
 
-    def is_inside(self, path) -> bool:
-        path = Path(os.fsdecode(path)).absolute()
+    def is_inside(self, path, descriptor: object = None) -> bool:
+        """Args: descriptor: of an open folder that *path* starts from, as shutil.rmtree has it."""
+        is_open = type(descriptor) is int and descriptor >= 0
+        start = Path(os.readlink(f"/proc/self/fd/{descriptor}") if is_open else "").absolute()
+        path = start / os.fsdecode(path)
         inside = (self.folder, Path(tempfile.gettempdir()), Path("/dev"))
         return any(path.is_relative_to(folder) for folder in inside)
 
