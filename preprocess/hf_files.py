@@ -1,6 +1,7 @@
 """Reading a Hugging Face model's folder: config.json and the weights, of which nothing is executed."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -69,7 +70,7 @@ def weight_files(folder: Path) -> Dict[Path, Optional[List[str]]]:
 
     Raises:
         FileNotFoundError: there are none, or one that the index names is missing
-        ValueError: the index is none
+        ValueError: the index is none, or names a file elsewhere
     """
     for name in WEIGHTS:
         index = folder / f"{name}.index.json"
@@ -79,7 +80,11 @@ def weight_files(folder: Path) -> Dict[Path, Optional[List[str]]]:
             if not isinstance(table, dict) or not table:
                 raise ValueError(f"{index} has no weight_map")
             for tensor, file in table.items():
-                shards.setdefault(folder / Path(str(file)).name, []).append(tensor)
+                if not re.fullmatch(r"[\w.-]{1,200}\.(safetensors|bin)", str(file)):
+                    raise ValueError(
+                        f"{index} names {str(file)[:200]!r}, expected a file beside it"
+                    )
+                shards.setdefault(folder / file, []).append(tensor)
             for path in shards:
                 if not path.is_file():
                     raise FileNotFoundError(f"{path}: no such file, though {index.name} names it")

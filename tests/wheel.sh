@@ -15,13 +15,14 @@ unset PYTHONPATH VIRTUAL_ENV
 
 git -C "$root" archive HEAD | (mkdir "$work/source" && tar -x -C "$work/source")
 "$PYTHON" -m venv "$work/venv"
+# shellcheck disable=SC1091  # made in the line above
 source "$work/venv/bin/activate"
 export PIP_CONSTRAINT="$root/constraints.txt" PIP_BUILD_CONSTRAINT="$root/constraints.txt"
 pip install --quiet setuptools wheel
 pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$work/dist" "$work/source"
 wheel=$(echo "$work"/dist/*.whl)
 python -m zipfile -l "$wheel" | grep -q 'longmem_fairseq/inspector/template.html'
-pip install --quiet "$wheel[cpu]" "$@"
+pip install --quiet "${wheel}[cpu]" "$@"
 rm -r "$work/source"
 cd "$work"
 
