@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Dict, Optional
 
 import torch
 import zstandard
@@ -46,10 +47,15 @@ def memory(folder: Path) -> None:
     (folder / "header.json").write_text(json.dumps(header))
 
 
-def write_memory(path: Path, text: bytes) -> None:
-    """A memory file with this header and checksums that are right, so that the header is believed."""
+def write_memory(path: Path, text: bytes, others: Optional[Dict[str, torch.Tensor]] = None) -> None:
+    """A memory file with this header and checksums that are right, so that the header is believed.
+
+    Args:
+        others: tensors to have instead
+    """
     with safe_open(path.with_name("tensors"), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors.update(others or {})
     try:
         header = json.loads(text)
         if isinstance(header["checksums"], dict):
