@@ -68,7 +68,7 @@ DAMAGE = {
     "half of the tokens": (lambda idx, bin: bin.write_bytes(bin.read_bytes()[:18]), OTHER),
     "no tokens": (
         lambda idx, bin: bin.write_bytes(b""),
-        "train.idx holds no documents: prepare the cor",
+        "train.idx holds no documents",
     ),
 }
 
@@ -88,8 +88,8 @@ def test_a_token_that_is_not_in_the_dictionary(prefix):
     with pytest.raises(ValueError) as error:
         documents[2]
     assert str(error.value) == (
-        f"{prefix}.bin, document 2: tokens 2 to 9, but the dictionary has 9 symbols: prepare the corpus "
-        "again"
+        f"{prefix}.bin, document 2: tokens 2 to 9, but the dictionary has 9 symbols: prepare the "
+        "corpus again"
     )
 
 
