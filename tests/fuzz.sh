@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Fuzzes every format that is read, one after another: all of them, or those that are named.
 #
-#   bash tests/fuzz.sh                                  # 10 minutes each
+#   pip install -e '.[fuzz]'                            # in the environment of the tests
+#   bash tests/fuzz.sh                                  # 10 minutes each: some 6 hours
 #   SECONDS_PER_FORMAT=60 bash tests/fuzz.sh memory checkpoint
 #
 # Expect "N formats, no findings". A finding is printed, kept in $FINDINGS, and makes it end with 1.
@@ -15,6 +16,7 @@ if (($# == 0)); then
 else
   formats=("$@")
 fi
+((${#formats[@]})) || exit 1
 mkdir -p "$FINDINGS"
 failed=()
 for format in "${formats[@]}"; do
