@@ -15,16 +15,8 @@ from torch import Tensor
 
 _MAGIC = MMapIndexedDataset.Index._HDR_MAGIC
 _HEADER = struct.Struct(f"<{len(_MAGIC)}sQBQ")  # magic, version, type, number of documents
-_BYTES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    8: 2,
-    9: 4,
-    10: 8,
-}  # of a token, by fairseq's code of its type
+# bytes of a token, by fairseq's code of its type
+_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8}
 
 
 class IndexedDocuments(BaseWrapperDataset):
