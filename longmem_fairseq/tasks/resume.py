@@ -128,7 +128,8 @@ def _named_memory(folder: str) -> Set[str]:
             continue
         with suppress(OSError, ValueError), clear_errors(path):  # no checkpoint names nothing
             # mapped: the tensors themselves are not read
-            extra_state = torch.load(path, map_location="cpu", mmap=True).get("extra_state", {})
+            state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            extra_state = state.get("extra_state", {})
             named.update(extra_state.get("train_iterator", {}).get("memory_files") or [])
     return named
 
