@@ -31,6 +31,7 @@ from hf_files import (
 )
 from longmem_fairseq.cli import run
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
+from longmem_fairseq.models.decoder_config import MOST_CHANNELS, MOST_LAYERS
 from longmem_fairseq.text_files import parse_json, read_json, read_text
 from longmem_fairseq.tokenizers.checkpoint_ids import SPECIALS, CheckpointIds
 from model_folder import check_fits, save_model
@@ -38,7 +39,7 @@ from output_folder import replaced_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WINDOW = 1024
-MOST, MOST_LAYERS = 2**20, 1000  # larger sizes are mistakes
+MOST_IDS = 2**20
 _MISFITS = (RuntimeError, TypeError, AttributeError, ArithmeticError, OmegaConfBaseException)
 ROWS_OF_IDS = {"embed_tokens.weight", "output_projection.weight"}
 # The head's bias of fairseq's special symbols that the model does not have: they are never predicted.
@@ -83,7 +84,7 @@ def read_config(folder: Path) -> Dict[str, Any]:
         )
     if config.get("quantization_config"):
         raise ValueError(f"{path}: its weights are quantised: give the model as it was before that")
-    whole_number(config, "vocab_size", MOST)
+    whole_number(config, "vocab_size", MOST_IDS)
     for name in ("num_hidden_layers", "n_layer"):
         if name in config:
             whole_number(config, name, MOST_LAYERS)
@@ -135,8 +136,8 @@ def backbone_config(
         cfg = OmegaConf.to_object(OmegaConf.structured(cfg))  # which checks the types
     numbers = {name: value for name, value in vars(cfg).items() if type(value) is int}
     for name in numbers:
-        if name in ("embed_dim", "num_attention_heads") or numbers[name]:
-            whole_number(numbers, name, MOST)
+        if numbers[name] != 0:  # which is the default of many
+            whole_number(numbers, name, MOST_CHANNELS)
     return cfg
 
 

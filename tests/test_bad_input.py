@@ -105,6 +105,14 @@ CASES = {
         "fairseq-train {data} {LONGMEM} --pretrained-model-path {backbone} --layer-reduction-factor 3",
         "ValueError: --layer-reduction-factor (3) must divide the backbone's 2 layers",
     ),
+    "train: no layers": (
+        "fairseq-train {data} {BACKBONE} --num-layers 0",
+        "ValueError: --num-layers (0) must be between 1 and 1,000",
+    ),
+    "train: no heads": (
+        "fairseq-train {data} {BACKBONE} --num-attention-heads 0",
+        "ValueError: --num-attention-heads (0) must be between 1 and 1,048,576",
+    ),
     "train: empty data folder": (
         "fairseq-train {empty} {BACKBONE}",
         "FileNotFoundError: {empty}/dict.txt: no such file; make the data folder with "
