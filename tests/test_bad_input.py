@@ -271,7 +271,7 @@ CASES = {
     ),
     "memorize: no file matches": (
         "longmem-memorize {models}/longmem nothing*.txt --output m",
-        "nothing*.txt: no such file ...",
+        "nothing*.txt: no such file",
     ),
     "memorize: a folder": (
         "longmem-memorize {models}/longmem . --output m",
@@ -287,15 +287,15 @@ CASES = {
     ),
     "memorize: no memory": (
         "longmem-memorize {models}/backbone a.txt --output m",
-        "this model has no memory ...",
+        "this model has no memory: it is a backbone, or was made without one",
     ),
     "memorize: no model": (
         "longmem-memorize nowhere a.txt --output m",
-        "nowhere: no such model ...",
+        "nowhere: no such model",
     ),
     "memorize: k": (
         "longmem-memorize {models}/longmem a.txt --output m --k 3",
-        "--k (3) must be a multiple of --chunk-size ...",
+        "--k (3) must be a multiple of --chunk-size (2)",
     ),
     "memorize: device": (
         "longmem-memorize {models}/longmem a.txt --output m --device abacus",
@@ -315,11 +315,11 @@ CASES = {
     ),
     "generate: prompt twice": (
         "longmem-generate {models}/longmem a.txt --prompt a",
-        "--prompt and files of texts: give one of them ...",
+        "--prompt and files of texts: give one of them",
     ),
     "generate: no memory file": (
         "longmem-generate {models}/longmem prompt.txt --memory nothing",
-        "nothing: no such memory file ...",
+        "nothing: no such memory file",
     ),
     "generate: memory file that is none": (
         "longmem-generate {models}/longmem prompt.txt --memory a.txt",
@@ -327,7 +327,7 @@ CASES = {
     ),
     "generate: no text": (
         "longmem-generate {models}/longmem binary.bin",
-        "binary.bin is not a text in UTF-8 ...",
+        "binary.bin is not a text in UTF-8 (byte 0x89 at offset 0)",
     ),
     "generate: length": (
         "longmem-generate {models}/longmem prompt.txt --max-new-tokens -4",
@@ -351,7 +351,7 @@ CASES = {
     ),
     "generate: memory and no memory": (
         "longmem-generate {models}/longmem prompt.txt --memory m --no-memory",
-        "this model has no memory ...",
+        "this model has no memory: it is a backbone, or was made without one",
     ),
     "inspect: length": (
         "longmem-inspect {models}/longmem prompt.txt --output p --max-tokens -4",
@@ -363,7 +363,7 @@ CASES = {
     ),
     "inspect: two texts": (
         "longmem-inspect {models}/longmem a.txt b.txt --output p",
-        "2 texts: give one to inspect ...",
+        "2 texts: give one to inspect, the others to longmem-memorize",
     ),
     "inspect: no text": (
         "longmem-inspect {models}/longmem --output p",
@@ -371,7 +371,7 @@ CASES = {
     ),
     "inspect: no memory": (
         "longmem-inspect {models}/backbone a.txt --output p",
-        "this model has no memory ...",
+        "this model has no memory: it is a backbone, or was made without one",
     ),
 }
 
