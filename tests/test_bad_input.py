@@ -377,13 +377,13 @@ CASES = {
 
 
 @pytest.fixture
-def paths(bad_inputs, models, tmp_path, monkeypatch):
-    """What the names in the table stand for; the working directory has some texts."""
+def texts(tmp_path, monkeypatch):
+    """The working directory."""
     monkeypatch.chdir(tmp_path)
     for name, text in (("a", "a a"), ("b", "b b"), ("prompt", "a"), ("empty", "\n")):
         (tmp_path / f"{name}.txt").write_text(text)
     (tmp_path / "binary.bin").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
-    return {**bad_inputs, **COMMON, "models": models["longmem"].parent}
+    return tmp_path
 
 
 def last_line(command, bad_inputs, root, monkeypatch, capsys):
@@ -406,15 +406,19 @@ def last_line(command, bad_inputs, root, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bad_input_is_one_line(name, paths, bad_inputs, root, monkeypatch, capsys, tmp_path):
-    command, expected = (text.format(**paths) for text in CASES[name])
-    before = sorted(tmp_path.iterdir())
+def test_bad_input_is_one_line(name, texts, bad_inputs, root, monkeypatch, capsys, request):
+    command, expected = CASES[name]
+    paths = {**bad_inputs, **COMMON}
+    if "{models}" in command:
+        paths["models"] = request.getfixturevalue("models")["longmem"].parent
+    command, expected = command.format(**paths), expected.format(**paths)
+    before = sorted(texts.iterdir())
     line = last_line(command, bad_inputs, root, monkeypatch, capsys)
     if expected.endswith("..."):
         line = line[: len(expected) - 3] + "..."
     assert line == expected
     assert not bad_inputs["executed"].exists() and not bad_inputs["scratch"].exists()
-    assert sorted(tmp_path.iterdir()) == before
+    assert sorted(texts.iterdir()) == before
 
 
 def test_the_table_is_long_enough():
