@@ -397,6 +397,7 @@ def last_line(command, bad_inputs, root, monkeypatch, capsys):
         return f"{raised.type.__name__}: {raised.value}"
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    capsys.readouterr()  # what fixtures printed
     with pytest.raises(SystemExit) as exited:
         run(PROGRAMS[program])
     captured = capsys.readouterr()
