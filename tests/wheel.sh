@@ -21,7 +21,7 @@ export PIP_CONSTRAINT="$root/constraints.txt" PIP_BUILD_CONSTRAINT="$root/constr
 pip install --quiet setuptools wheel
 pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$work/dist" "$work/source"
 wheel=$(echo "$work"/dist/*.whl)
-python -m zipfile -l "$wheel" | grep -q 'longmem_fairseq/inspector/template.html'
+python -m zipfile -l "$wheel" | grep 'longmem_fairseq/inspector/template.html' >/dev/null
 pip install --quiet "${wheel}[cpu]" "$@"
 rm -r "$work/source"
 cd "$work"
