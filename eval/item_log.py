@@ -59,7 +59,7 @@ class ItemLog:
                 try:
                     record = parse_json(line)
                     self.done[record.pop("item")] = record
-                except (ValueError, KeyError, AttributeError):
+                except (ValueError, KeyError, AttributeError, TypeError):
                     raise ValueError(
                         f"{path}, line {number + 1}: not a finished item; delete the file to start anew"
                     ) from None
