@@ -67,7 +67,7 @@ class CheckpointIds:
             num_symbols = num_ids + len(SPECIALS) - len(specials)
             # compared first: the table of a wrong number may be larger than the machine
             ids = cls(num_ids, specials) if num_symbols == len(dictionary) else None
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a table of ids ({error!r})") from None
         if ids is None or ids.symbols != dictionary.symbols[dictionary.nspecial :]:
             raise ValueError(

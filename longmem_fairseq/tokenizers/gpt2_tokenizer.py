@@ -34,7 +34,9 @@ class GPT2Tokenizer(Tokenizer):
         byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
         try:
             self.bpe = get_encoder(str(folder / "encoder.json"), str(folder / "vocab.bpe"))
-            if max(self.bpe.decoder) >= MOST_IDS:
+            # what encoding can come to: bytes, and what the merges make of them
+            pieces = {*byte_of, *("".join(merge) for merge in self.bpe.bpe_ranks)}
+            if max(self.bpe.decoder) >= MOST_IDS or not pieces <= self.bpe.encoder.keys():
                 raise ValueError
             self.token_bytes = [b""] * (max(self.bpe.decoder) + 1)
             for i, token in self.bpe.decoder.items():
