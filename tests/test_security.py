@@ -17,12 +17,11 @@ import extract_arxiv
 import make_chapterbreak
 from hf_files import weight_files
 from longmem_fairseq import LongMem
-from longmem_fairseq.data import DocumentStreamDataset
 from longmem_fairseq.inspector import inspect_text, make_page
 from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
-from longmem_fairseq.tasks.resume import ResumableStreams
+from longmem_fairseq.tasks.resume import names_beside
 from longmem_fairseq.tokenizers import CheckpointIds, GPT2Tokenizer, load_dictionary
 from tests.corpora import write_gpt2_files
 from tests.fuzz import seeds
@@ -114,14 +113,10 @@ def test_code_that_comes_with_a_tokenizer_is_not_run(tmp_path):
     ],
 )
 def test_a_checkpoint_names_memory_beside_it_alone(name):
-    documents = [torch.arange(4, 20)]
-    documents = type("Documents", (list,), {"sizes": [16]})(documents)
-    dataset = DocumentStreamDataset(documents, 1, 2, batch_size=1, tokens_per_sample=4)
-    batches = [[i] for i in range(len(dataset))]
-    streams = ResumableStreams(dataset, lambda batch: batch[0], batches, layout={})
-    state = {"epoch": 1, "iterations_in_epoch": 0, "memory_files": [name]}
     with pytest.raises(ValueError, match="expected a file beside it"):
-        streams.load_state_dict(state)
+        names_beside([name])
+    good = ["memory_1_0123abcd_rank0.safetensors", "memory_1_0123abce_rank1.safetensors"]
+    assert names_beside(good) == good and names_beside(None) is None
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/b.safetensors", "x" * 300])

@@ -56,14 +56,22 @@ class ResumableStreams(iterators.EpochBatchIterator):
                         "empty memory (--reset-dataloader)"
                     )
         super().load_state_dict(state_dict)
-        names = state_dict.get("memory_files")
-        for name in names or []:
-            if os.path.basename(str(name)) != name or not _MEMORY_FILE.fullmatch(name):
-                raise ValueError(
-                    f"the checkpoint names {name!r} as its memory, expected a file beside it, such as "
-                    "memory_100_0123abcd_rank0.safetensors"
-                )
-        self.memory_files = names
+        self.memory_files = names_beside(state_dict.get("memory_files"))
+
+
+def names_beside(names: Optional[List[str]]) -> Optional[List[str]]:
+    """*names* that a checkpoint gives to its memory files, which are beside it and nowhere else.
+
+    Raises:
+        ValueError: one is no such name
+    """
+    for name in names or []:
+        if os.path.basename(str(name)) != name or not _MEMORY_FILE.fullmatch(name):
+            raise ValueError(
+                f"the checkpoint names {name!r} as its memory, expected a file beside it, such as "
+                "memory_100_0123abcd_rank0.safetensors"
+            )
+    return names
 
 
 def save_memory(trainer, epoch_itr: ResumableStreams, folder: str, wanted: bool = True) -> None:
