@@ -49,8 +49,9 @@ def put(path, offset, content):
     path.write_bytes(whole)
 
 
-NO_INDEX = "train.idx is damaged, or no index of fairseq's mmap format: prepare the corpus again"
-OTHER = "one of them is damaged; prepare the corpus again"
+NO_INDEX = "train.idx is damaged: prepare the corpus again"
+SHORT = "train.bin has 18 bytes, and its documents 72: prepare the corpus again"
+LONG = "train.bin has 72 bytes, and its documents 80: prepare the corpus again"
 # what is done to train.idx and train.bin, and the end of the message
 DAMAGE = {
     "empty index": (lambda idx, bin: idx.write_bytes(b""), NO_INDEX),
@@ -61,11 +62,11 @@ DAMAGE = {
     "numbers with fractions": (lambda idx, bin: put(idx, 17, b"\6"), NO_INDEX),
     "another count": (lambda idx, bin: put(idx, 18, struct.pack("<Q", 2**61)), NO_INDEX),
     "text": (lambda idx, bin: idx.write_text("text " * 50), NO_INDEX),
-    "a longer document": (lambda idx, bin: put(idx, HEADER + 8, b"\4"), OTHER),
-    "a negative size": (lambda idx, bin: put(idx, HEADER, struct.pack("<i", -1)), OTHER),
-    "a place beyond": (lambda idx, bin: put(idx, HEADER + 12, struct.pack("<q", 2**62)), OTHER),
-    "a place before": (lambda idx, bin: put(idx, HEADER + 12, struct.pack("<q", -8)), OTHER),
-    "half of the tokens": (lambda idx, bin: bin.write_bytes(bin.read_bytes()[:18]), OTHER),
+    "a longer document": (lambda idx, bin: put(idx, HEADER + 8, b"\4"), LONG),
+    "a negative size": (lambda idx, bin: put(idx, HEADER, struct.pack("<i", -1)), NO_INDEX),
+    "a place beyond": (lambda idx, bin: put(idx, HEADER + 12, struct.pack("<q", 2**62)), NO_INDEX),
+    "a place before": (lambda idx, bin: put(idx, HEADER + 12, struct.pack("<q", -8)), NO_INDEX),
+    "half of the tokens": (lambda idx, bin: bin.write_bytes(bin.read_bytes()[:18]), SHORT),
     "no tokens": (
         lambda idx, bin: bin.write_bytes(b""),
         "train.idx holds no documents",
@@ -98,7 +99,7 @@ def test_other_formats_of_fairseq_are_refused(tmp_path):
     builder = IndexedDatasetBuilder(str(tmp_path / "train.bin"))
     builder.add_item(torch.tensor([4, 2]))
     builder.finalize(str(tmp_path / "train.idx"))
-    with pytest.raises(ValueError, match="no index of fairseq's mmap format"):
+    with pytest.raises(ValueError, match="train.idx is damaged"):
         IndexedDocuments(str(tmp_path / "train"), 10)
 
 

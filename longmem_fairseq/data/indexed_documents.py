@@ -75,9 +75,8 @@ def _check(prefix: str) -> None:
         raise ValueError(_no_documents(prefix))  # fairseq cannot map an empty file
     with open(f"{prefix}.idx", "rb") as file:
         header = file.read(_HEADER.size)
-    damaged = (
-        f"{prefix}.idx is damaged, or no index of fairseq's mmap format: prepare the corpus again"
-    )
+    # of another version or format of fairseq's, too
+    damaged = f"{prefix}.idx is damaged: prepare the corpus again"
     if len(header) < _HEADER.size:
         raise ValueError(damaged)
     magic, version, kind, count = _HEADER.unpack(header)
@@ -85,11 +84,14 @@ def _check(prefix: str) -> None:
     whole = os.path.getsize(f"{prefix}.idx") == _HEADER.size + 12 * count
     if (magic, version) != (_MAGIC, 1) or kind not in _BYTES or not whole:
         raise ValueError(damaged)
-    sizes = np.fromfile(f"{prefix}.idx", np.int32, count, offset=_HEADER.size)
+    sizes = np.fromfile(f"{prefix}.idx", np.int32, count, offset=_HEADER.size).astype(np.int64)
     places = np.fromfile(f"{prefix}.idx", np.int64, count, offset=_HEADER.size + 4 * count)
-    room = num_bytes - _BYTES[kind] * sizes.astype(np.int64)
-    if not ((sizes >= 0) & (places >= 0) & (places <= room)).all():
+    needed = _BYTES[kind] * int(sizes.sum())
+    if needed > num_bytes:
         raise ValueError(
-            f"{prefix}.bin ({num_bytes:,} bytes) does not hold the documents of {prefix}.idx: one of "
-            "them is damaged; prepare the corpus again"
+            f"{prefix}.bin has {num_bytes:,} bytes, and its documents {needed:,}: prepare the corpus "
+            "again"
         )
+    room = num_bytes - _BYTES[kind] * sizes
+    if not ((sizes >= 0) & (places >= 0) & (places <= room)).all():
+        raise ValueError(damaged)
