@@ -13,10 +13,9 @@ from pathlib import Path
 
 import atheris
 
-INSTRUMENTED = ["longmem_fairseq", "tests.fuzz.targets", "fairseq.data.dictionary", "json.decoder"]
-INSTRUMENTED += [path.stem for part in ("eval", "preprocess") for path in Path(part).glob("*.py")]
+SCRIPTS = [path.stem for part in ("eval", "preprocess") for path in Path(part).glob("*.py")]
 
-with atheris.instrument_imports(include=INSTRUMENTED):
+with atheris.instrument_imports(include=["longmem_fairseq", *SCRIPTS]):
     from tests.fuzz.harness import Format, quiet
     from tests.fuzz.mutation import mutate
     from tests.fuzz.targets import TARGETS
