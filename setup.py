@@ -55,6 +55,7 @@ setup(
         "cpu": FAISS_CPU,
         "gpu": FAISS_GPU,
         "hf": HF,
+        "fuzz": ["atheris>=3.0"],  # tests/fuzz.sh; on top of dev
         "test": FAISS_CPU + TEST_TOOLS,
         "test-gpu": FAISS_GPU + TEST_TOOLS,
         "dev": FAISS_CPU + TEST_TOOLS + LINT_TOOLS,

@@ -13,7 +13,6 @@ every length of context, and prints one for people. Chance is 1/6.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Dict, List, NamedTuple
 
@@ -23,6 +22,7 @@ from tqdm import tqdm
 import model_options
 from item_log import ItemLog
 from longmem_fairseq.cli import run
+from longmem_fairseq.text_files import parse_json
 from model_options import check_positive, numbers
 from prompt_reader import PromptReader
 from results import Stopwatch, append_result, file_hash
@@ -61,7 +61,7 @@ def read_items(path: Path, split: str) -> List[Item]:
     if not path.is_file():
         raise FileNotFoundError(f"--data ({path}): no such file")
     try:
-        works = json.loads(path.read_text(encoding="utf-8"))
+        works = parse_json(path.read_bytes())
     except ValueError:
         raise ValueError(f"--data ({path}) is not JSON") from None
     if not isinstance(works, dict) or not isinstance(works.get(split), dict):
@@ -69,6 +69,8 @@ def read_items(path: Path, split: str) -> List[Item]:
         raise ValueError(f"--split ({split}) is not in {path}, whose splits are: {known}")
     items = []
     for work, breaks in works[split].items():
+        if not isinstance(breaks, list):
+            raise ValueError(f"{path}, {split}, work {work}: expected a list of items")
         for number, found in enumerate(breaks):
             where = f"{path}, {split}, work {work}, item {number}"
             try:

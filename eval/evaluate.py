@@ -13,8 +13,8 @@ than --tokens-per-sample tokens ago.
 """
 
 import argparse
-import json
 import os
+from pathlib import Path
 from typing import Dict, List
 
 import numpy as np
@@ -23,6 +23,7 @@ from tqdm import tqdm
 import model_options
 from item_log import ItemLog
 from longmem_fairseq.cli import run
+from longmem_fairseq.text_files import read_json
 from results import Stopwatch, append_result, file_hash, read_json_lines
 from stream_scoring import (
     MEMORIES,
@@ -98,8 +99,8 @@ def main() -> None:
     records = read_split(args, model, task, questions)
     result.update(summarise(records))
     if questions:
-        with open(os.path.join(args.data, "manifest.json"), encoding="utf-8") as manifest:
-            result["chance"] = json.load(manifest).get("chance")
+        manifest = read_json(Path(args.data) / "manifest.json")
+        result["chance"] = manifest.get("chance")
         result.update(recall(records, questions, args.tokens_per_sample))
     result["seconds"] = round(sum(record["seconds"] for record in records), 1)
     append_result(args.results, result)

@@ -92,6 +92,8 @@ def _lines(path: Path) -> Iterator:
                     yield number, line.rstrip("\r\n").split(" ", 1)
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: not UTF-8 ({error.reason})") from None
+        except csv.Error as error:
+            raise ValueError(f"{path} is no table ({error})") from None
 
 
 def is_right(predicted: str, label: str) -> bool:

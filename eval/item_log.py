@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Dict, Optional
 
+from longmem_fairseq.text_files import parse_json
+
 
 class ItemLog:
     """The finished items of one run, a JSON line each, in a file that is named after its settings.
@@ -55,9 +57,9 @@ class ItemLog:
             whole += len(line)
             if number > 0:
                 try:
-                    record = json.loads(line)
+                    record = parse_json(line)
                     self.done[record.pop("item")] = record
-                except (ValueError, KeyError, AttributeError):
+                except (ValueError, KeyError, AttributeError, TypeError):
                     raise ValueError(
                         f"{path}, line {number + 1}: not a finished item; delete the file to start anew"
                     ) from None

@@ -13,7 +13,6 @@ Appends a JSON line to --results, for the heat map of eval/report.py, and prints
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Dict, List, NamedTuple
 
@@ -25,6 +24,7 @@ from tqdm import tqdm
 import model_options
 from item_log import ItemLog
 from longmem_fairseq.cli import run
+from longmem_fairseq.text_files import parse_json
 from longmem_fairseq.tokenizers import Tokenizer
 from model_options import check_positive, numbers
 from prompt_reader import PromptReader
@@ -78,7 +78,7 @@ def read_haystack(path: Path) -> Dict:
     if not path.is_file():
         raise FileNotFoundError(f"--data ({path}): no such file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
         parts = [n[key] for n in content["needles"] for key in Needle._fields]
         if not all(isinstance(text, str) and text for text in [content["haystack"], *parts]):
             raise ValueError

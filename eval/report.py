@@ -39,11 +39,11 @@ def by_benchmark(lines: List[Dict]) -> Dict[str, List[Dict]]:
     """Of every benchmark the lines that count, in the order of their first appearance."""
     chosen: Dict[str, Dict[str, Dict]] = {}
     for line in lines:
-        benchmark = line.get("benchmark", "perplexity")
+        benchmark = str(line.get("benchmark", "perplexity"))
         # perplexities of several seeds are told apart by their names
-        parts = [line["name"]]
+        parts = [line.get("name")]
         if benchmark in KINDS:
-            parts += [line["setting"], line["seed"]]
+            parts += [line.get("setting"), line.get("seed")]
         chosen.setdefault(benchmark, {})[json.dumps(parts)] = line
     return {benchmark: list(found.values()) for benchmark, found in chosen.items()}
 
@@ -67,6 +67,25 @@ def report_perplexities(args: argparse.Namespace, lines: List[Dict]) -> None:
         print(f"\n{path} and {args.plot} written")
 
 
+def report(args: argparse.Namespace, benchmark: str, lines: List[Dict]) -> None:
+    """Prints and draws what the lines of one benchmark say.
+
+    Raises:
+        ValueError: they are not what its script writes
+    """
+    try:
+        if benchmark not in KINDS:
+            report_perplexities(args, lines)
+            return
+        print("\n".join(getattr(report_tables, benchmark)(lines)))
+        if args.plot:
+            getattr(report_plots, benchmark)(lines, args.plot)
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(
+            f"{args.results}: a line is no result of the benchmark {benchmark} ({error!r})"
+        ) from error
+
+
 def main() -> None:
     args = get_parser().parse_args()
     benchmarks = by_benchmark(read_json_lines(args.results))
@@ -79,12 +98,7 @@ def main() -> None:
     for number, (benchmark, lines) in enumerate(benchmarks.items()):
         if len(benchmarks) > 1:
             print(("\n" if number else "") + f"## {benchmark}\n")
-        if benchmark in KINDS:
-            print("\n".join(getattr(report_tables, benchmark)(lines)))
-            if args.plot:
-                getattr(report_plots, benchmark)(lines, args.plot)
-        else:
-            report_perplexities(args, lines)
+        report(args, benchmark, lines)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Dict, List, Optional, Union
 
+from longmem_fairseq.text_files import parse_json
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -60,15 +62,18 @@ def read_json_lines(path: Union[str, Path]) -> List[Dict]:
 
     Raises:
         FileNotFoundError: there is no such file
-        ValueError: a line is not JSON
+        ValueError: a line is not a JSON object
     """
     records = []
-    with open(path, encoding="utf-8") as lines:
+    with open(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                records.append(json.loads(line))
+                record = parse_json(line)
             except ValueError:
                 raise ValueError(f"{path}, line {number}: not JSON") from None
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}, line {number}: not a JSON object")
+            records.append(record)
     return records
 
 

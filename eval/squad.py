@@ -13,7 +13,6 @@ exact match and F1 (%) to --results, and prints one for people.
 """
 
 import argparse
-import json
 import random
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +25,7 @@ from tqdm import tqdm
 import model_options
 from item_log import ItemLog
 from longmem_fairseq.cli import run
+from longmem_fairseq.text_files import parse_json
 from longmem_fairseq.tokenizers import Tokenizer
 from model_options import check_demonstrations, check_positive, numbers
 from prompt_reader import Demonstrations, PromptReader
@@ -79,7 +79,7 @@ def read_questions(option: str, path: Path) -> List[Question]:
     if not path.is_file():
         raise FileNotFoundError(f"{option} ({path}): no such file")
     try:
-        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+        articles = parse_json(path.read_bytes())["data"]
         found = [
             Question(
                 str(asked["id"]),

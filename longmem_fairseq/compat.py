@@ -19,6 +19,7 @@ import os
 import pickle
 import shutil
 import struct
+import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -50,6 +51,7 @@ _DAMAGE = (
     ValueError,
     pickle.UnpicklingError,
     struct.error,
+    zipfile.BadZipFile,
 )
 
 
@@ -64,6 +66,7 @@ def clear_errors(path):
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
+        _check_size(path)
         yield
     except _DAMAGE as error:
         if "unsupported global" in str(error).lower():  # PyTorch has two spellings
@@ -76,6 +79,14 @@ def clear_errors(path):
         if error.filename is not None:  # not allowed to read it, and the like
             raise
         raise ValueError(f"{path} is not a checkpoint, or a damaged one") from error
+
+
+def _check_size(path) -> None:
+    """Raises ValueError for a file that unpacks to more than it is: torch.save compresses nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(part.file_size for part in archive.infolist()) > os.path.getsize(path):
+                raise ValueError("compressed")
 
 
 def _load_checkpoint_to_cpu(path, *args, **kwargs):

@@ -11,8 +11,11 @@ from typing import Any, Dict, Optional
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.utils import overwrite_args_by_name
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from longmem_fairseq.text_files import parse_json
 
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -60,7 +63,7 @@ def read_exported(path: Path, overrides: Optional[Dict[str, Any]] = None) -> Dic
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file")
     try:
-        config = json.loads(path.with_name(CONFIG_FILE).read_text(encoding="utf-8"))
+        config = parse_json(path.with_name(CONFIG_FILE).read_bytes())
         if config["format"] != FORMAT:
             raise ValueError(f"format {config['format']}, expected {FORMAT}")
         whole = OmegaConf.to_container(OmegaConf.structured(FairseqConfig), enum_to_str=True)
@@ -69,7 +72,7 @@ def read_exported(path: Path, overrides: Optional[Dict[str, Any]] = None) -> Dic
         weights = load_file(path)
         history = [{"num_updates": config["num_updates"]}]
         task_state = {"dictionary_hash": config["dictionary_hash"]}
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OmegaConfBaseException, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path.parent} holds no exported model ({error})") from None
     if overrides is not None:
         overwrite_args_by_name(cfg, overrides)

@@ -6,11 +6,24 @@ from typing import Dict, Tuple, Union
 import torch
 from fairseq import checkpoint_utils
 from fairseq.models import FairseqLanguageModel
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from longmem_fairseq.models.checkpoints import fingerprint, hexadecimal
 from longmem_fairseq.tasks.config import MODEL_OPTIONS, ModelOptions
 from longmem_fairseq.tokenizers import Tokenizer, load_tokenizer
 
+TASK = "longmem_language_modeling"
+# what building a model raises whose configuration is damaged, or of other sizes than its weights
+_MISFITS = (
+    OmegaConfBaseException,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+)
 CHECKPOINTS = (
     "checkpoint_best.pt",
     "checkpoint_last.pt",
@@ -31,14 +44,19 @@ def load_pretrained(
     # what the task was given in training stands in the model's configuration, settled
     nothing = {name: getattr(ModelOptions(), name) for name in MODEL_OPTIONS}
     task = {**nothing, **overrides, "data": str(checkpoint.parent)}
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint), {"task": task})
+    _check_task(checkpoint, state)
     try:
-        (model,), _ = checkpoint_utils.load_model_ensemble([str(checkpoint)], {"task": task})
+        (model,), _ = checkpoint_utils.load_model_ensemble([str(checkpoint)], state=state)
     except FileNotFoundError as error:
         if "--pretrained-model-path" not in str(error):
             raise
         raise FileNotFoundError(
             f"{error}; {checkpoint} needs its backbone: give pretrained_model_path=CHECKPOINT"
         ) from error
+    except _MISFITS as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{checkpoint} does not fit its own options ({reason})") from error
     memory = getattr(model.decoder, "memory", None)
     if memory is not None and not memory.options["fingerprint"]:
         # a MemTRM is its own backbone: as long as it is not trained, its memories are its own
@@ -66,6 +84,14 @@ def _find_checkpoint(path: Path) -> Path:
             "there (train_scripts/copy_vocabulary.sh)"
         )
     return found
+
+
+def _check_task(checkpoint: Path, state: Dict) -> None:
+    """Raises ValueError where it is not ours: it would be set up with a stranger's configuration."""
+    cfg = state.get("cfg")
+    name = OmegaConf.select(cfg, "task._name") if cfg and state.get("args") is None else None
+    if name != TASK:
+        raise ValueError(f"{checkpoint} was trained with the task {name}, expected {TASK}")
 
 
 def _as_device(device: Union[str, torch.device]) -> torch.device:

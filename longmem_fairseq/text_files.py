@@ -1,8 +1,9 @@
-"""Text files that people give us, by name, by pattern or as standard input."""
+"""Text and JSON that people give us, by name, by pattern or as standard input."""
 
 import glob
+import json
 from pathlib import Path
-from typing import Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 Text = Union[str, Path]  # a text itself, or the file that holds it
 
@@ -55,6 +56,36 @@ def read_text(path: Path) -> str:
         ValueError: it is not a text in UTF-8
     """
     return text_of(path.read_bytes(), str(path))
+
+
+def parse_json(text: Union[str, bytes]) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        ValueError: it is none, or has so many levels that reading it would exhaust the stack
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("too many levels") from None
+
+
+def read_json(path: Path) -> Dict[str, Any]:
+    """The object of a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file
+        ValueError: it is not a JSON object
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content
 
 
 def text_of(data: bytes, name: str) -> str:

@@ -11,19 +11,28 @@ tokenizer.json into --dest, all or nothing. Nothing that comes with a model is e
 """
 
 import argparse
-import json
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from hf_estimate import estimate
 from hf_families import FAMILIES, Family
-from hf_files import check_hashes, model_folder, read_json, tensors, weight_files
+from hf_files import (
+    check_hashes,
+    model_folder,
+    tensors,
+    weight_files,
+    whole_number,
+)
 from longmem_fairseq.cli import run
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
+from longmem_fairseq.models.decoder_config import MOST_CHANNELS, MOST_LAYERS
+from longmem_fairseq.text_files import parse_json, read_json, read_text
 from longmem_fairseq.tokenizers.checkpoint_ids import SPECIALS, CheckpointIds
 from longmem_fairseq.tokenizers.hf_tokenizer import parsed_tokenizer
 from model_folder import check_fits, save_model
@@ -31,6 +40,9 @@ from output_folder import replaced_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WINDOW = 1024
+MOST_IDS = 2**20
+_MISFITS = (RuntimeError, TypeError, AttributeError, ArithmeticError, OmegaConfBaseException)
+ROWS_OF_IDS = {"embed_tokens.weight", "output_projection.weight"}
 # The head's bias of fairseq's special symbols that the model does not have: they are never predicted.
 ABSENT_BIAS = -1e4
 
@@ -61,17 +73,22 @@ def read_config(folder: Path) -> Dict[str, Any]:
     """
     path = folder / "config.json"
     config = read_json(path)
-    if config.get("model_type") == "gemma3":  # the one that also sees
+    if config.get("model_type") == "gemma3" and isinstance(config.get("text_config"), dict):
         names = [f"{name}_token_id" for name in SPECIALS if f"{name}_token_id" in config]
         specials = {name: config[name] for name in names}
-        config = {**specials, **config.get("text_config", {}), "model_type": "gemma3_text"}
-    if config.get("model_type") not in FAMILIES:
+        config = {**specials, **config["text_config"], "model_type": "gemma3_text"}
+    config.setdefault("vocab_size", 262208)  # which Gemma 3 leaves out
+    if str(config.get("model_type")) not in FAMILIES:
         raise ValueError(
             f"{path}: model_type {config.get('model_type')} is unknown, expected one of "
             f"{', '.join(FAMILIES)}"
         )
     if config.get("quantization_config"):
         raise ValueError(f"{path}: its weights are quantised: give the model as it was before that")
+    whole_number(config, "vocab_size", MOST_IDS)
+    for name in ("num_hidden_layers", "n_layer"):
+        if name in config:
+            whole_number(config, name, MOST_LAYERS)
     return config
 
 
@@ -92,19 +109,37 @@ def special_ids(config: Dict[str, Any], unk: Optional[int]) -> Dict[str, int]:
     return found
 
 
+@contextmanager
+def errors_of_config() -> Iterator[None]:
+    """Around what is made of config.json: whatever goes wrong there is a ValueError."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"config.json: {error.args[0]} is missing") from None
+    except _MISFITS as error:
+        raise ValueError(f"config.json: {error}") from None
+
+
 def backbone_config(
     family: Family, config: Dict[str, Any], ids: CheckpointIds
 ) -> LongMemBackboneConfig:
-    try:
-        options = family.options(config)
-    except KeyError as error:
-        raise ValueError(f"config.json: {error.args[0]} is missing") from None
-    return LongMemBackboneConfig(
-        _name="longmem_backbone",
-        tied_head=config.get("tie_word_embeddings", family.tied),
-        no_head_bias=len(ids.absent) == 0,
-        **options,
-    )
+    """
+    Raises:
+        ValueError: config.json lacks an option, or has one of another kind
+    """
+    with errors_of_config():
+        cfg = LongMemBackboneConfig(
+            _name="longmem_backbone",
+            tied_head=config.get("tie_word_embeddings", family.tied),
+            no_head_bias=len(ids.absent) == 0,
+            **family.options(config),
+        )
+        cfg = OmegaConf.to_object(OmegaConf.structured(cfg))  # which checks the types
+    numbers = {name: value for name, value in vars(cfg).items() if type(value) is int}
+    for name in numbers:
+        if numbers[name] != 0:  # which is the default of many
+            whole_number(numbers, name, MOST_CHANNELS)
+    return cfg
 
 
 def separated(
@@ -151,10 +186,16 @@ def convert_weights(
             ours = family.our_name(name)
             if not ours or (cfg.tied_head and ours.startswith("output_projection.")):
                 continue
-            tensor = family.change(ours, tensor, config)
-            for part_name, part in separated(ours, tensor, cfg):
-                if part_name in ("embed_tokens.weight", "output_projection.weight"):
-                    part = dictionary_rows(part, ids)
+            try:
+                changed = family.change(ours, tensor, config)
+                parts = dict(separated(ours, changed, cfg))
+                for name_of_rows in ROWS_OF_IDS & parts.keys():
+                    parts[name_of_rows] = dictionary_rows(parts[name_of_rows], ids)
+            except (RuntimeError, LookupError, TypeError, ArithmeticError) as error:
+                raise ValueError(
+                    f"{path}: {name} of shape {tuple(tensor.shape)} does not fit config.json ({error})"
+                ) from None
+            for part_name, part in parts.items():
                 stored = torch.float32 if part.dim() < 2 else dtype or part.dtype
                 # a copy: what is saved with a view is all that it is a view of
                 weights[part_name] = part.to(stored, copy=True).contiguous()
@@ -175,20 +216,18 @@ def read_tokenizer(folder: Path, config: Dict[str, Any]) -> Tuple[str, Optional[
         ValueError: it is damaged, or has more tokens than the model
     """
     path = folder / "tokenizer.json"
-    if not path.is_file():
-        text = older_tokenizer(folder)
-    else:
-        text = path.read_text(encoding="utf-8")
+    text = read_text(path) if path.is_file() else older_tokenizer(folder)
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         vocab = content["model"]["vocab"]
         if isinstance(vocab, list):  # of a Unigram model: pieces and scores
             vocab = {piece: id_ for id_, (piece, _) in enumerate(vocab)}
         last = max([*vocab.values(), *(token["id"] for token in content["added_tokens"])])
         unk = vocab.get(content["model"].get("unk_token"))
-    except (ValueError, KeyError, TypeError):
+        too_large = last >= config["vocab_size"]
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} is not a tokenizer") from None
-    if last >= config["vocab_size"]:
+    if too_large:
         raise ValueError(
             f"{path} has ids up to {last}, and the model an embedding of {config['vocab_size']} rows: "
             "give the tokenizer it was trained with, or --no-tokenizer"
@@ -222,7 +261,13 @@ def older_tokenizer(folder: Path) -> str:
             f"{folder} has an older tokenizer without tokenizer.json: to read it, pip install "
             "transformers; or --no-tokenizer"
         ) from None
-    return AutoTokenizer.from_pretrained(str(folder)).backend_tokenizer.to_str()
+    options = {"trust_remote_code": False, "local_files_only": True}  # else it may ask, or download
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), **options).backend_tokenizer.to_str()
+    except Exception as error:  # whatever the many tokenizers of transformers raise
+        raise ValueError(
+            f"{folder}: transformers cannot read its tokenizer ({error}); or --no-tokenizer"
+        ) from error
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -238,7 +283,6 @@ def convert(args: argparse.Namespace) -> None:
         raise ValueError(f"--dest ({dest}) is not empty: give a new or empty folder")
     folder = model_folder(args.model, args.dry_run)
     config = read_config(folder)
-    config.setdefault("vocab_size", 262208)  # which Gemma 3 leaves out
     family = FAMILIES[config["model_type"]]
     tokenizer, unk = None, None
     if not (args.no_tokenizer or args.dry_run):
@@ -247,15 +291,15 @@ def convert(args: argparse.Namespace) -> None:
     start = document_start(folder, tokenizer, specials)
     ids = CheckpointIds(config["vocab_size"], specials, start)
     cfg = backbone_config(family, config, ids)
-    window = args.tokens_per_sample or min(
-        WINDOW, cfg.max_positions or config.get("max_position_embeddings", WINDOW)
-    )
+    most = cfg.max_positions or config.get("max_position_embeddings")
+    window = args.tokens_per_sample or (min(WINDOW, most) if type(most) is int else WINDOW)
     if args.dry_run:
-        print("\n".join(estimate(cfg, ids.dictionary(), window)))
+        with errors_of_config():
+            print("\n".join(estimate(cfg, ids.dictionary(), window)))
         return
     if args.sha256 is not None:
         check_hashes(folder, args.sha256, list(weight_files(folder)))
-    with torch.device("meta"):
+    with errors_of_config(), torch.device("meta"):
         decoder = BackboneDecoder(OmegaConf.structured(cfg), ids.dictionary(), window)
     weights = convert_weights(folder, family, config, cfg, ids, DTYPES.get(args.dtype))
     check_fits(folder, weights, decoder)

@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
+from longmem_fairseq.text_files import parse_json
+
 SPLITS = ("train", "valid", "test")
 TEXT_SUFFIX = ".txt"
 RECORD_SUFFIXES = (".jsonl", ".jsonl.zst")
+# Of a compressed file, in bytes: a few kilobytes can unpack to more than a machine has.
+LONGEST_LINE = 1 << 28
 
 
 class Document(NamedTuple):
@@ -97,7 +101,7 @@ class Source:
         if not self._corpus_json.is_file():
             return None
         try:
-            content = json.loads(self._corpus_json.read_text(encoding="utf-8"))
+            content = parse_json(self._corpus_json.read_bytes())
             return content.get("chance")
         except (ValueError, AttributeError):
             raise ValueError(f"{self._corpus_json}: not a JSON object") from None
@@ -139,10 +143,13 @@ def json_records(path: Path) -> Iterator[Tuple[str, int, Any]]:
         where = f"{path}, line {number}"
         if not line.strip():
             continue
+        text = _decode(line, where)
         try:
-            yield where, number, json.loads(_decode(line, where))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: invalid JSON ({error.msg})") from None
+            record = parse_json(text)
+        except ValueError as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise ValueError(f"{where}: invalid JSON ({reason})") from None
+        yield where, number, record
 
 
 def _is_document_file(path: Path) -> bool:
@@ -172,8 +179,14 @@ def _zstandard_lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
     except ImportError:
         raise ValueError(f"{path}: .zst files need zstandard: pip install zstandard") from None
     reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+    lines = io.BufferedReader(reader)
     try:
-        yield from io.BufferedReader(reader)
+        while line := lines.readline(LONGEST_LINE + 1):
+            if len(line) > LONGEST_LINE:
+                raise ValueError(
+                    f"{path}: a line of more than {LONGEST_LINE:,} bytes: cut its document in parts"
+                )
+            yield line
     except zstandard.ZstdError as error:
         raise ValueError(f"{path}: damaged zstandard file ({error})") from None
 

@@ -18,8 +18,10 @@ import gzip
 import json
 import re
 import tarfile
+import zlib
+from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import Dict, Iterator, Optional, Sequence, Tuple
+from typing import BinaryIO, Dict, Iterator, Optional, Sequence, Tuple
 
 from tqdm import tqdm
 
@@ -32,6 +34,9 @@ ARCHIVES = (".tar", ".tar.gz", ".tgz")
 COMMENT = re.compile(r"(?<!\\)((?:\\\\)*)%.*")
 INCLUDED = re.compile(r"\\(?:input|include|subfile)\s*\{([^}]*)\}")
 DEEPEST = 10  # files that include files that include files ...
+# Of a paper, in bytes or characters: a small archive can unpack to more than a machine has, and so
+# can files that include each other many times.
+LARGEST = 1 << 28
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -58,17 +63,29 @@ def without_comments(text: str) -> str:
     return "\n".join(lines)
 
 
-def assembled(files: Dict[str, str], main: str, depth: int = 0) -> str:
-    """The text of file *main* with the files that it includes in their places, where they are known."""
+def assembled(files: Dict[str, str], main: str) -> str:
+    """The text of file *main* with the files that it includes in their places, where they are known.
 
-    def replacement(match: re.Match) -> str:
-        name = str(PurePosixPath(match.group(1).strip()))
-        for candidate in (name, f"{name}.tex"):
-            if candidate in files and depth < DEEPEST:
-                return assembled(files, candidate, depth + 1)
-        return match.group()
+    Raises:
+        ValueError: that is more than LARGEST
+    """
+    room = LARGEST
 
-    return INCLUDED.sub(replacement, files[main])
+    def text_of(name: str, depth: int) -> str:
+        def replacement(match: re.Match) -> str:
+            name = str(PurePosixPath(match.group(1).strip()))
+            for candidate in (name, f"{name}.tex"):
+                if candidate in files and depth < DEEPEST:
+                    return text_of(candidate, depth + 1)
+            return match.group()
+
+        nonlocal room
+        room -= len(files[name]) + 1000  # so that many empty files are too many, too
+        if room < 0:
+            raise ValueError(f"{main} includes more than {LARGEST:,} characters")
+        return INCLUDED.sub(replacement, files[name])
+
+    return text_of(main, 0)
 
 
 def paper(files: Dict[str, str], keep_comments: bool = False) -> Optional[str]:
@@ -93,18 +110,35 @@ def _decoded(data: bytes) -> str:
 
 
 def _archived(path: Path) -> Dict[str, str]:
-    """LaTeX files of an archive as ArXiv hands them out; a .gz may hold one bare file."""
+    """LaTeX files of an archive as ArXiv hands them out; a .gz may hold one bare file.
+
+    Nothing is unpacked to disk: the names of an archive's files are keys, wherever they point.
+
+    Raises:
+        ValueError: it is damaged, or more than LARGEST
+    """
+    files: Dict[str, str] = {}
     try:
-        if path.name.endswith(ARCHIVES):
-            with tarfile.open(path) as archive:
-                members = [m for m in archive if m.isfile() and m.name.endswith(".tex")]
-                return {
-                    str(PurePosixPath(m.name)): _decoded(archive.extractfile(m).read())
-                    for m in members
-                }
-        return {path.stem: _decoded(gzip.decompress(path.read_bytes()))}
-    except (tarfile.TarError, OSError, EOFError) as error:
+        if not path.name.endswith(ARCHIVES):
+            with gzip.open(path) as file:
+                return {path.stem: _decoded(_read(path, file, 0))}
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.isfile() and member.name.endswith(".tex"):
+                    held = sum(map(len, files.values()))
+                    content = _read(path, archive.extractfile(member), held)
+                    files[str(PurePosixPath(member.name))] = _decoded(content)
+        return files
+    except (tarfile.TarError, OSError, EOFError, zlib.error, LZMAError) as error:
         raise ValueError(f"{path}: damaged archive ({error})") from None
+
+
+def _read(path: Path, file: BinaryIO, held: int) -> bytes:
+    """What is left of a compressed file, after *held* bytes of others of the archive *path*."""
+    content = file.read(LARGEST - held + 1)
+    if held + len(content) > LARGEST:
+        raise ValueError(f"{path} unpacks to more than {LARGEST:,} bytes of LaTeX")
+    return content
 
 
 def latex_papers(source: Path, keep_comments: bool) -> Iterator[Tuple[str, Optional[str]]]:

@@ -71,15 +71,19 @@ def read_metadata(args: argparse.Namespace) -> Dict[str, Dict[str, str]]:
     books = {}
     names = args.columns.split(",") if args.columns else None
     with open(args.metadata, encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file, fieldnames=names)
+        try:
+            reader = csv.DictReader(file, fieldnames=names)
+            rows, columns = list(reader), reader.fieldnames or []
+        except csv.Error as error:
+            raise ValueError(f"--metadata ({args.metadata}) is no table ({error})") from None
         wanted = {
             field: getattr(args, f"{field}_column") for field in ("id", "title", "author", "year")
         }
-        missing = [wanted[f] for f in ("id", "year") if wanted[f] not in (rows.fieldnames or [])]
+        missing = [wanted[f] for f in ("id", "year") if wanted[f] not in columns]
         if missing:
             raise ValueError(
                 f"--metadata ({args.metadata}) has no column {missing[0]!r} but "
-                f"{', '.join(rows.fieldnames or ['nothing'])}: name yours with --id-column and "
+                f"{', '.join(columns or ['nothing'])}: name yours with --id-column and "
                 "--year-column, or all of them with --columns"
             )
         for row in rows:

@@ -19,7 +19,13 @@ MEMORY_SIZE = 65536
 def estimate(
     cfg: LongMemBackboneConfig, dictionary: Dictionary, tokens_per_sample: int
 ) -> Iterator[str]:
-    """Lines with the numbers of parameters and the memory that they take; allocates no weights."""
+    """Lines with the numbers of parameters and the memory that they take; allocates no weights.
+
+    Raises:
+        ValueError: the backbone has a single layer
+    """
+    if cfg.num_layers < 2:
+        raise ValueError("config.json: a SideNet needs a backbone of at least 2 layers")
     with torch.device("meta"):
         backbone = BackboneDecoder(OmegaConf.structured(cfg), dictionary, tokens_per_sample)
     reduction = next(r for r in range(2, cfg.num_layers + 2) if cfg.num_layers % r == 0)

@@ -1,7 +1,7 @@
 """Reading a Hugging Face model's folder: config.json and the weights, of which nothing is executed."""
 
 import hashlib
-import json
+import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from longmem_fairseq.compat import clear_errors
+from longmem_fairseq.text_files import read_json
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference
 # What a conversion can use: not the same weights once more in other formats.
@@ -50,21 +51,18 @@ def model_folder(model: str, dry_run: bool) -> Path:
         ) from None
 
 
-def read_json(path: Path) -> Dict[str, Any]:
-    """
+def whole_number(config: Dict[str, Any], name: str, most: int) -> int:
+    """An option of config.json; the size of what is made of it before a weight is read.
+
     Raises:
-        FileNotFoundError: there is no such file
-        ValueError: it is not a JSON object
+        ValueError: it is missing, none, or more than *most*
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return content
+    value = config.get(name)
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(
+            f"config.json: {name} ({value!r}) must be a whole number from 1 to {most:,}"
+        )
+    return value
 
 
 def weight_files(folder: Path) -> Dict[Path, Optional[List[str]]]:
@@ -72,7 +70,7 @@ def weight_files(folder: Path) -> Dict[Path, Optional[List[str]]]:
 
     Raises:
         FileNotFoundError: there are none, or one that the index names is missing
-        ValueError: the index is none
+        ValueError: the index is none, or names a file elsewhere
     """
     for name in WEIGHTS:
         index = folder / f"{name}.index.json"
@@ -82,7 +80,11 @@ def weight_files(folder: Path) -> Dict[Path, Optional[List[str]]]:
             if not isinstance(table, dict) or not table:
                 raise ValueError(f"{index} has no weight_map")
             for tensor, file in table.items():
-                shards.setdefault(folder / Path(str(file)).name, []).append(tensor)
+                if not re.fullmatch(r"[\w.-]{1,200}\.(safetensors|bin)", str(file)):
+                    raise ValueError(
+                        f"{index} names {str(file)[:200]!r}, expected a file beside it"
+                    )
+                shards.setdefault(folder / file, []).append(tensor)
             for path in shards:
                 if not path.is_file():
                     raise FileNotFoundError(f"{path}: no such file, though {index.name} names it")

@@ -91,12 +91,17 @@ def given_items(args: argparse.Namespace) -> Iterator[Tuple[Path, Dict]]:
         try:
             path = args.source / item["file"]
             spans = [item["pos"], *item["negs"]]
+            numbers = [item["ctx_end"], *(number for span in spans for number in span)]
             fits = all(0 <= start < end for start, end in spans) and item["ctx_end"] > 0
+            fits = fits and all(type(number) is int for number in numbers)
+            # a path that leaves the folder would put any file of this machine into the items
+            fits = fits and path.resolve().is_relative_to(args.source.resolve())
         except (TypeError, KeyError, ValueError):
             fits = False
         if not fits:
             raise ValueError(
-                f"{where}: expected file, ctx_end, pos [start, end] and negs [[start, end], ...]"
+                f"{where}: expected file, ctx_end, pos [start, end] and negs [[start, end], ...], the "
+                "file inside --source and numbers whole"
             )
         if not path.is_file():
             raise FileNotFoundError(f"{where}: no file {path}")

@@ -1,11 +1,12 @@
 """A folder that is complete or absent: written beside its destination, then renamed into place."""
 
 import contextlib
-import json
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator
+
+from longmem_fairseq.text_files import parse_json
 
 
 def is_up_to_date(dest: Path, marker: str, wanted: Dict[str, Any], overwrite: bool) -> bool:
@@ -22,7 +23,7 @@ def is_up_to_date(dest: Path, marker: str, wanted: Dict[str, Any], overwrite: bo
             f"--dest ({dest}) holds something else (no {marker} in it): give a new or empty folder"
         )
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
     except ValueError:
         found = {}
     if isinstance(found, dict) and all(found.get(key) == value for key, value in wanted.items()):

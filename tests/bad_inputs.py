@@ -49,7 +49,7 @@ def write_data(folder: Path, documents, splits=("train", "valid", "test"), lette
     return folder
 
 
-def call(monkeypatch, program: str, arguments: str, root: Path) -> None:
+def call_fairseq(monkeypatch, program: str, arguments: str, root: Path) -> None:
     """One of fairseq's commands, in this process."""
     options = TRAIN if program == "fairseq-train" else EVAL_LM
     common = f"--user-dir {root / 'longmem_fairseq'} --cpu --num-workers 0 {options}"
@@ -80,7 +80,7 @@ def make(base: Path, root: Path) -> dict:
             ("longmem", LONGMEM + " --pretrained-model-path {backbone}"),
         ):
             arguments = f"{{data}} {options} --save-dir {base / name}".format(**made)
-            call(monkeypatch, "fairseq-train", arguments, root)
+            call_fairseq(monkeypatch, "fairseq-train", arguments, root)
             made[name] = base / name / "checkpoint_last.pt"
     state = torch.load(made["backbone"])
     state["model"]["decoder.layer_norm.bias"] += 1

@@ -84,6 +84,9 @@ def bad_case(name, root):
         options = ["--sentencepiece-model", str(root / "no.model")]
     elif name == "garbage model":
         options = ["--sentencepiece-model", str(train)]
+    elif name == "empty model":
+        (root / "empty.model").write_bytes(b"")
+        options = ["--sentencepiece-model", str(root / "empty.model")]
     elif name == "model without byte fallback":
         options = ["--sentencepiece-model", lossy_model(root)]
     elif name == "model with a dummy prefix":
@@ -125,6 +128,7 @@ def bad_case(name, root):
         ("shares", "leave no train split"),
         ("missing model", "no.model) does not exist"),
         ("garbage model", "train.jsonl) is not a model"),
+        ("empty model", "empty.model) is not a model"),
         ("model without byte fallback", "train it with byte_fallback"),
         ("model with a dummy prefix", "train.jsonl, line 1: the tokenizer loses characters"),
         ("dictionary without its model", "needs the --sentencepiece-model it belongs to"),

@@ -1,6 +1,7 @@
 """MemoryBank against the slow obvious version: lists of tokens."""
 
 import json
+import os
 
 import torch
 from hypothesis import settings
@@ -191,4 +192,9 @@ class BankAgainstLists(RuleBasedStateMachine):
 
 
 TestBankAgainstLists = BankAgainstLists.TestCase
-TestBankAgainstLists.settings = settings(max_examples=60, stateful_step_count=15, deadline=None)
+# many, for hours: LONGMEM_HYPOTHESIS_EXAMPLES=10000 pytest --timeout=0 tests/test_bank_against_lists.py
+TestBankAgainstLists.settings = settings(
+    max_examples=int(os.environ.get("LONGMEM_HYPOTHESIS_EXAMPLES", 60)),
+    stateful_step_count=15,
+    deadline=None,
+)

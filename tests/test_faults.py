@@ -17,7 +17,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 
-from longmem_fairseq.data import DocumentStreamDataset, load_documents
+from longmem_fairseq.data import DocumentStreamDataset, IndexedDocuments
 from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from longmem_fairseq.tasks.update_losses import UpdateLosses
@@ -126,7 +126,7 @@ def first_read(data, token):
     """Batch, stream, document and start of the segment that reads a token first."""
     dictionary = Dictionary.load(f"{data}/dict.txt")
     streams = DocumentStreamDataset(
-        load_documents(f"{data}/train", dictionary),
+        IndexedDocuments(f"{data}/train", len(dictionary)),
         pad=dictionary.pad(),
         bos=dictionary.eos(),
         batch_size=4,
@@ -211,5 +211,5 @@ def test_truncated_documents_are_named(runs, tmp_path, message):
         (tmp_path / f"train.{end}").write_bytes(content)
     shutil.copy(source / "dict.txt", tmp_path)
     with pytest.raises(ValueError) as error:
-        load_documents(str(tmp_path / "train"), Dictionary.load(str(tmp_path / "dict.txt")))
+        IndexedDocuments(str(tmp_path / "train"), len(Dictionary.load(str(tmp_path / "dict.txt"))))
     assert str(error.value).startswith(f"{tmp_path}/{message.partition(' (')[0]}")

@@ -17,8 +17,9 @@ from fairseq.data import (
     StripTokenDataset,
     TruncateDataset,
 )
-from fairseq.data.indexed_dataset import MMapIndexedDataset
 from torch import Tensor
+
+from longmem_fairseq.data.indexed_documents import IndexedDocuments
 
 
 def lines_to_continue(lines: List[Tensor], eos: int, pad: int) -> NestedDictionaryDataset:
@@ -28,7 +29,7 @@ def lines_to_continue(lines: List[Tensor], eos: int, pad: int) -> NestedDictiona
 
 
 def documents_to_continue(
-    documents: MMapIndexedDataset, prefix_size: int, target_size: int, pad: int
+    documents: IndexedDocuments, prefix_size: int, target_size: int, pad: int
 ) -> NestedDictionaryDataset:
     """The first *prefix_size* tokens of every document; they and *target_size* more are the target."""
     sizes = np.minimum(documents.sizes, prefix_size)

@@ -40,15 +40,20 @@ class Placement(NamedTuple):
         Zeros, not empty: a masked chunk takes part in the products with weight 0, and 0 * NaN is NaN.
 
         Raises:
-            ValueError: the disk has no room for it
+            ValueError: there is no room for it
         """
         if self.tensors is not None:
             return self.tensors[name]
-        if self.storage != "disk":
-            return torch.zeros(
-                shape, dtype=dtype, device=self.device if self.storage == "device" else None
-            )
         size = math.prod(shape) * dtype.itemsize
+        if self.storage != "disk":
+            device = self.device if self.storage == "device" else None
+            try:
+                return torch.zeros(shape, dtype=dtype, device=device)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"a memory whose {name} take {size:,} bytes cannot be made: choose a smaller "
+                    "--memory-size, or --memory-storage disk"
+                ) from error
         try:
             with tempfile.TemporaryFile(prefix="longmem-", dir=self.directory) as file:
                 # all of it now: writing to a mapped page that finds no room kills the process

@@ -30,6 +30,7 @@ from longmem_fairseq.memory.token_log import UNKNOWN
 
 FORMAT = 2
 READABLE = (1, 2)
+MOST = 2**40  # of anything that a header counts
 HEADER_KEY = "longmem_memory"
 MAPPED = ("chunk_keys", "keys", "values", "scales")  # what is not read as a whole
 
@@ -110,7 +111,7 @@ def _check_header(header: Dict) -> None:
     """Raises ValueError, KeyError or TypeError where it is not that of a bank."""
     names = ("num_streams", "num_heads", "head_dim", "memory_size", "chunk_size", "k")
     for name in names:
-        if type(header[name]) is not int or header[name] < 1:
+        if type(header[name]) is not int or not 1 <= header[name] <= MOST:
             raise ValueError(f"{name} {header[name]!r}")
     memory_size, size, k = header["memory_size"], header["chunk_size"], header["k"]
     if memory_size % size or k % size or k > memory_size:
@@ -127,7 +128,7 @@ def _check_header(header: Dict) -> None:
     banks = _num_banks(header)
     for name in ("num_written", "num_pending"):
         fill = header[name]
-        if len(fill) != banks or any(type(n) is not int or n < 0 for n in fill):
+        if len(fill) != banks or any(type(n) is not int or not 0 <= n <= MOST for n in fill):
             raise ValueError(f"{name} {fill!r} for {banks} banks")
     if any(pending >= size for pending in header["num_pending"]):
         raise ValueError(f"num_pending {header['num_pending']} with chunks of {size}")

@@ -27,7 +27,8 @@ class TokenLog:
     """
 
     def __init__(self, size: int):
-        self.ids = torch.full((size,), UNKNOWN, dtype=torch.int32)  # token t is at t % size
+        # token t is at t % size; zeros take no memory before they are written, nor are they read
+        self.ids = torch.zeros(size, dtype=torch.int32)
         self.sources: List[Source] = []
 
     def write(self, first: int, ids: Tensor) -> None:

@@ -15,6 +15,8 @@ ACTIVATION_CHOICES = ChoiceEnum(list(ACTIVATIONS))
 POSITION_CHOICES = ChoiceEnum(["alibi", "learned", "rotary"])
 BLOCK_CHOICES = ChoiceEnum(list(BLOCKS))
 NORM_CHOICES = ChoiceEnum(list(NORMS))
+# more is a mistake, or the configuration of somebody who wants the machine to run out of memory
+MOST_LAYERS, MOST_CHANNELS = 1000, 2**20
 
 
 @dataclass
@@ -126,6 +128,13 @@ def check_decoder(cfg: DecoderConfig, window: int) -> None:
         ValueError: naming the option that does not fit
     """
     heads, kv_heads = cfg.num_attention_heads, cfg.num_kv_heads
+    for option, value, most in (
+        ("--num-layers", cfg.num_layers, MOST_LAYERS),
+        ("--embed-dim", cfg.embed_dim, MOST_CHANNELS),
+        ("--num-attention-heads", heads, MOST_CHANNELS),
+    ):
+        if not 1 <= value <= most:
+            raise ValueError(f"{option} ({value}) must be between 1 and {most:,}")
     if cfg.head_dim == 0 and cfg.embed_dim % heads != 0:
         raise ValueError(
             f"--embed-dim ({cfg.embed_dim}) must be a multiple of --num-attention-heads ({heads})"

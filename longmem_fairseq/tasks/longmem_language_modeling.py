@@ -3,6 +3,7 @@
 import logging
 import os
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Dict, Optional
 
 import torch
@@ -19,9 +20,9 @@ from omegaconf import open_dict
 from longmem_fairseq.allocator import keep_freed_memory
 from longmem_fairseq.data import (
     DocumentStreamDataset,
+    IndexedDocuments,
     documents_to_continue,
     lines_to_continue,
-    load_documents,
 )
 from longmem_fairseq.models.checkpoints import dictionary_hash
 from longmem_fairseq.tasks.config import (
@@ -36,7 +37,7 @@ from longmem_fairseq.tasks.resume import (
     save_memory,
 )
 from longmem_fairseq.tasks.update_losses import UpdateLosses
-from longmem_fairseq.tokenizers import CheckpointIds
+from longmem_fairseq.tokenizers import CheckpointIds, load_dictionary
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,8 @@ class LongMemLanguageModelingTask(FairseqTask):
             raise FileNotFoundError(
                 f"{path}: no such file; make the data folder with preprocess/prepare_corpus.py"
             )
-        self.dictionary = Dictionary.load(path)
-        ids = CheckpointIds.load(os.path.dirname(path), self.dictionary)
+        self.dictionary = load_dictionary(Path(path))
+        ids = CheckpointIds.load(Path(path).parent, self.dictionary)
         self.document_start = self.dictionary.eos() if ids is None else ids.document_start
         self.goes_on = False  # a resumed run, in the middle of an epoch
         self.losses = UpdateLosses()
@@ -85,11 +86,12 @@ class LongMemLanguageModelingTask(FairseqTask):
         """Loads the documents of a split.
 
         Raises:
-            FileNotFoundError, ValueError: see :func:`load_documents`
+            FileNotFoundError: there is no such split
+            ValueError: it holds no documents, or is damaged
         """
         paths = utils.split_paths(self.cfg.data)
         path = os.path.join(paths[(epoch - 1) % len(paths)], split)
-        documents = load_documents(path, self.dictionary, combine)
+        documents = IndexedDocuments(path, len(self.dictionary), combine=combine)
         logger.info(f"{split}: {len(documents):,} documents, {documents.sizes.sum():,} tokens")
         self.datasets[split] = documents
 
@@ -258,6 +260,17 @@ class LongMemLanguageModelingTask(FairseqTask):
             )
 
     def build_model(self, cfg, from_checkpoint: bool = False):
+        """
+        Raises:
+            ValueError: an option does not apply to the model, or this plugin does not have it
+        """
+        model_class = ARCH_MODEL_REGISTRY.get(getattr(cfg, "_name", None))
+        if not hasattr(model_class, "settle_config"):
+            # the configuration is a stranger's, and some of fairseq's models hand theirs to eval()
+            raise ValueError(
+                f"architecture {getattr(cfg, '_name', 'unknown')}: this task is for longmem, memtrm "
+                "and longmem_backbone"
+            )
         # a checkpoint may be older than an option of its model
         options = MODEL_DATACLASS_REGISTRY.get(ARCH_MODEL_NAME_REGISTRY.get(cfg._name))
         for name in MODEL_OPTIONS:
@@ -269,11 +282,9 @@ class LongMemLanguageModelingTask(FairseqTask):
                 raise ValueError(f"{option} ({value}) does not apply to a {cfg._name} model")
             with open_dict(cfg):
                 cfg[name] = value
-        model_class = ARCH_MODEL_REGISTRY.get(cfg._name)
-        if hasattr(model_class, "settle_config"):
+        with open_dict(cfg):
             # here and not in the model's build_model, which fairseq gives a copy: this one is saved
-            with open_dict(cfg):
-                model_class.settle_config(cfg, from_checkpoint)
+            model_class.settle_config(cfg, from_checkpoint)
         return super().build_model(cfg, from_checkpoint)
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):

@@ -65,7 +65,8 @@ class ResumableStreams(iterators.EpochBatchIterator):
     def load_state_dict(self, state_dict: Dict) -> None:
         """
         Raises:
-            ValueError: the streams of the epoch would not read what those of the checkpoint would have
+            ValueError: the streams of the epoch would not read what those of the checkpoint would have;
+                or it names a memory outside of its folder
         """
         steps, layout = state_dict["iterations_in_epoch"], state_dict.get("layout", {})
         if steps > 0:
@@ -80,7 +81,7 @@ class ResumableStreams(iterators.EpochBatchIterator):
             saved_streams = {name: layout.get(name, own) for name, own in self.streams.items()}
             self._go_on(steps, state_dict.get("earlier_streams", []), *saved_streams.values())
         super().load_state_dict(state_dict)
-        self.memory_files = state_dict.get("memory_files")
+        self.memory_files = names_beside(state_dict.get("memory_files"))
 
     def _go_on(
         self, steps: int, earlier: List[Tuple[int, int]], batch_size: int, ranks: int
@@ -103,6 +104,21 @@ class ResumableStreams(iterators.EpochBatchIterator):
             # stream s is row s // W of rank s % W
             places = [None if s is None else (s % ranks, s // ranks) for s in continued]
             self.former = [places[rank :: dataset.num_shards] for rank in range(dataset.num_shards)]
+
+
+def names_beside(names: Optional[List[str]]) -> Optional[List[str]]:
+    """*names* that a checkpoint gives to its memory files, which are beside it and nowhere else.
+
+    Raises:
+        ValueError: one is no such name
+    """
+    for name in names or []:
+        if os.path.basename(str(name)) != name or not _MEMORY_FILE.fullmatch(name):
+            raise ValueError(
+                f"the checkpoint names {name!r} as its memory, expected a file beside it, such as "
+                "memory_100_0123abcd_rank0.safetensors"
+            )
+    return names
 
 
 def save_memory(trainer, epoch_itr: ResumableStreams, folder: str, wanted: bool = True) -> None:
@@ -189,7 +205,8 @@ def _named_memory(folder: str) -> Set[str]:
             continue
         with suppress(OSError, ValueError), clear_errors(path):  # no checkpoint names nothing
             # mapped: the tensors themselves are not read
-            extra_state = torch.load(path, map_location="cpu", mmap=True).get("extra_state", {})
+            state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            extra_state = state.get("extra_state", {})
             named.update(extra_state.get("train_iterator", {}).get("memory_files") or [])
     return named
 

@@ -7,6 +7,8 @@ from typing import Dict, Optional, Union
 import numpy as np
 from fairseq.data import Dictionary
 
+from longmem_fairseq.text_files import parse_json
+
 IDS_FILE = "ids.json"
 SPECIALS = ("bos", "pad", "eos", "unk")  # the first four indices of every fairseq dictionary
 
@@ -73,14 +75,16 @@ class CheckpointIds:
         if not path.is_file():
             return None
         try:
-            specials = json.loads(path.read_text(encoding="utf-8"))
+            specials = parse_json(path.read_bytes())
             num_ids, start = specials.pop("num_ids"), specials.pop("start", "eos")
-            ids = cls(num_ids, specials, start)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            num_symbols = num_ids + len(SPECIALS) - len(specials)
+            # compared first: the table of a wrong number may be larger than the machine
+            ids = cls(num_ids, specials, start) if num_symbols == len(dictionary) else None
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a table of ids ({error!r})") from None
-        if ids.symbols != dictionary.symbols[dictionary.nspecial :]:
+        if ids is None or ids.symbols != dictionary.symbols[dictionary.nspecial :]:
             raise ValueError(
-                f"{path} ({len(ids.to_checkpoint)} symbols) and the dictionary ({len(dictionary)} "
-                "symbols) do not belong together: convert the checkpoint again"
+                f"{path} ({num_symbols} symbols) and the dictionary ({len(dictionary)} symbols) do not "
+                "belong together: convert the checkpoint again"
             )
         return ids

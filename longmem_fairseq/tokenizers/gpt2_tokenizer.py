@@ -11,6 +11,7 @@ from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode, get_encoder
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer, load_dictionary
 
 GPT2_FILES = ("encoder.json", "vocab.bpe", "dict.txt")
+MOST_IDS = 1_000_000  # GPT-2 has 50,257, and every one up to the largest takes a place in a table
 CACHED_WORDS = 1_000_000  # fairseq's encoder remembers every word it has met, without a limit
 
 
@@ -33,10 +34,14 @@ class GPT2Tokenizer(Tokenizer):
         byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
         try:
             self.bpe = get_encoder(str(folder / "encoder.json"), str(folder / "vocab.bpe"))
+            # what encoding can come to: bytes, and what the merges make of them
+            pieces = {*byte_of, *("".join(merge) for merge in self.bpe.bpe_ranks)}
+            if max(self.bpe.decoder) >= MOST_IDS or not pieces <= self.bpe.encoder.keys():
+                raise ValueError
             self.token_bytes = [b""] * (max(self.bpe.decoder) + 1)
             for i, token in self.bpe.decoder.items():
                 self.token_bytes[i] = bytes(byte_of[character] for character in token)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             raise ValueError(
                 f"--gpt2-bpe-dir ({folder}): encoder.json or vocab.bpe is not GPT-2's"
             ) from None

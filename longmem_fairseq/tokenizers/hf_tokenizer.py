@@ -8,7 +8,8 @@ import numpy as np
 from fairseq.data import Dictionary
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 
-from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds
+from longmem_fairseq.text_files import parse_json, read_text
+from longmem_fairseq.tokenizers.checkpoint_ids import IDS_FILE, CheckpointIds
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -43,11 +44,14 @@ class HFTokenizer(Tokenizer):
                 f"{folder} has a {TOKENIZER_FILE} but no ids.json: make the folder with "
                 "preprocess/convert_hf_checkpoint.py"
             )
-        self.text = path.read_text(encoding="utf-8")
+        self.text = read_text(path)
         self.tokenizer = parsed_tokenizer(path, self.text)
         self.dictionary, self.to_dictionary = dictionary, self.ids.to_dictionary
-        self.is_byte_level = '"ByteLevel"' in json.dumps(json.loads(self.text).get("decoder"))
-        self.token_bytes = self._token_bytes()
+        try:
+            self.is_byte_level = '"ByteLevel"' in json.dumps(parse_json(self.text).get("decoder"))
+            self.token_bytes = self._token_bytes()
+        except (ValueError, LookupError) as error:
+            raise ValueError(f"{path} has other ids than {folder / IDS_FILE} ({error})") from None
 
     def encode(self, text: str) -> np.ndarray:
         self.tokenizer.encode_special_tokens = True  # here: a copy in another process has forgotten

@@ -34,12 +34,14 @@ class SentencePieceTokenizer(Tokenizer):
     kind = "sentencepiece"
 
     def __init__(self, model: bytes, name: str, dictionary: Optional[Dictionary] = None):
+        processor = sentencepiece.SentencePieceProcessor()
         try:
-            processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError:
+            processor.LoadFromSerializedProto(model or b"none")  # which takes no bytes for a model
+            byte_ids = [processor.piece_to_id(piece) for piece in BYTE_PIECES]
+            has_bytes = all(processor.is_byte(i) for i in byte_ids)
+        except (RuntimeError, IndexError):
             raise ValueError(f"--sentencepiece-model ({name}) is not a model") from None
-        byte_ids = [processor.piece_to_id(piece) for piece in BYTE_PIECES]
-        if not all(processor.is_byte(i) for i in byte_ids):
+        if not has_bytes:
             raise ValueError(
                 f"--sentencepiece-model ({name}) loses characters: train it with byte_fallback"
             )

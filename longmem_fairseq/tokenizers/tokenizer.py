@@ -87,4 +87,4 @@ def load_dictionary(path: Path) -> Dictionary:
     try:
         return Dictionary.load(str(path))
     except Exception as error:  # fairseq raises bare Exceptions here
-        raise ValueError(f"--dict ({path}) is not a fairseq dictionary: {error}") from None
+        raise ValueError(f"{path} is not a fairseq dictionary: {error}") from None

@@ -1,0 +1,45 @@
+"""Reading a damaged file, and insisting on what must hold whatever is in it."""
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+
+from tests.fuzz.targets import DECLARED, TARGETS
+from tests.fuzz.watch import watched
+
+
+class Format:
+    """A target with its folder of good files.
+
+    Args:
+        name: of a target
+        folder: empty
+    """
+
+    def __init__(self, name: str, folder: Path):
+        self.target, self.folder = TARGETS[name], folder
+        self.target.make(folder)
+        self.path = folder / self.target.file
+        self.good = self.path.read_bytes()
+
+    def read(self, content: bytes) -> str:
+        """Reads the folder with *content* as its file; returns the error, "" for none.
+
+        Raises:
+            Forbidden, MemoryError, or whatever else is no declared error: a finding
+        """
+        self.path.write_bytes(content)
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with watched(self.folder):
+                try:
+                    self.target.read(self.folder)
+                except DECLARED as error:
+                    return str(error) or "(no message)"
+        return ""
+
+
+def quiet() -> None:
+    logging.disable(logging.CRITICAL)

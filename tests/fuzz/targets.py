@@ -1,0 +1,175 @@
+"""What is fuzzed: for each format a folder of good files, one of which is replaced, and who reads it.
+
+A reader is what users call. Whatever the bytes are, it ends well or with one of DECLARED, runs nothing,
+and writes nothing outside of its folder (``watch.py``).
+"""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Callable, Dict, NamedTuple
+
+import chapterbreak
+import extract_gutenberg
+import icl_tasks
+import needle
+import report
+import squad
+from corpus_source import Source
+from extract_arxiv import latex_papers
+from item_log import ItemLog
+from longmem_fairseq import LongMem
+from longmem_fairseq.data import DocumentStreamDataset, IndexedDocuments
+from longmem_fairseq.memory import MemoryBank
+from longmem_fairseq.tokenizers import load_dictionary, load_tokenizer
+from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from output_folder import is_up_to_date
+from tests.fuzz import seeds
+from tests.fuzz.seeds import DOCUMENT, SYMBOLS
+
+DECLARED = (ValueError, FileNotFoundError)  # of the package; from a script one line and exit code 2
+
+
+class Target(NamedTuple):
+    """
+    make: writes the good files into a folder
+    file: name of the one that is replaced
+    read: reads the folder
+    """
+
+    make: Callable[[Path], None]
+    file: str
+    read: Callable[[Path], object]
+
+
+def use_model(folder: Path) -> None:
+    """What every command begins with, and a memory that is written and read."""
+    lm = LongMem.from_pretrained(folder)
+    lm.memorize("a b c d e f", progress=False)
+    lm.score("a b c")
+
+
+def use_memory(folder: Path, memory_map: bool = False) -> None:
+    bank = MemoryBank.load(str(folder / "memory"), memory_map=memory_map)
+    keys = seeds.keys(bank.num_streams, bank.num_heads, bank.head_dim)
+    bank.retrieve(keys)
+    bank.write(keys, keys)
+    bank.locate(0, 0) if bank.num_chunks[0] else None
+
+
+def use_memory_of_header(folder: Path) -> None:
+    seeds.write_memory(folder / "memory", (folder / "header.json").read_bytes())
+    use_memory(folder)
+
+
+def use_pickle(folder: Path) -> None:
+    seeds.replace_pickle(folder / "good.pt", folder / "checkpoint.pt", folder / "data.pkl")
+    use_model(folder)
+
+
+def use_tokenizer(folder: Path) -> None:
+    use_any_tokenizer(load_tokenizer(folder))
+
+
+def use_any_tokenizer(tokenizer) -> None:
+    indices = tokenizer.indices(DOCUMENT)
+    tokenizer.decode(indices)
+    tokenizer.pieces(indices)
+    tokenizer.spelled(DOCUMENT)
+
+
+def use_binary(folder: Path) -> None:
+    documents = IndexedDocuments(str(folder / "train"), SYMBOLS)
+    streams = DocumentStreamDataset(documents, 1, 2, batch_size=2, tokens_per_sample=4)
+    for step in range(min(len(streams), 100)):
+        streams[step]
+
+
+def convert(folder: Path) -> None:
+    import convert_hf_checkpoint  # needs no extra, but takes a second
+
+    shutil.rmtree(folder / "dest", ignore_errors=True)
+    for options in (["--dry-run"], ["--dest", str(folder / "dest")]):
+        convert_hf_checkpoint.main(["--model", str(folder / "hf"), *options])
+
+
+def write_report(folder: Path) -> None:
+    sys.argv = ["report.py", str(folder / "results.jsonl")]
+    report.main()
+
+
+def read_books(folder: Path) -> None:
+    table = str(folder / "books.csv")
+    options = ["--source", str(folder), "--dest", str(folder / "dest"), "--metadata", table]
+    extract_gutenberg.read_metadata(extract_gutenberg.get_parser().parse_args(options))
+
+
+def read_tasks(folder: Path, file: str) -> None:
+    icl_tasks.read_examples(folder / file, ("negative", "positive"))
+
+
+def read_corpus(folder: Path) -> None:
+    source = Source(folder / "source")
+    source.content_hash()
+    list(source.documents())
+
+
+TARGETS: Dict[str, Target] = {
+    "memory": Target(seeds.memory, "memory", use_memory),
+    "memory_mapped": Target(seeds.memory, "memory", lambda folder: use_memory(folder, True)),
+    "memory_header": Target(seeds.memory, "header.json", use_memory_of_header),
+    "checkpoint": Target(seeds.model, "checkpoint.pt", use_model),
+    "checkpoint_pickle": Target(seeds.model, "data.pkl", use_pickle),
+    "exported_config": Target(seeds.exported, "config.json", use_model),
+    "exported_weights": Target(seeds.exported, "model.safetensors", use_model),
+    "dictionary": Target(seeds.model, "dict.txt", lambda f: load_dictionary(f / "dict.txt")),
+    "binary_index": Target(seeds.binary, "train.idx", use_binary),
+    "binary": Target(seeds.binary, "train.bin", use_binary),
+    "manifest": Target(
+        seeds.corpus,
+        "manifest.json",
+        lambda folder: is_up_to_date(folder, "manifest.json", {"vocab": 1}, overwrite=True),
+    ),
+    "sentencepiece": Target(seeds.model, "sentencepiece.model", use_tokenizer),
+    "tokenizer_json": Target(seeds.hf_tokenizer, "tokenizer.json", use_tokenizer),
+    "ids_json": Target(seeds.hf_tokenizer, "ids.json", use_tokenizer),
+    "gpt2_encoder": Target(
+        seeds.gpt2, "encoder.json", lambda folder: use_any_tokenizer(GPT2Tokenizer(folder))
+    ),
+    "gpt2_merges": Target(
+        seeds.gpt2, "vocab.bpe", lambda folder: use_any_tokenizer(GPT2Tokenizer(folder))
+    ),
+    "hf_config": Target(seeds.hf, "hf/config.json", convert),
+    "hf_index": Target(seeds.hf, "hf/model.safetensors.index.json", convert),
+    "hf_weights": Target(seeds.hf, "hf/model-1.safetensors", convert),
+    "hf_tokenizer": Target(seeds.hf, "hf/tokenizer.json", convert),
+    "jsonl": Target(seeds.corpus, "source/train.jsonl", read_corpus),
+    "jsonl_zst": Target(seeds.corpus, "source/valid.jsonl.zst", read_corpus),
+    "latex_archive": Target(
+        seeds.latex, "papers/paper.tar.gz", lambda f: list(latex_papers(f / "papers", False))
+    ),
+    "latex_gzip": Target(
+        seeds.latex, "papers/paper.gz", lambda f: list(latex_papers(f / "papers", False))
+    ),
+    "latex": Target(
+        seeds.latex, "papers/one/main.tex", lambda f: list(latex_papers(f / "papers", False))
+    ),
+    "books_table": Target(seeds.tables, "books.csv", read_books),
+    "chapterbreak": Target(
+        seeds.tables, "items.json", lambda f: chapterbreak.read_items(f / "items.json", "ao3")
+    ),
+    "squad": Target(
+        seeds.tables, "squad.json", lambda f: squad.read_questions("--data", f / "squad.json")
+    ),
+    "icl_tsv": Target(seeds.tables, "task.tsv", lambda f: read_tasks(f, "task.tsv")),
+    "icl_csv": Target(seeds.tables, "task.csv", lambda f: read_tasks(f, "task.csv")),
+    "haystack": Target(
+        seeds.tables, "haystack.json", lambda f: needle.read_haystack(f / "haystack.json")
+    ),
+    "results": Target(seeds.tables, "results.jsonl", write_report),
+    "item_log": Target(
+        seeds.item_log,
+        seeds.item_log_name(),
+        lambda folder: ItemLog(folder / "results.jsonl", seeds.SETTINGS),
+    ),
+}
