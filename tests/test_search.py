@@ -1,5 +1,7 @@
 """The exact searches of longmem_fairseq/memory/search.py against a sort of all products."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given
@@ -198,6 +200,40 @@ def test_rounding_pays_for_large_searches_on_a_cpu_that_is_made_for_it(monkeypat
     assert not search.rounding_pays(queries[:, 1:], 512 * 16, 16)
     monkeypatch.setattr(search, "multiplies_bfloat16", lambda: False)
     assert not search.rounding_pays(queries, 512 * 16, 16)
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield 3
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_search_with_a_head_for_every_thread(mode, monkeypatch, three_threads):
+    monkeypatch.setattr(search, "THREADS_FROM", 1)
+    keys = torch.randn(1, 5, 300, HEAD_DIM)
+    queries = torch.randn(5, 40, HEAD_DIM, requires_grad=True)
+    with mode():
+        found = TorchIndex(keys).search(0, queries, 290, 4)
+    expected = torch.empty(5, 40, 4, dtype=torch.long)
+    with torch.no_grad():
+        search.search_heads(keys[0, :, :290], queries, expected)
+    assert torch.equal(found, expected)
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == torch.get_num_threads() == 3
+
+
+def test_an_error_in_a_thread_is_an_error(monkeypatch, three_threads):
+    def fail(*arguments):
+        raise MemoryError("no room for scores")
+
+    monkeypatch.setattr(search, "THREADS_FROM", 1)
+    monkeypatch.setattr(search, "search_heads", fail)
+    with pytest.raises(MemoryError, match="no room"):
+        TorchIndex(torch.randn(1, 4, 9, HEAD_DIM)).search(0, torch.randn(4, 3, HEAD_DIM), 9, 2)
+    assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize("cls", INDICES)

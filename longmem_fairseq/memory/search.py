@@ -4,6 +4,7 @@ N banks, H heads, Q queries, S slots, D head_dim, R chunks to retrieve.
 """
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import Dict, List, Optional, Tuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 # to 32,768 chunks: 1M floats are fastest, half and four times of that slower); a GPU wants large
 # products.
 SCORE_BUDGET = {"cpu": 2**20, "cuda": 2**27}
+THREADS_FROM = 2**24  # products, from which on starting threads (0.2 ms) does not matter
 GROUP = 8  # rows of which only the maximum is looked at first (measured: 4 and 16 are not faster)
 
 
@@ -71,20 +73,45 @@ class TorchIndex(ChunkIndex):
     """Blocks of scores by matrix product, and the best rows of every column."""
 
     def _search(self, bank: int, queries: Tensor, stored: int, found: Tensor) -> None:
-        heads, num_queries, _ = queries.shape
-        # a head or more for every thread: then each of them chooses from the scores that it computed
-        # itself, and none have to travel between the caches of two cores
+        keys = self.chunk_keys[bank, :, :stored]  # H x S x D
         threads = torch.get_num_threads() if queries.device.type == "cpu" else 1
-        budget = SCORE_BUDGET[queries.device.type] * threads
-        heads_at_once = min(heads, max(threads, budget // (stored * num_queries)))
-        queries_at_once = max(1, budget // (stored * heads_at_once))
-        search = (
-            search_rounded if rounding_pays(queries, stored, found.size(-1)) else search_float32
-        )
-        for head in range(0, heads, heads_at_once):
-            some = slice(head, head + heads_at_once)
-            keys = self.chunk_keys[bank, some, :stored]  # h x S x D
-            search(keys, queries[some], found[some], queries_at_once)
+        products = stored * queries.size(0) * queries.size(1)
+        if 1 < threads <= queries.size(0) and products >= THREADS_FROM:
+            search_in_threads(keys, queries, found, threads)
+        else:
+            search_heads(keys, queries, found)
+
+
+def search_in_threads(keys: Tensor, queries: Tensor, found: Tensor, threads: int) -> None:
+    """:func:`search_heads` with a head for every thread, from its product to its best rows.
+
+    PyTorch's own threads share the work of every operation anew: on a CPU, scores would travel between
+    the caches of two cores.
+    """
+    inference = torch.is_inference_mode_enabled()  # a setting of each thread
+
+    def search(head: int) -> None:
+        one = slice(head, head + 1)
+        with torch.inference_mode(inference), torch.no_grad():
+            search_heads(keys[one], queries[one], found[one])
+
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(search, range(queries.size(0))))
+    finally:
+        torch.set_num_threads(threads)  # so it was here, but threads to come had learnt of 1
+
+
+def search_heads(keys: Tensor, queries: Tensor, found: Tensor) -> None:
+    """Writes the rows of the largest products to *found*, see :func:`search_float32`; in blocks."""
+    heads, num_queries, _ = queries.shape
+    stored, budget = keys.size(1), SCORE_BUDGET[queries.device.type]
+    heads_at_once = min(heads, max(1, budget // (stored * num_queries)))
+    queries_at_once = max(1, budget // (stored * heads_at_once))
+    search = search_rounded if rounding_pays(queries, stored, found.size(-1)) else search_float32
+    for head in range(0, heads, heads_at_once):
+        some = slice(head, head + heads_at_once)
+        search(keys[some], queries[some], found[some], queries_at_once)
 
 
 def rounding_pays(queries: Tensor, stored: int, count: int) -> bool:
