@@ -23,7 +23,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 import machine
-from benchmark_memory import BLOCK, Keys
+from benchmark_memory import Keys, write_all
 from longmem_fairseq.cli import run
 from longmem_fairseq.memory import DTYPES, MemoryBank, ShardedBank, check_index, check_sizes
 from longmem_fairseq.memory.sharded_bank import all_gather_single, check_divisible
@@ -87,13 +87,6 @@ def make_bank(args: Namespace, num_shards: int, size: int, index: str) -> Memory
         index_parameters=parameters,
         dtype=args.dtype,
     )
-
-
-def write_all(bank: MemoryBank, keys: Keys) -> None:
-    """Fills the bank; nobody looks at the values."""
-    for start in range(0, bank.memory_size, BLOCK):
-        block = keys.draw(min(BLOCK, bank.memory_size - start))
-        bank.write(block, block)
 
 
 def measure(args: Namespace, bank: MemoryBank, keys: Keys) -> Dict:
@@ -162,7 +155,7 @@ def work(rank: int, num_shards: int, args: Namespace, folder: str) -> None:
     rows = []
     for setting in settings(args, num_shards):
         keys, bank = Keys(args), make_bank(args, num_shards, **setting)
-        fill = machine.seconds_of(partial(write_all, bank, keys), args.device)
+        fill = machine.seconds_of(partial(write_all, bank, keys, bank.memory_size), args.device)
         row = {"processes": num_shards, **setting, **measure(args, bank, keys)}
         rows.append({**row, "fill_seconds": fill})
         if rank == 0:

@@ -1,4 +1,4 @@
-"""fairseq-train as several processes: on CPUs too, and with a clear end.
+"""fairseq's commands as several processes: on CPUs too, and with a clear end.
 
 fairseq counts GPUs to know how many processes there are. On CPUs ``torchrun`` therefore gave W
 separate trainings, and the default backends, ``nccl`` and ``pytorch_ddp``, need GPUs.

@@ -31,7 +31,7 @@ from hf_files import (
 )
 from longmem_fairseq.cli import run
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
-from longmem_fairseq.models.decoder_config import MOST_CHANNELS, MOST_LAYERS
+from longmem_fairseq.models.decoder_config import MOST_CHANNELS, MOST_LAYERS, key_value_sizes
 from longmem_fairseq.text_files import parse_json, read_json, read_text
 from longmem_fairseq.tokenizers.checkpoint_ids import SPECIALS, CheckpointIds
 from longmem_fairseq.tokenizers.hf_tokenizer import parsed_tokenizer
@@ -150,7 +150,7 @@ def separated(
         yield name, tensor
         return
     heads = cfg.num_attention_heads
-    head_dim, kv_heads = cfg.head_dim or cfg.embed_dim // heads, cfg.num_kv_heads or heads
+    kv_heads, head_dim = key_value_sizes(cfg)
     rows = (kv_heads, heads // kv_heads + 2, head_dim)
     if tensor.size(0) != rows[0] * rows[1] * rows[2]:
         raise ValueError(f"{name} has {tensor.size(0)} rows, expected {' x '.join(map(str, rows))}")

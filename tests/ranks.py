@@ -5,13 +5,14 @@ A server imports fairseq once and forks the ranks.
 
 import multiprocessing
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import List
 
 import torch
 from fairseq_cli import eval_lm, train
+
+from tests.training_runs import rank_options
 
 COMMANDS = {"fairseq-train": train.cli_main, "fairseq-eval-lm": eval_lm.cli_main}
 
@@ -22,20 +23,13 @@ def run_ranks(command: str, ranks: int, root: Path, logs: Path) -> str:
     Raises:
         AssertionError: one of them failed; with what all printed
     """
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    distributed = (
-        f"--distributed-world-size {ranks} --distributed-init-method tcp://localhost:{port} "
-        "--distributed-no-spawn --distributed-backend gloo --ddp-backend legacy_ddp"
-    )
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     logs.mkdir(exist_ok=True)
     paths = [logs / f"rank{rank}.log" for rank in range(ranks)]
     processes = []
-    for rank, path in enumerate(paths):
-        arguments = f"{command} {distributed} --distributed-rank {rank}".split()
+    for options, path in zip(rank_options(ranks), paths, strict=True):
+        arguments = f"{command} {options}".split()
         processes.append(context.Process(target=_run, args=(arguments, root, path)))
         processes[-1].start()
     for process in processes:

@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from tests.training_runs import (
     longmem,
     memory_files,
     named,
+    rank_options,
 )
 
 # fairseq's iterator asks for it everywhere
@@ -87,16 +87,7 @@ class Run:
         return torch.load(self.save_dir / "checkpoint_last.pt")
 
     def _rank_options(self) -> list:
-        if self.ranks == 1:
-            return [""]
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
-        common = (
-            f"--distributed-world-size {self.ranks} --distributed-init-method tcp://localhost:{port} "
-            "--distributed-no-spawn --distributed-backend gloo --ddp-backend legacy_ddp"
-        )
-        return [f"{common} --distributed-rank {rank}" for rank in range(self.ranks)]
+        return [""] if self.ranks == 1 else rank_options(self.ranks)
 
     def _process(self, options: str, kill_at: int) -> subprocess.Popen:
         delay = random.Random(kill_at).uniform(0, 0.02)

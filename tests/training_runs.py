@@ -4,6 +4,7 @@ The fixtures ``runs`` and ``fit_here`` of conftest.py are made of them.
 """
 
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -69,6 +70,18 @@ def fit(monkeypatch, arguments: str, save_dir: Path, updates: int) -> dict:
 
 def longmem(runs: Path) -> str:
     return f"--arch longmem {MEMORY} --pretrained-model-path {runs}/backbone.pt {ADAM}"
+
+
+def rank_options(ranks: int) -> list:
+    """The options of each of so many processes on a CPU, which meet at a free port."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    common = (
+        f"--distributed-world-size {ranks} --distributed-init-method tcp://localhost:{port} "
+        "--distributed-no-spawn --distributed-backend gloo --ddp-backend legacy_ddp"
+    )
+    return [f"{common} --distributed-rank {rank}" for rank in range(ranks)]
 
 
 def memory_files(save_dir: Path) -> list:

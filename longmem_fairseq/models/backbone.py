@@ -16,7 +16,7 @@ from fairseq.models import (
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from longmem_fairseq.models.decoder_config import DecoderConfig, check_decoder
+from longmem_fairseq.models.decoder_config import DecoderConfig, check_decoder, key_value_sizes
 from longmem_fairseq.models.memory_decoder import MemoryDecoder, Reading, Retrieve
 from longmem_fairseq.modules import (
     NORMS,
@@ -145,7 +145,7 @@ class BackboneDecoder(MemoryDecoder):
         cfg = self.cfg
         if str(cfg.positions) != "rotary":
             return None
-        channels = cfg.rotary_dim or cfg.head_dim or cfg.embed_dim // cfg.num_attention_heads
+        channels = cfg.rotary_dim or key_value_sizes(cfg)[1]
         if layer in cfg.sliding_layers and cfg.sliding_rotary_base > 0:
             return Rotary(channels, cfg.sliding_rotary_base)
         return Rotary(channels, cfg.rotary_base, cfg.rotary_scaling)

@@ -5,7 +5,7 @@ families of language models.
 """
 
 from dataclasses import dataclass, field
-from typing import List
+from typing import List, Tuple
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
@@ -117,6 +117,12 @@ class DecoderConfig(FairseqDataclass):
             "what came before it"
         },
     )
+
+
+def key_value_sizes(cfg: DecoderConfig) -> Tuple[int, int]:
+    """Heads of keys and values, and channels of a head."""
+    heads = cfg.num_attention_heads
+    return cfg.num_kv_heads or heads, cfg.head_dim or cfg.embed_dim // heads
 
 
 def check_decoder(cfg: DecoderConfig, window: int) -> None:

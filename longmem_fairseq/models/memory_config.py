@@ -18,7 +18,7 @@ from longmem_fairseq.memory import (
     check_sizes,
 )
 from longmem_fairseq.models.backbone import COMPUTE_DTYPE_CHOICES
-from longmem_fairseq.models.decoder_config import DecoderConfig
+from longmem_fairseq.models.decoder_config import DecoderConfig, key_value_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -195,8 +195,7 @@ def build_memory(
         "directory": cfg.memory_dir,
         "fingerprint": fingerprint,
     }
-    num_heads = backbone.num_kv_heads or backbone.num_attention_heads
-    head_dim = backbone.head_dim or backbone.embed_dim // backbone.num_attention_heads
+    num_heads, head_dim = key_value_sizes(backbone)
     num_slots = cfg.memory_size // cfg.chunk_size // cfg.memory_shards
     check_index(cfg.memory_index, cfg.memory_index_parameters, head_dim, num_slots)
     token_bytes = bytes_per_token(num_heads, head_dim, cfg.chunk_size, options["dtype"])
