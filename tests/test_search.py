@@ -16,6 +16,13 @@ HEADS, QUERIES, HEAD_DIM = 2, 7, 5
 
 
 def check_best_rows(scores, count):
+    check_rows(scores, count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "GROUPS_FROM", 0)  # groups of few scores too
+        check_rows(scores, count)
+
+
+def check_rows(scores, count):
     rows = best_rows(scores, count)  # h x q x count
     assert rows.shape == (scores.size(0), scores.size(2), count) and rows.dtype == torch.int64
     columns = scores.transpose(1, 2)

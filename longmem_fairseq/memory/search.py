@@ -16,6 +16,7 @@ from torch import Tensor
 SCORE_BUDGET = {"cpu": 2**20, "cuda": 2**27}
 THREADS_FROM = 2**24  # products, from which on starting threads (0.2 ms) does not matter
 GROUP = 8  # rows of which only the maximum is looked at first (measured: 4 and 16 are not faster)
+GROUPS_FROM = 2**15  # scores, below which a look at all of them takes less time than six operations
 
 
 class ChunkIndex:
@@ -211,7 +212,7 @@ def best_rows(scores: Tensor, count: int, sorted: bool = True) -> Tensor:
         h x q x count (int64)
     """
     num_groups = scores.size(1) // GROUP
-    if num_groups < 4 * count:
+    if num_groups < 4 * count or scores.numel() < GROUPS_FROM:
         return scores.transpose(1, 2).topk(count, dim=-1, sorted=sorted).indices
     whole = num_groups * GROUP
     # group j has the rows j, j + num_groups, j + 2 num_groups, ...
