@@ -11,8 +11,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${SECONDS_PER_FORMAT:=600}" "${FINDINGS:=runs/fuzz}"
 export PYTHONPATH=.:preprocess:eval OMP_NUM_THREADS=1
 
+if ! python -c 'import atheris' 2>/dev/null; then
+  echo "fuzzing needs atheris: pip install -e '.[fuzz]'" >&2
+  exit 2
+fi
 if (($# == 0)); then
-  mapfile -t formats < <(python -c 'from tests.fuzz.targets import TARGETS; print(*TARGETS, sep="\n")')
+  mapfile -t formats < <(python -c 'import logging; logging.disable()
+from tests.fuzz.targets import TARGETS; print(*TARGETS, sep="\n")')
 else
   formats=("$@")
 fi

@@ -191,8 +191,8 @@ def test_only_queries_that_rounding_may_mislead_are_searched_again(kind, at_leas
 
 @pytest.mark.parametrize("fill", [[310], [300]])
 def test_search_of_a_bank_by_rounded_numbers(fill, monkeypatch):
-    monkeypatch.setattr(search, "rounding_pays", lambda *_: True)
-    monkeypatch.setitem(search.SCORE_BUDGET, "cpu", 1001)
+    monkeypatch.setattr(search, "rounding_pays", lambda _, stored, count: stored >= 2 * count)
+    monkeypatch.setitem(search.SCORE_BUDGET, "cpu", 1001)  # blocks of 143 keys
     keys, queries = filled(fill, 310), torch.randn(1, HEADS, QUERIES, HEAD_DIM)
     check_search(TorchIndex(keys), keys, queries, fill, 8)
     with torch.autocast("cpu", torch.bfloat16):

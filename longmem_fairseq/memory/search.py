@@ -5,6 +5,7 @@ N banks, H heads, Q queries, S slots, D head_dim, R chunks to retrieve.
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import Dict, List, Optional, Tuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 # to 32,768 chunks: 1M floats are fastest, half and four times of that slower); a GPU wants large
 # products.
 SCORE_BUDGET = {"cpu": 2**20, "cuda": 2**27}
+QUERIES_AT_ONCE = 16  # at least: a product with fewer waits for its keys (measured: not 8, not 32)
 THREADS_FROM = 2**24  # products, from which on starting threads (0.2 ms) does not matter
 GROUP = 8  # rows of which only the maximum is looked at first (measured: 4 and 16 are not faster)
 GROUPS_FROM = 2**15  # scores, below which a look at all of them takes less time than six operations
@@ -104,7 +106,28 @@ def search_in_threads(keys: Tensor, queries: Tensor, found: Tensor, threads: int
 
 
 def search_heads(keys: Tensor, queries: Tensor, found: Tensor) -> None:
-    """Writes the rows of the largest products to *found*, see :func:`search_float32`; in blocks."""
+    """Writes the rows of the largest products to *found*, see :func:`search_float32`.
+
+    Of a large memory one block of keys after another, so that the scores of several queries fit.
+    """
+    num_queries, count = found.shape[1:]
+    budget = SCORE_BUDGET[queries.device.type]
+    rows_at_once = max(count, budget // min(num_queries, QUERIES_AT_ONCE))
+    for first in range(0, keys.size(1), rows_at_once):
+        some = keys[:, first : first + rows_at_once]
+        if first == 0:
+            search_rows(some, queries, found)
+            continue
+        more = torch.empty_like(found[:, :, : some.size(1)])
+        search_rows(some, queries, more)
+        rows = torch.cat([found, more + first], dim=-1)
+        for head, start in product(range(keys.size(0)), range(0, num_queries, 1024)):
+            here = slice(head, head + 1), slice(start, start + 1024)
+            found[here] = best_of(keys[here[:1]], queries[here], rows[here], count)[1]
+
+
+def search_rows(keys: Tensor, queries: Tensor, found: Tensor) -> None:
+    """:func:`search_heads` of keys so few that many queries can be asked at a time."""
     heads, num_queries, _ = queries.shape
     stored, budget = keys.size(1), SCORE_BUDGET[queries.device.type]
     heads_at_once = min(heads, max(1, budget // (stored * num_queries)))
@@ -159,8 +182,6 @@ def search_rounded(keys: Tensor, queries: Tensor, found: Tensor, queries_at_once
     query_length += query_error  # at least |q'|
     error = query_error * longest + query_length * (key_error + 2**-16 * longest)  # h x Q
     lost = (queries * mean).sum(dim=-1)  # h x Q
-    first_rows = torch.arange(heads).view(-1, 1, 1) * stored
-    all_keys = keys.flatten(0, 1)
     sure = torch.empty(queries.shape[:2], dtype=torch.bool)
     scores = None
     for start in range(0, queries.size(1), queries_at_once):
@@ -168,18 +189,25 @@ def search_rounded(keys: Tensor, queries: Tensor, found: Tensor, queries_at_once
         scores = score(rounded_keys, rounded_queries[:, block], scores)
         # the bits of positive numbers are in their order, and have a faster maximum on a CPU
         rows = best_rows(scores.view(torch.int16), 2 * found.size(-1), sorted=False)  # h x q x 2R
-        candidates = all_keys.index_select(0, (rows + first_rows).flatten())
-        products = candidates.view(*rows.shape, head_dim) * queries[:, block].unsqueeze(2)
-        best = products.sum(dim=-1).topk(found.size(-1), dim=-1)
-        found[:, block] = rows.gather(-1, best.indices)
+        best, found[:, block] = best_of(keys, queries[:, block], rows, found.size(-1))
         limit = scores.transpose(1, 2).gather(-1, rows).amin(dim=-1).float()  # h x q
         most = limit * (1 + 2**-8) + error[:, block]  # that any other row can have
-        sure[:, block] = (limit > 0) & (best.values[..., -1] - lost[:, block] >= most)
+        sure[:, block] = (limit > 0) & (best[..., -1] - lost[:, block] >= most)
     for head in (~sure).any(dim=1).nonzero().flatten().tolist():
         one, again = slice(head, head + 1), ~sure[head]
         rows = found[one, again]  # a copy
         search_float32(keys[one], queries[one, again], rows, queries_at_once)
         found[one, again] = rows
+
+
+def best_of(keys: Tensor, queries: Tensor, rows: Tensor, count: int) -> Tuple[Tensor, Tensor]:
+    """The *count* largest products of some rows, h x q x C: products and rows, h x q x count."""
+    heads, stored, head_dim = keys.shape
+    first_rows = torch.arange(heads, device=keys.device).view(-1, 1, 1) * stored
+    candidates = keys.flatten(0, 1).index_select(0, (rows + first_rows).flatten())
+    products = candidates.view(*rows.shape, head_dim) * queries.unsqueeze(2)
+    best = products.sum(dim=-1).topk(count, dim=-1)
+    return best.values, rows.gather(-1, best.indices)
 
 
 def round_vectors(vectors: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
