@@ -25,9 +25,9 @@ os.environ.setdefault(
     "PYTHONWARNINGS", ",".join(f"ignore::UserWarning:{module}" for module in HYDRA_MODULES)
 )
 
-# CI has two cores, and no test computes enough to gain from more.
-torch.set_num_threads(2)
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# tests/run.sh runs a test on every core, and no test computes enough to gain from more than one.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Timings on a shared machine say nothing about a test.
 settings.register_profile("longmem", deadline=None)
@@ -56,15 +56,6 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"no folder {path}: set LONGMEM_SHARED to the folder of shared fixtures")
     return path.resolve()
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """For tests that compute too little to gain from a second one, which would mostly wait."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # the models of small_models.py, imported where they are used: fairseq takes seconds to import

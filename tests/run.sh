@@ -6,4 +6,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source train_scripts/environment.sh dev
 
 bash tests/lint.sh
-python -m pytest -q -rs "$@"
+python -m pytest -q -rs -n auto --dist loadfile "$@"

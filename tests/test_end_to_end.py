@@ -35,7 +35,7 @@ def call(root):
     """Runs a program of this checkout; returns all it printed, and fails with it."""
 
     def run(*command):
-        env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "2"}
+        env = {**os.environ, "PYTHONPATH": str(root)}
         command = [sys.executable, *map(str, command)]
         done = subprocess.run(
             command,

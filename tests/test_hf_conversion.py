@@ -13,8 +13,6 @@ from longmem_fairseq.modules import LocalCache  # noqa: E402
 from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds  # noqa: E402
 from tests.hf_models import MODELS, VOCAB, make_model  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 WINDOW = 24
 LAYER = 2  # whose keys and values are compared; with a sliding window where a family has some
 
