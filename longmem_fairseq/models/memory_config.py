@@ -199,10 +199,11 @@ def build_memory(
     num_slots = cfg.memory_size // cfg.chunk_size // cfg.memory_shards
     check_index(cfg.memory_index, cfg.memory_index_parameters, head_dim, num_slots)
     token_bytes = bytes_per_token(num_heads, head_dim, cfg.chunk_size, options["dtype"])
+    split = f", over {cfg.memory_shards} processes" if cfg.memory_shards > 1 else ""
     logger.info(
         f"memory bank of layer {cfg.retrieval_layer_index}: {cfg.memory_size:,} tokens of "
         f"{token_bytes:,.0f} bytes, {cfg.memory_size * token_bytes / 2**20:,.1f} MiB when full, one "
-        f"per {cfg.memory_scope}, over {cfg.memory_shards} processes"
+        f"per {cfg.memory_scope}{split}"
     )
     bank_class = ShardedBank if cfg.memory_shards > 1 else MemoryBank
     return ExternalMemory(num_heads, head_dim, bank_class, **options)

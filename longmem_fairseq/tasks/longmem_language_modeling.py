@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Dict, Optional
 
-import torch
 from fairseq import utils
 from fairseq.data import Dictionary, NestedDictionaryDataset
 from fairseq.models import (
@@ -14,7 +13,7 @@ from fairseq.models import (
     ARCH_MODEL_REGISTRY,
     MODEL_DATACLASS_REGISTRY,
 )
-from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks import register_task
 from omegaconf import open_dict
 
 from longmem_fairseq.allocator import keep_freed_memory
@@ -22,7 +21,6 @@ from longmem_fairseq.data import (
     DocumentStreamDataset,
     IndexedDocuments,
     documents_to_continue,
-    lines_to_continue,
 )
 from longmem_fairseq.models.checkpoints import dictionary_hash
 from longmem_fairseq.tasks.config import (
@@ -30,6 +28,7 @@ from longmem_fairseq.tasks.config import (
     LongMemLanguageModelingConfig,
     check_distributed,
 )
+from longmem_fairseq.tasks.generation import GenerationTask
 from longmem_fairseq.tasks.resume import (
     ResumableStreams,
     load_memory,
@@ -43,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 @register_task("longmem_language_modeling", dataclass=LongMemLanguageModelingConfig)
-class LongMemLanguageModelingTask(FairseqTask):
+class LongMemLanguageModelingTask(GenerationTask):
     """Feeds B contiguous streams of documents; see :class:`DocumentStreamDataset`."""
 
     def __init__(self, cfg: LongMemLanguageModelingConfig):
@@ -215,49 +214,6 @@ class LongMemLanguageModelingTask(FairseqTask):
             num_workers=num_workers,
             data_buffer_size=data_buffer_size,
         ).next_epoch_itr(shuffle=False)
-
-    @property
-    def prefix_size(self) -> int:
-        """How many tokens of each document fairseq-generate continues; 0 in all other commands."""
-        size = self.cfg.prefix_size
-        return size if isinstance(size, int) else 0  # a reference, outside of fairseq's commands
-
-    def build_dataset_for_inference(self, src_tokens, src_lengths, **unused):
-        """Prompts for fairseq-interactive."""
-        return lines_to_continue(src_tokens, self.dictionary.eos(), self.dictionary.pad())
-
-    def build_generator(self, models, args, *more, **options):
-        """fairseq's generator of models that start with --memory.
-
-        Raises:
-            FileNotFoundError, ValueError: see :meth:`ExternalMemory.load`; or a model has no memory
-        """
-        for model in models if self.cfg.memory is not None else ():
-            if model.decoder.memory is None:
-                raise ValueError(f"--memory ({self.cfg.memory}) needs a model with a memory")
-            device = next(model.parameters()).device
-            model.decoder.memory.load(self.cfg.memory, training=False, device=device)
-        return super().build_generator(models, args, *more, **options)
-
-    def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
-        """Continues prompts; every hypothesis begins with the beginning of a document.
-
-        Raises:
-            ValueError: --prefix-size is missing, or --constraints are given
-        """
-        if constraints is not None:
-            raise ValueError("--constraints do not go with this task: leave them out")
-        if "new_document" in sample["net_input"]:
-            raise ValueError(
-                "--prefix-size is missing: how many tokens of each document to continue"
-            )
-        prompts = sample["net_input"]["src_tokens"]
-        if prefix_tokens is None and prompts.numel() > 0:
-            prefix_tokens = prompts
-        with torch.no_grad():
-            return generator.generate(
-                models, sample, prefix_tokens=prefix_tokens, bos_token=self.document_start
-            )
 
     def build_model(self, cfg, from_checkpoint: bool = False):
         """
