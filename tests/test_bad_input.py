@@ -46,6 +46,11 @@ CASES = {
         "fairseq-train {data} {LONGMEM}",
         "ValueError: --pretrained-model-path is missing: give the backbone's checkpoint",
     ),
+    "train: half precision": (
+        "fairseq-train {data} {LONGMEM} --pretrained-model-path {backbone} --fp16",
+        "ValueError: --fp16 is not supported: leave it out, and choose the type of the matrix products "
+        "with --compute-dtype",
+    ),
     "train: missing backbone": (
         "fairseq-train {data} {LONGMEM} --pretrained-model-path {missing}",
         "FileNotFoundError: --pretrained-model-path ({missing}): no such file",

@@ -152,6 +152,12 @@ def test_int8_rows_are_rounded_to_a_127th_of_their_largest(bias_too):
     assert_close(*(torch.autograd.grad(y.sum(), x)[0] for y in (output, expected)))
 
 
+def test_int8_sums_of_float16_stay_finite():
+    linear, x = nn.Linear(64, 1, bias=False), torch.full((1, 64), 10.0)
+    nn.init.constant_(linear.weight, 0.1)
+    assert_close(Int8Linear(linear, torch.float16)(x).float(), linear(x), rtol=2e-3, atol=0)
+
+
 def test_a_longmem_on_an_int8_backbone(build):
     options = {"sidenet_init": "identity", "perturb": True}
     exact, small = build(**options), build(backbone_dtype="int8", **options)
@@ -178,6 +184,11 @@ def test_a_longmem_on_an_int8_backbone(build):
             "--tokens-per-sample (8) must not exceed the 7 positions that",
         ),
         ({"positions": "rotary", "rotary_dim": 3}, "--rotary-dim (3) must be even"),
+        ({"rotary_dim": 10}, "--rotary-dim (10) must be between 0 and the 8 channels of a head"),
+        ({"num_kv_heads": -4}, "--num-kv-heads (-4) must be between 0 and 4"),
+        ({"head_dim": 2**30}, "--head-dim (1073741824) must be between 0 and 1,048,576"),
+        ({"ffn_dim": 2**45}, "--ffn-dim (35184372088832) must be between 0 and 1,048,576"),
+        ({"max_positions": 2**50}, "--max-positions (1125899906842624) must be between 0 and"),
     ],
 )
 def test_shapes_that_do_not_fit(task, options, message):

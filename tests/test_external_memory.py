@@ -219,6 +219,43 @@ def test_a_loaded_memory_follows_the_model_to_its_device(tmp_path):
     assert other.bank.header() == memory.bank.header()
 
 
+def test_a_mapped_memory_has_room_for_more(tmp_path):
+    """Its file is as large as what it holds: the bank that is written to lies in main memory."""
+    path = str(tmp_path / "memory.safetensors")
+    memory, other = external(k=8), external(k=4)
+    begin(memory, 1, [True])
+    write(memory, 0, 5)
+    memory.save(path)
+    other.load(path, training=False, memory_map=True)
+    fork = other.fork(1, torch.device("cpu"))
+    fork.write(*torch.zeros(2, 1, 1, 4, 1), torch.zeros(1, 4))
+    assert fork.bank.num_tokens == [8]
+    for reading in (memory, other):
+        begin(reading, 1, [False], training=reading is memory)
+        with torch.no_grad():
+            write(reading, 5, 8)
+    assert other.banks[False].num_tokens == memory.banks[True].num_tokens == [8]
+    assert stored(memory) == [0, 1, 2, 3, 4, 5, 6, 7] and not other.banks[False].in_place
+
+
+def test_what_waits_to_be_written_is_in_a_fork_too():
+    memory = external()
+    begin(memory, 1, [True], training=False)
+    write(memory, 0, 4)  # with gradients: the next forward writes it
+    assert memory.single_bank(torch.device("cpu")).num_tokens == [4]
+
+
+def test_a_bank_made_in_inference_mode_is_written_outside_of_it():
+    memory = external(k=8)
+    with torch.inference_mode():
+        begin(memory, 1, [True])
+        write(memory, 0, 3)
+    begin(memory, 1, [False])
+    write(memory, 3, 6)
+    memory.flush()
+    assert stored(memory) == [0, 1, 2, 3, 4, 5]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("storage", ["device", "host"])
 def test_a_loaded_memory_follows_the_model_to_a_gpu(storage, tmp_path):

@@ -30,6 +30,15 @@ def test_token_by_token_past_the_window_equals_reading_everything_anew(decoder):
 
 
 @torch.no_grad()
+def test_no_tokens_change_nothing(decoder):
+    tokens, state = document(1, 5), {}
+    expected = recomputed(decoder, tokens)
+    for stop in (3, 3, 5):
+        read = decoder(tokens[:, :stop], incremental_state=state)[0]
+    assert_close(read[:, -1], expected, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("length", [1, HALF, SEGMENT, SEGMENT + 1, 2 * SEGMENT, 37])
 def test_a_prompt_may_be_read_at_once(decoder, length):
     tokens, state = document(1, length + 2, rows=2), {}

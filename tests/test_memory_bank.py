@@ -187,17 +187,22 @@ def test_unknown_names(option, message):
 
 def test_tensors_that_do_not_fit():
     bank = MemoryBank(2, 3, 4, memory_size=8, chunk_size=2, k=4)
-    right = torch.zeros(2, 3, 5, 4)
-    fits = "do not fit a bank of (streams, heads, head_dim) (2, 3, 4)"
+    right, ids = torch.zeros(2, 3, 5, 4), torch.zeros(2, 5)
     for shape in ((2, 3, 5, 8), (2, 1, 5, 4), (3, 3, 5, 4)):
+        fits = f"of shape {shape} do not fit a bank of (streams, heads, head_dim) (2, 3, 4)"
         wrong = torch.zeros(shape)
-        for arguments, name in (((wrong, wrong), "keys"), ((right, wrong), "values")):
+        for call, name in ((lambda w: bank.write(w, w), "keys"), (bank.retrieve, "queries")):
             with pytest.raises(ValueError) as error:
-                bank.write(*arguments)
-            assert str(error.value) == f"{name} of shape {shape} {fits}"
+                call(wrong)
+            assert str(error.value) == f"{name} {fits}"
+    for name, wrong in (
+        *(("values", right[:, :, 1:]), ("values", right[:1]), ("values", right[..., 1:])),
+        *(("valid", ids[:, 1:] > 0), ("token_ids", ids[:1])),
+    ):
         with pytest.raises(ValueError) as error:
-            bank.retrieve(wrong)
-        assert str(error.value) == f"queries of shape {shape} {fits}"
+            bank.write(right, **{"values": right, name: wrong})
+        shapes = f"of shape {tuple(wrong.shape)} do not go with keys of (2, 3, 5, 4)"
+        assert str(error.value) == f"{name} {shapes}"
     assert bank.num_pending == [0, 0]
 
 

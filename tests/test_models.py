@@ -1,5 +1,7 @@
 """Backbone, LongMem and MemTRM by hand, and what they are saved as and refuse."""
 
+import argparse
+
 import pytest
 import torch
 from fairseq.data import Dictionary
@@ -10,7 +12,15 @@ from longmem_fairseq.models.checkpoints import fingerprint
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRM, MemTRMConfig
 from longmem_fairseq.modules import ACTIVATIONS
-from tests.small_models import SAVED, SEGMENT, differ, document, read, save_backbone
+from tests.small_models import (
+    SAVED,
+    SEGMENT,
+    differ,
+    document,
+    load_backbone,
+    read,
+    save_backbone,
+)
 
 
 def test_backbone_by_hand(backbone):
@@ -93,6 +103,33 @@ def test_identity_init_starts_at_the_backbone(build, backbone):
     expected = torch.cat([backbone(part)[0] for part in tokens.split(SEGMENT, dim=1)], dim=1)
     assert_close(read(model, tokens), expected, rtol=0, atol=1e-5)
     assert model.decoder.memory.bank.num_tokens == [24, 24]
+
+
+def test_identity_init_silences_norms_with_a_bias_too(build, task, tmp_path):
+    path = save_backbone(tmp_path / "b.pt", task.source_dictionary, 1, post_norms=True)
+    backbone, tokens = load_backbone(path, task), document(1, SEGMENT)
+    model = build(path=path, sidenet_init="identity", no_memory=True)
+    assert_close(read(model, tokens), backbone(tokens)[0], rtol=0, atol=1e-5)
+
+
+def test_norms_of_a_backbone_saved_in_half_precision_are_float32(build, backbone_path, tmp_path):
+    state, path = torch.load(backbone_path), tmp_path / "half.pt"
+    state["model"] = {name: weight.half() for name, weight in state["model"].items()}
+    torch.save(state, path)
+    model = build(path=str(path))
+    assert model.decoder.backbone.layer_norm.weight.dtype == torch.float32
+    assert read(model, document(1, 2 * SEGMENT)).isfinite().all()
+
+
+@pytest.mark.parametrize("cfg", [argparse.Namespace(arch="transformer_lm"), {"embed_dim": 8}])
+def test_backbones_of_other_programs_are_refused(build, backbone_path, tmp_path, cfg):
+    state, path = torch.load(backbone_path), tmp_path / "foreign.pt"
+    state["cfg"]["model"] = cfg
+    torch.save(state, path)
+    with pytest.raises(
+        ValueError, match="holds a model of architecture unknown, expected longmem_b"
+    ):
+        build(path=str(path))
 
 
 def test_a_checkpoint_holds_the_sidenet_alone(build):

@@ -18,6 +18,7 @@ import torch
 from fairseq import checkpoint_utils
 
 from longmem_fairseq.tasks import longmem_language_modeling as task_module
+from longmem_fairseq.tasks.resume import remove_unnamed_memory
 from tests.training_runs import (
     ADAM,
     APPROXIMATE,
@@ -253,3 +254,21 @@ def test_every_checkpoint_that_is_kept_has_its_memory(fit_here, runs, tmp_path):
         f"{arguments} --restore-file {folder}/checkpoint_1_6.pt", tmp_path / "again", 10
     )
     assert_same_state(again, expected)
+
+
+def test_memory_that_an_unreadable_checkpoint_may_name_is_kept(
+    fit_here, monkeypatch, runs, tmp_path
+):
+    folder = tmp_path / "run"
+    fit_here(f"{runs}/data1 {longmem(runs)}", folder, 6)
+    files = memory_files(folder)
+    orphan = folder / "memory_1_00000000_rank0.safetensors"
+    orphan.write_bytes(b"")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            torch, "load", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "I/O error"))
+        )
+        remove_unnamed_memory(str(folder))
+    assert memory_files(folder) == sorted([*files, orphan.name])
+    remove_unnamed_memory(str(folder))
+    assert memory_files(folder) == files

@@ -119,6 +119,30 @@ def training_batches(task, epoch=1, seed=1, workers=0, split="train", **options)
     return list(iterator.next_epoch_itr(shuffle=True))
 
 
+def test_any_split_can_be_trained_on(corpus):
+    batches = {}
+    for name in ("train", "test"):  # the same documents, of one or the other
+        task = make_task(corpus, stream_span=2, train_subset=name)
+        task.load_dataset("test")
+        task.datasets["train"] = task.datasets["test"]
+        batches[name] = training_batches(task, split=name)
+    assert_same_batches(batches["test"], batches["train"])
+    task = make_task(corpus, stream_span=2)  # trains on another split: reads this one in order
+    task.load_dataset("test")
+    assert [len(training_batches(task, split="test")), len(batches["test"])] != [0, 0]
+    first = training_batches(task, split="test")[0]["net_input"]["src_tokens"]
+    assert not torch.equal(first, batches["test"][0]["net_input"]["src_tokens"])
+
+
+def test_the_training_split_is_evaluated_whole_and_in_order(corpus):
+    task = make_task(corpus, stream_span=2)
+    task.load_dataset("train")
+    documents = task.dataset("train")
+    batches = list(task.eval_lm_dataloader(documents, batch_size=1, num_workers=0))
+    numbers = list(dict.fromkeys(int(batch["id"][0]) for batch in batches))
+    assert numbers == list(range(8))
+
+
 @pytest.mark.parametrize("span", [0, 2])
 def test_epochs_are_shuffled_anew_and_reproducible(corpus, span):
     task = make_task(corpus, stream_span=span)

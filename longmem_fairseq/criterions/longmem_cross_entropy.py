@@ -20,7 +20,8 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
     """Sum of the negative log-likelihoods of all targets that are not padding.
 
     Logs ``loss`` (base 2), ``ppl``, and for a model with memory ``gate`` (mean over heads),
-    ``memory_tokens`` (mean per bank before the segment is written) and ``retrieval_ms`` per batch.
+    ``memory_tokens`` (mean per bank before the segment is written) and ``retrieval_ms`` per batch (on a
+    GPU the time to launch it, unless the index is one of faiss).
     """
 
     def __init__(self, task):

@@ -90,6 +90,7 @@ class ChunkRing:
             "device": device,
             "fingerprint": fingerprint,
         }
+        self.in_place = tensors is not None  # for instance in a file
         self.device = torch.device(device or "cpu")
         self.num_slots = memory_size // chunk_size
         num_banks = num_streams if scope == "stream" else 1
@@ -202,7 +203,16 @@ class ChunkRing:
                 nothing at all is written)
         """
         self._check_rows("keys", keys)
-        self._check_rows("values", values)
+        shape = (keys.size(0), keys.size(2))
+        for name, tensor, expected in (
+            ("values", values, keys.shape),
+            ("valid", valid, shape),
+            ("token_ids", token_ids, shape),
+        ):
+            if tensor is not None and tensor.shape != expected:
+                raise ValueError(
+                    f"{name} of shape {tuple(tensor.shape)} do not go with keys of {tuple(keys.shape)}"
+                )
         tokens = [keys.size(2)] * keys.size(0) if valid is None else valid.sum(dim=1).tolist()
         self._check_room(tokens if self.scope == "stream" else [sum(tokens)])
         if token_ids is None:

@@ -54,7 +54,8 @@ class ExternalMemory:
         self.flush()
         self.retrieval_seconds, self.retrieved_chunks = 0.0, None
         bank = self.banks.get(training)
-        if bank is not None and bank.device != device:  # it was loaded before the model was moved
+        # it was loaded before the model was moved, or lies in a file that is as large as what it holds
+        if bank is not None and (bank.device != device or (bank.in_place and not self.read_only)):
             bank = self.banks[training] = self._moved(bank, device)
         if self.read_only and bank is not None:
             self.bank = bank
@@ -73,11 +74,13 @@ class ExternalMemory:
 
     def _new_bank(self, num_streams: int, device: torch.device) -> MemoryBank:
         sizes = (num_streams, self.num_heads, self.head_dim)
-        return self.bank_class(*sizes, device=device, **self.options)
+        with torch.inference_mode(False):  # its tensors are written later, too
+            return self.bank_class(*sizes, device=device, **self.options)
 
     def _moved(self, bank: MemoryBank, device: torch.device) -> MemoryBank:
         moved = self._new_bank(bank.num_streams, device)
-        moved.load_state_dict(bank.header(), bank.state_dict())
+        header = {**bank.header(), "memory_size": moved.memory_size}
+        moved.load_state_dict(header, bank.state_dict())
         return moved
 
     def retrieve(self, queries: Tensor) -> Optional[Retrieved]:
@@ -141,7 +144,8 @@ class ExternalMemory:
                 left as it was
         """
         options = {"num_heads": self.num_heads, "head_dim": self.head_dim, **self.options}
-        bank = self.bank_class.load(path, memory_map=memory_map, device=device, **options)
+        with torch.inference_mode(False):
+            bank = self.bank_class.load(path, memory_map=memory_map, device=device, **options)
         if not training:
             _check_single(path, bank)
         self.flush()
@@ -175,6 +179,7 @@ class ExternalMemory:
         Raises:
             ValueError: it has several streams
         """
+        self.flush()
         bank = self.banks.get(False)
         if bank is None:
             bank = self.banks[False] = self._new_bank(1, device)

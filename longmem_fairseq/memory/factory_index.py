@@ -125,7 +125,8 @@ class FactoryIndex(ChunkIndex):
 
     def _build(self, bank: int, num_stored: int) -> None:
         self.indices[bank] = []
-        sample = torch.linspace(0, num_stored - 1, max(self.num_needed, 1)).long()
+        count = max(self.num_needed, 1)
+        sample = torch.arange(count) * (num_stored - 1) // max(count - 1, 1)  # all over the bank
         for keys in self.chunk_keys[bank]:
             index = self._make()
             if self.num_needed:

@@ -137,6 +137,7 @@ class MemoryBank(ChunkRing):
             bank.load_state_dict(header, tensors)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+        bank.options["memory_size"] = sizes["memory_size"]  # of what is made from it: with room
         return bank
 
     def state_dict(self) -> Dict[str, Tensor]:

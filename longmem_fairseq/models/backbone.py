@@ -256,8 +256,10 @@ class BackboneDecoder(MemoryDecoder):
         if int8:
             quantise(self.layers, self.compute_dtype)
         for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):  # norms stay float32
+            if isinstance(module, (nn.Linear, nn.Embedding)):
                 module.to(self.compute_dtype)
+            elif type(module) in NORMS.values():  # also where the checkpoint has others
+                module.float()
         self.eval()
 
     def autocast(self, device: torch.device) -> torch.autocast:
@@ -291,7 +293,7 @@ class LongMemBackbone(FairseqLanguageModel):
 
 
 def _architecture(name: str, embed_dim: int, num_layers: int, num_attention_heads: int):
-    """Registers sizes under *name*, for backbone and MemTRM alike."""
+    """Registers sizes under *name*, for the backbone: MemTRM takes its own from one."""
 
     def set_sizes(args):
         args.embed_dim = getattr(args, "embed_dim", embed_dim)

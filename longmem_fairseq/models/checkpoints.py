@@ -49,7 +49,8 @@ def read_backbone(path: str) -> Dict:
         raise FileNotFoundError(f"--pretrained-model-path ({path}): no such file")
     state = checkpoint_utils.load_checkpoint_to_cpu(path)
     cfg = state["cfg"]["model"] if state.get("cfg") else None
-    name = str(cfg["_name"]) if cfg is not None else "unknown"
+    # a model of fairseq's before hydra has an argparse.Namespace there
+    name = str(cfg.get("_name", "unknown") if OmegaConf.is_dict(cfg) else "unknown")
     if not name.startswith("longmem_backbone"):
         raise ValueError(
             f"--pretrained-model-path ({path}) holds a model of architecture {name}, expected "

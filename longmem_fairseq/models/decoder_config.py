@@ -16,7 +16,7 @@ POSITION_CHOICES = ChoiceEnum(["alibi", "learned", "rotary"])
 BLOCK_CHOICES = ChoiceEnum(list(BLOCKS))
 NORM_CHOICES = ChoiceEnum(list(NORMS))
 # more is a mistake, or the configuration of somebody who wants the machine to run out of memory
-MOST_LAYERS, MOST_CHANNELS = 1000, 2**20
+MOST_LAYERS, MOST_CHANNELS, MOST_POSITIONS = 1000, 2**20, 2**24
 
 
 @dataclass
@@ -134,16 +134,25 @@ def check_decoder(cfg: DecoderConfig, window: int) -> None:
         ValueError: naming the option that does not fit
     """
     heads, kv_heads = cfg.num_attention_heads, cfg.num_kv_heads
-    for option, value, most in (
-        ("--num-layers", cfg.num_layers, MOST_LAYERS),
-        ("--embed-dim", cfg.embed_dim, MOST_CHANNELS),
-        ("--num-attention-heads", heads, MOST_CHANNELS),
+    for option, value, least, most in (
+        ("--num-layers", cfg.num_layers, 1, MOST_LAYERS),
+        ("--embed-dim", cfg.embed_dim, 1, MOST_CHANNELS),
+        ("--num-attention-heads", heads, 1, MOST_CHANNELS),
+        ("--num-kv-heads", kv_heads, 0, heads),
+        ("--head-dim", cfg.head_dim, 0, MOST_CHANNELS),
+        ("--ffn-dim", cfg.ffn_dim, 0, MOST_CHANNELS),
+        ("--max-positions", cfg.max_positions, 0, MOST_POSITIONS),
     ):
-        if not 1 <= value <= most:
-            raise ValueError(f"{option} ({value}) must be between 1 and {most:,}")
+        if not least <= value <= most:
+            raise ValueError(f"{option} ({value}) must be between {least} and {most:,}")
     if cfg.head_dim == 0 and cfg.embed_dim % heads != 0:
         raise ValueError(
             f"--embed-dim ({cfg.embed_dim}) must be a multiple of --num-attention-heads ({heads})"
+        )
+    head_dim = key_value_sizes(cfg)[1]
+    if not 0 <= cfg.rotary_dim <= head_dim:
+        raise ValueError(
+            f"--rotary-dim ({cfg.rotary_dim}) must be between 0 and the {head_dim} channels of a head"
         )
     if kv_heads > 0 and heads % kv_heads != 0:
         raise ValueError(

@@ -16,7 +16,7 @@ Retrieve = Callable[[Tensor], Optional[Retrieved]]
 
 
 class Reading(NamedTuple):
-    """Logits B x T x V; keys and values B x H x T x D to be memorised, None without memory."""
+    """Logits B x T x V; keys and values B x H' x T x D to be memorised, None without memory."""
 
     logits: Tensor
     keys: Optional[Tensor]
@@ -74,7 +74,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         raise NotImplementedError
 
     def keys_values(self, src_tokens: Tensor):
-        """What :meth:`read` would give to memorise, without anything else; B x H x T x D each."""
+        """What :meth:`read` would give to memorise, without anything else; B x H' x T x D each."""
         raise NotImplementedError
 
     def forward(

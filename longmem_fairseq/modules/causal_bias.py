@@ -34,7 +34,7 @@ class CausalBias(nn.Module):
 
     def __init__(self, num_heads: int = 0, slope_scale: float = 1.0, window: int = 0):
         super().__init__()
-        # a list: the module then needs no weights, and half precision cannot shift far keys
+        # a list: weights would be rounded in a model of half precision
         self.slopes = [s * slope_scale for s in alibi_slopes(num_heads)] if num_heads else [0.0]
         self.window = window
         self._bias = None  # of the longest segment so far: the last one of a document is shorter
@@ -59,5 +59,6 @@ class CausalBias(nn.Module):
             if self.window > 0:
                 hidden |= distance <= -self.window
             bias = (slopes * distance).masked_fill(hidden, float("-inf")).to(dtype)  # H x T x T
-            self._bias = bias
+            with torch.inference_mode(False):  # it may serve a training later
+                self._bias = bias.clone()
         return bias[:, num_before:num_tokens, :num_tokens]

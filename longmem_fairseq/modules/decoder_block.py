@@ -117,8 +117,8 @@ class DecoderBlock(nn.Module):
     def silence(self) -> None:
         """Makes both branches add nothing, so that training starts from the identity."""
         if self.post_norms:
-            # the norm of a branch near zero would blow it up again: its own weight is what counts
-            last = (self.attention_post_norm.weight, self.mlp_post_norm.weight)
+            # the norm of a branch near zero would blow it up again: its own weights are what counts
+            last = (*self.attention_post_norm.parameters(), *self.mlp_post_norm.parameters())
         else:
             last = (*self.self_attn.out_proj.parameters(), *self.fc2.parameters())
         for parameter in last:

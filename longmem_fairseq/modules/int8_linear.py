@@ -12,7 +12,8 @@ class Int8Linear(nn.Module):
     """``nn.Linear`` with a scale per row, its largest absolute value being 127.
 
     Only storage is quantised: the products are computed in *dtype*, in which whole numbers up to 127
-    are exact, and scaled afterwards. The matrix in *dtype* lives as long as the product takes.
+    are exact, and scaled afterwards. The matrix in *dtype* lives as long as the product takes. Inputs
+    are divided by 128 first, which is exact too: a sum in float16 may reach 65,504.
 
     Args:
         linear: with the weights to keep
@@ -30,7 +31,8 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
 
     def forward(self, x: Tensor) -> Tensor:
-        products = F.linear(x.to(self.dtype), self.weight.to(self.dtype)) * self.scale
+        products = F.linear(x.to(self.dtype) / 128, self.weight.to(self.dtype))
+        products = products * (128 * self.scale)
         return (products if self.bias is None else products + self.bias).to(self.dtype)
 
 

@@ -47,7 +47,8 @@ class LocalCache:
         start, self.num_tokens = self.num_tokens, self.num_tokens + keys.size(2)
         self.keys[:, :, start : self.num_tokens] = keys
         self.values[:, :, start : self.num_tokens] = values
-        self.last = x[:, -1:]
+        if x.size(1) > 0:
+            self.last = x[:, -1:]
         return self.keys[:, :, : self.num_tokens], self.values[:, :, : self.num_tokens]
 
     def reorder(self, order: Tensor) -> None:

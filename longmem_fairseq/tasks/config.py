@@ -99,11 +99,22 @@ class LongMemLanguageModelingConfig(ModelOptions):
         },
     )
     prefix_size: int = II("generation.prefix_size")
-    seed: int = II("common.seed")
-    batch_size: Optional[int] = II("dataset.batch_size")
+    train_subset: str = II("dataset.train_subset")
+    fp16: bool = II("common.fp16")
+    bf16: bool = II("common.bf16")
     ddp_backend: str = II("distributed_training.ddp_backend")
     zero_sharding: str = II("distributed_training.zero_sharding")
     pipeline_model_parallel: bool = II("distributed_training.pipeline_model_parallel")
+
+
+def check_precision(cfg: LongMemLanguageModelingConfig) -> None:
+    """Raises ValueError for half precision of everything: residuals and norms are float32 here."""
+    for option, given in (("--fp16", cfg.fp16), ("--bf16", cfg.bf16)):
+        if given is True:
+            raise ValueError(
+                f"{option} is not supported: leave it out, and choose the type of the matrix products "
+                "with --compute-dtype"
+            )
 
 
 def check_distributed(cfg: LongMemLanguageModelingConfig) -> None:

@@ -27,6 +27,7 @@ from longmem_fairseq.tasks.config import (
     MODEL_OPTIONS,
     LongMemLanguageModelingConfig,
     check_distributed,
+    check_precision,
 )
 from longmem_fairseq.tasks.generation import GenerationTask
 from longmem_fairseq.tasks.resume import (
@@ -68,8 +69,9 @@ class LongMemLanguageModelingTask(GenerationTask):
     def setup_task(cls, cfg: LongMemLanguageModelingConfig, **unused):
         """
         Raises:
-            ValueError: see :func:`check_distributed`; or as the constructor
+            ValueError: see :func:`check_precision`, :func:`check_distributed`; or as the constructor
         """
+        check_precision(cfg)
         check_distributed(cfg)
         return cls(cfg)
 
@@ -110,11 +112,13 @@ class LongMemLanguageModelingTask(GenerationTask):
         epoch: int = 1,
         data_buffer_size: int = 0,
         skip_remainder_batch: bool = False,
+        training: Optional[bool] = None,
         **unused,
     ):
         """Batches of streams, in order; the documents are shuffled anew each epoch for training.
 
-        *dataset* is trained on if it is the split ``train``, and read in a fixed order otherwise.
+        *dataset* is trained on if it is --train-subset, and read in a fixed order otherwise; *training*
+        says so if it is given.
         Prompts, and the documents of which fairseq-generate is to continue the first --prefix-size
         tokens, are no streams: each is read on its own.
 
@@ -124,7 +128,9 @@ class LongMemLanguageModelingTask(GenerationTask):
             ValueError: neither --batch-size nor --max-tokens says how many streams there are; or
                 --memory is given; or --memory-shards in training
         """
-        sharded, training = (self.cfg.memory_shards or 1) > 1, dataset is self.datasets.get("train")
+        sharded = (self.cfg.memory_shards or 1) > 1
+        if training is None:
+            training = dataset is self.datasets.get(self.train_subset)
         if sharded and training:
             raise ValueError(
                 f"--memory-shards ({self.cfg.memory_shards}) is for evaluation and generation: in "
@@ -213,7 +219,15 @@ class LongMemLanguageModelingTask(GenerationTask):
             shard_id=shard_id,
             num_workers=num_workers,
             data_buffer_size=data_buffer_size,
+            training=False,
         ).next_epoch_itr(shuffle=False)
+
+    @property
+    def train_subset(self) -> str:
+        name = self.cfg.train_subset
+        return (
+            "train" if name.startswith("$") else name
+        )  # a reference, outside of fairseq's commands
 
     def build_model(self, cfg, from_checkpoint: bool = False):
         """

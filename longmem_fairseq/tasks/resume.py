@@ -186,8 +186,11 @@ def remove_unnamed_memory(folder: str, keep: Optional[List[str]] = None) -> None
     """Removes the memory files that no checkpoint in *folder* names, except those to *keep*."""
     files = {name for name in os.listdir(folder) if _MEMORY_FILE.fullmatch(name)}
     files -= set(keep or [])
-    if files:
-        files -= _named_memory(folder)
+    try:
+        files -= _named_memory(folder) if files else files
+    except (OSError, ValueError) as error:  # it may name any of them
+        logger.warning(f"no memory file is removed, because a checkpoint cannot be read: {error}")
+        return
     for name in files:
         path = os.path.join(folder, name)
         if os.path.isdir(path):  # of a save that was cut short
@@ -203,7 +206,7 @@ def _named_memory(folder: str) -> Set[str]:
         path = os.path.join(folder, name)
         if not name.endswith(".pt"):
             continue
-        with suppress(OSError, ValueError), clear_errors(path):  # no checkpoint names nothing
+        with suppress(FileNotFoundError), clear_errors(path):
             # mapped: the tensors themselves are not read
             state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
             extra_state = state.get("extra_state", {})
