@@ -3,6 +3,7 @@
 B hypotheses, T tokens, V vocabulary.
 """
 
+import math
 from typing import Callable, Optional, Sequence
 
 import torch
@@ -12,6 +13,8 @@ from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from torch import Tensor
 
 from longmem_fairseq.tokenizers import Tokenizer
+
+LOWEST_TEMPERATURE = 1e-3  # what is divided by less overflows
 
 
 class PromptedModel(EnsembleModel):
@@ -95,26 +98,40 @@ def check_generation(
     beam: int,
     seed: Optional[int],
     stop: Sequence[str],
+    spelled: Callable[[str], str] = str,
 ) -> None:
-    """Raises ValueError naming the argument, where they do not go together."""
+    """Raises ValueError naming the argument, where they do not go together.
+
+    Args:
+        spelled: what the user calls an argument of this name
+    """
     for name, value, least in (
         ("max_new_tokens", max_new_tokens, 1),
-        ("temperature", temperature, 0),
         ("top_k", top_k, 0),
         ("beam", beam, 1),
     ):
-        if not value >= least:  # nor is it NaN
-            raise ValueError(f"{name} ({value}) must be at least {least}")
+        if value < least:
+            raise ValueError(f"{spelled(name)} ({value}) must be at least {least}")
+    draws = spelled("temperature")
+    if temperature != 0 and not LOWEST_TEMPERATURE <= temperature < math.inf:  # nor is it NaN
+        raise ValueError(
+            f"{draws} ({temperature}) must be 0, or finite and at least {LOWEST_TEMPERATURE}"
+        )
     if not 0 <= top_p <= 1:
-        raise ValueError(f"top_p ({top_p}) must be between 0 and 1")
+        raise ValueError(f"{spelled('top_p')} ({top_p}) must be between 0 and 1")
     if temperature == 0 and (top_k or top_p):
-        raise ValueError("top_k and top_p say what is drawn from: give a temperature above 0 too")
+        raise ValueError(
+            f"{spelled('top_k')} and {spelled('top_p')} say what is drawn from: give a {draws} above "
+            "0 too"
+        )
     if temperature > 0 and beam > 1:
-        raise ValueError(f"beam ({beam}) searches, temperature ({temperature}) draws: give one")
+        raise ValueError(
+            f"{spelled('beam')} ({beam}) searches, {draws} ({temperature}) draws: give one"
+        )
     if seed is not None and not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed ({seed}) must be a number of 64 bits")
+        raise ValueError(f"{spelled('seed')} ({seed}) must be a number of 64 bits")
     if "" in stop:
-        raise ValueError("stop holds an empty string, which every text contains")
+        raise ValueError(f"{spelled('stop')} holds an empty string, which every text contains")
 
 
 def continue_prompt(
