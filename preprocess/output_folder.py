@@ -9,6 +9,12 @@ from typing import Any, Dict, Iterator
 from longmem_fairseq.text_files import parse_json
 
 
+def check_new(dest: Path) -> None:
+    """Raises ValueError unless `dest` is absent or an empty folder: what it holds would be deleted."""
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise ValueError(f"--dest ({dest}) is not empty: give a new or empty folder")
+
+
 def is_up_to_date(dest: Path, marker: str, wanted: Dict[str, Any], overwrite: bool) -> bool:
     """Whether `dest` is this very result: the JSON file `marker` in it holds all of `wanted`.
 
@@ -38,7 +44,10 @@ def is_up_to_date(dest: Path, marker: str, wanted: Dict[str, Any], overwrite: bo
 
 @contextlib.contextmanager
 def replaced_folder(dest: Path) -> Iterator[Path]:
-    """A new folder beside `dest`, which takes its place when the block ends well."""
+    """A new folder beside `dest`, which takes its place when the block ends well.
+
+    What `dest` held is deleted: :func:`check_new` or :func:`is_up_to_date` comes first.
+    """
     dest.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))
     work = scratch / "new"
