@@ -14,7 +14,7 @@ from torch import Tensor
 
 from longmem_fairseq.tokenizers import Tokenizer
 
-LOWEST_TEMPERATURE = 1e-3  # what is divided by less overflows
+LOWEST_TEMPERATURE = 1e-3  # as good as 0; what is divided by much less overflows
 
 
 class PromptedModel(EnsembleModel):
@@ -67,15 +67,19 @@ class TruncatedSampling(Sampling):
         dictionary: of V symbols
         top_k: how many of them, 0 for all
         top_p: of these as few as have this probability together, 0 for all
+        temperature: what log-probabilities are divided by; fairseq's SequenceGenerator would divide
+            logits, which in float16 overflow
     """
 
-    def __init__(self, dictionary: Dictionary, top_k: int = 0, top_p: float = 0.0):
+    def __init__(
+        self, dictionary: Dictionary, top_k: int = 0, top_p: float = 0.0, temperature: float = 1.0
+    ):
         super().__init__(dictionary)
-        self.top_k, self.top_p = top_k, top_p
+        self.top_k, self.top_p, self.temperature = top_k, top_p, temperature
 
     def step(self, step, lprobs, *state):
         """See ``fairseq.search.Search``; lprobs ... x V."""
-        lprobs = most_likely(lprobs, self.top_k, self.top_p)
+        lprobs = most_likely(lprobs / self.temperature, self.top_k, self.top_p)
         return super().step(step, lprobs.log_softmax(dim=-1), *state)
 
 
@@ -150,15 +154,16 @@ def continue_prompt(
         max_new_tokens, temperature, top_k, top_p, beam: see :meth:`LongMem.generate`
     """
     dictionary = model.tokenizer.dictionary
-    draws = TruncatedSampling(dictionary, top_k, top_p)
+    search = BeamSearch(dictionary)
+    if temperature > 0:
+        search = TruncatedSampling(dictionary, top_k, top_p, temperature)
     generator = SequenceGenerator(
         model,
         dictionary,
         beam_size=beam,
         max_len_b=max_new_tokens,
         min_len=0,
-        temperature=temperature or 1.0,
-        search_strategy=draws if temperature > 0 else BeamSearch(dictionary),
+        search_strategy=search,
     )
     sample = {"net_input": {"src_tokens": model.prompt}}
     best = generator.generate([], sample, bos_token=last_token)[0][0]

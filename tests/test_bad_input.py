@@ -205,6 +205,11 @@ CASES = {
         "evaluate.py {data} --path {longmem} --pretrained-model-path {missing} {EVALUATE}",
         "--pretrained-model-path ({missing}): no such file",
     ),
+    "evaluate: memory distance": (
+        "fairseq-eval-lm {data} --path {longmem} --memory-distance 512",
+        "ValueError: --memory-distance (512) must be 0, or positive with a backbone of rotary "
+        "positions (this one's are alibi)",
+    ),
     "evaluate.py: k": (
         "evaluate.py {data} --path {longmem} --k 5 {EVALUATE}",
         "--k (5) must be a multiple of --chunk-size (2)",
