@@ -19,20 +19,21 @@ def is_up_to_date(dest: Path, marker: str, wanted: Dict[str, Any], overwrite: bo
     """Whether `dest` is this very result: the JSON file `marker` in it holds all of `wanted`.
 
     Raises ValueError where `dest` holds anything else, unless it is an older result (it has a
-    `marker`) and `overwrite` is set: a folder that is not ours is never replaced.
+    `marker` that names its format, as all of ours do) and `overwrite` is set: a folder that is not
+    ours is never replaced.
     """
     if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())):
         return False
     path = dest / marker
-    if not path.is_file():
-        raise ValueError(
-            f"--dest ({dest}) holds something else (no {marker} in it): give a new or empty folder"
-        )
     try:
-        found = parse_json(path.read_bytes())
+        found = parse_json(path.read_bytes()) if path.is_file() else None
     except ValueError:
-        found = {}
-    if isinstance(found, dict) and all(found.get(key) == value for key, value in wanted.items()):
+        found = None
+    if not isinstance(found, dict) or "format" not in found:
+        raise ValueError(
+            f"--dest ({dest}) holds something else (no {marker} of ours): give a new or empty folder"
+        )
+    if all(found.get(key) == value for key, value in wanted.items()):
         return True
     if not overwrite:
         raise ValueError(

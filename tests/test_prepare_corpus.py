@@ -85,8 +85,11 @@ def test_a_folder_that_is_not_ours_is_never_replaced(tmp_path):
     dest = tmp_path / "thesis"
     dest.mkdir()
     (dest / "chapter.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="holds something else"):
-        prepare(source, dest, "--overwrite")
+    for stranger in (None, '{"name": "a web site"}', "{", "[]"):
+        if stranger is not None:
+            (dest / "manifest.json").write_text(stranger)
+        with pytest.raises(ValueError, match="holds something else"):
+            prepare(source, dest, "--overwrite")
     assert (dest / "chapter.tex").read_text() == "years of work"
 
 
