@@ -10,10 +10,10 @@ import json
 
 from longmem_fairseq.cli import run
 from longmem_fairseq.commands.options import (
+    as_option,
     check_argument,
     load_model,
     make_parser,
-    option,
     read_texts,
 )
 from longmem_fairseq.generation import check_generation
@@ -53,7 +53,7 @@ def main() -> None:
             raise ValueError(f"{name}: the prompt is empty")
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "beam", "seed", "stop")
     options = {name: getattr(args, name) for name in names}
-    check_generation(**options, spelled=option)
+    check_generation(**options, spelled=as_option)
     for text in args.stop:
         check_argument("--stop", text)
     lm = load_model(args)

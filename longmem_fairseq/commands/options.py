@@ -47,7 +47,8 @@ def load_model(args: argparse.Namespace) -> LongMem:
     """The model, with its memory.
 
     Raises:
-        FileNotFoundError, ValueError: see :meth:`LongMem.from_pretrained` and ``load_memory``
+        FileNotFoundError, ValueError: see :meth:`LongMem.from_pretrained` and ``load_memory``; or
+            --memory-map without --memory
     """
     if args.memory_map and args.memory is None:
         raise ValueError("--memory-map needs --memory, the file that is to be mapped")
@@ -76,7 +77,7 @@ def read_texts(args: argparse.Namespace) -> List[Tuple[str, str]]:
     return texts
 
 
-def option(name: str) -> str:
+def as_option(name: str) -> str:
     """What the command line calls an argument of the Python interface."""
     return "--" + name.replace("_", "-")
 
@@ -85,7 +86,7 @@ def check_argument(option: str, text: str) -> str:
     """The text of an option, from the command line.
 
     Raises:
-        ValueError: its bytes are no text in UTF-8, which Python stands surrogates for
+        ValueError: its bytes are no text in UTF-8, for which Python puts surrogates
     """
     return text_of(os.fsencode(text), option)
 
