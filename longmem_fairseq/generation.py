@@ -116,21 +116,21 @@ def check_generation(
     ):
         if value < least:
             raise ValueError(f"{spelled(name)} ({value}) must be at least {least}")
-    draws = spelled("temperature")
+    heat = spelled("temperature")
     if temperature != 0 and not LOWEST_TEMPERATURE <= temperature < math.inf:  # nor is it NaN
         raise ValueError(
-            f"{draws} ({temperature}) must be 0, or finite and at least {LOWEST_TEMPERATURE}"
+            f"{heat} ({temperature}) must be 0, or finite and at least {LOWEST_TEMPERATURE}"
         )
     if not 0 <= top_p <= 1:
         raise ValueError(f"{spelled('top_p')} ({top_p}) must be between 0 and 1")
     if temperature == 0 and (top_k or top_p):
         raise ValueError(
-            f"{spelled('top_k')} and {spelled('top_p')} say what is drawn from: give a {draws} above "
+            f"{spelled('top_k')} and {spelled('top_p')} say what is drawn from: give a {heat} above "
             "0 too"
         )
     if temperature > 0 and beam > 1:
         raise ValueError(
-            f"{spelled('beam')} ({beam}) searches, {draws} ({temperature}) draws: give one"
+            f"{spelled('beam')} ({beam}) searches, {heat} ({temperature}) draws: give one"
         )
     if seed is not None and not -(2**63) <= seed < 2**64:
         raise ValueError(f"{spelled('seed')} ({seed}) must be a number of 64 bits")

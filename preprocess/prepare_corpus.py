@@ -182,8 +182,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         if not source.has_splits and share > 0 and split not in manifest["splits"]:
             documents = counted(len(corpus.split_of), "document")
             print(
-                f"no {split} split: the source has {documents}, and train keeps one; its folders "
-                "train, valid and test are splits of your own"
+                f"no {split} split: the source has {documents}, and train keeps one; folders train, "
+                "valid and test in it would be taken as they are"
             )
 
 
