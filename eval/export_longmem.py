@@ -10,20 +10,20 @@ backbone, which is not part of it. The card's table has the lines that eval/eval
 """
 
 import argparse
-import shutil
+import os
+import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from fairseq import checkpoint_utils
 
-from longmem_fairseq.cli import run
-from longmem_fairseq.exported import WEIGHTS_FILE, write_exported
-from results import read_json_lines
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "preprocess"))
+from longmem_fairseq.cli import run  # noqa: E402
+from longmem_fairseq.exported import WEIGHTS_FILE, write_exported  # noqa: E402
+from longmem_fairseq.tokenizers.folder import copy_vocabulary  # noqa: E402
+from output_folder import check_new, replaced_folder  # noqa: E402
+from results import read_json_lines  # noqa: E402
 
-VOCABULARY = (
-    *("dict.txt", "sentencepiece.model", "encoder.json", "vocab.bpe"),
-    *("tokenizer.json", "ids.json"),
-)
 SHOWN = (
     *("layer_reduction_factor", "retrieval_layer_index", "sidenet_init", "memory_size"),
     *("chunk_size", "k", "memory_heads", "memory_distance", "compute_dtype", "backbone_dtype"),
@@ -42,8 +42,27 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def model_card(config: Dict[str, Any], backbone: str, results: Optional[Path]) -> List[str]:
-    """Markdown, of what the run itself says."""
+def result_table(path: Path) -> List[str]:
+    """Markdown, of the lines of eval/evaluate.py.
+
+    Raises:
+        FileNotFoundError, ValueError: there are none
+    """
+    table = ["| model | tokens | perplexity | per word |", "| --- | ---: | ---: | ---: |"]
+    for number, line in enumerate(read_json_lines(path), start=1):
+        try:
+            numbers = f"{line['tokens']:,} | {line['ppl']:.3f} | {line['word_ppl']:.3f}"
+            table.append(f"| {line['name']} | {numbers} |")
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"--results ({path}): result {number} is not one of eval/evaluate.py, which have "
+                "name, tokens, ppl and word_ppl"
+            ) from None
+    return table
+
+
+def model_card(config: Dict[str, Any], backbone: str, results: List[str]) -> List[str]:
+    """Markdown, of what the run itself says; *results* is a table of it, or empty."""
     lines = [
         "# LongMem SideNet",
         "",
@@ -58,32 +77,26 @@ def model_card(config: Dict[str, Any], backbone: str, results: Optional[Path]) -
         *(f"| {name} | {config['model'][name]} |" for name in SHOWN if name in config["model"]),
         f"| backbone, SHA-256 of its weights | `{config['backbone_fingerprint']}` |",
     ]
-    if results is not None:
-        lines += ["", "Measured with `eval/evaluate.py`:", ""]
-        lines += ["| model | tokens | perplexity | per word |", "| --- | ---: | ---: | ---: |"]
-        for line in read_json_lines(str(results)):
-            numbers = f"{line['tokens']:,} | {line['ppl']:.3f} | {line['word_ppl']:.3f}"
-            lines.append(f"| {line['name']} | {numbers} |")
+    if results:
+        lines += ["", "Measured with `eval/evaluate.py`:", "", *results]
     return lines
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = get_parser().parse_args(argv)
-    if args.dest.exists() and (not args.dest.is_dir() or any(args.dest.iterdir())):
-        raise ValueError(f"--dest ({args.dest}) is not empty: give a new or empty folder")
+    check_new(args.dest)
+    results = [] if args.results is None else result_table(args.results)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(args.checkpoint))
     name = str(state["cfg"]["model"]["_name"])
     if name != "longmem":
         raise ValueError(
             f"{args.checkpoint} holds a model of architecture {name}, expected longmem"
         )
-    args.dest.mkdir(parents=True, exist_ok=True)
-    config = write_exported(args.dest, state)
-    for file in VOCABULARY:
-        if (args.checkpoint.parent / file).is_file():
-            shutil.copyfile(args.checkpoint.parent / file, args.dest / file)
-    card = model_card(config, args.backbone, args.results)
-    (args.dest / "README.md").write_text("\n".join(card) + "\n", encoding="utf-8")
+    with replaced_folder(args.dest) as folder:
+        config = write_exported(folder, state)
+        copy_vocabulary(args.checkpoint.parent, folder)
+        card = model_card(config, args.backbone, results)
+        (folder / "README.md").write_text("\n".join(card) + "\n", encoding="utf-8")
     print(args.dest / WEIGHTS_FILE)
 
 

@@ -16,3 +16,8 @@ def run(main: Callable[[], None]) -> None:
         program = os.path.basename(sys.argv[0])
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+
+
+def counted(number: int, thing: str) -> str:
+    """As in "1 document" and "2,000 documents"."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

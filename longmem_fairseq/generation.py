@@ -3,6 +3,7 @@
 B hypotheses, T tokens, V vocabulary.
 """
 
+import math
 from typing import Callable, Optional, Sequence
 
 import torch
@@ -12,6 +13,8 @@ from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from torch import Tensor
 
 from longmem_fairseq.tokenizers import Tokenizer
+
+LOWEST_TEMPERATURE = 1e-3  # as good as 0; what is divided by much less overflows
 
 
 class PromptedModel(EnsembleModel):
@@ -64,15 +67,19 @@ class TruncatedSampling(Sampling):
         dictionary: of V symbols
         top_k: how many of them, 0 for all
         top_p: of these as few as have this probability together, 0 for all
+        temperature: what log-probabilities are divided by; fairseq's SequenceGenerator would divide
+            logits, which in float16 overflow
     """
 
-    def __init__(self, dictionary: Dictionary, top_k: int = 0, top_p: float = 0.0):
+    def __init__(
+        self, dictionary: Dictionary, top_k: int = 0, top_p: float = 0.0, temperature: float = 1.0
+    ):
         super().__init__(dictionary)
-        self.top_k, self.top_p = top_k, top_p
+        self.top_k, self.top_p, self.temperature = top_k, top_p, temperature
 
     def step(self, step, lprobs, *state):
         """See ``fairseq.search.Search``; lprobs ... x V."""
-        lprobs = most_likely(lprobs, self.top_k, self.top_p)
+        lprobs = most_likely(lprobs / self.temperature, self.top_k, self.top_p)
         return super().step(step, lprobs.log_softmax(dim=-1), *state)
 
 
@@ -95,26 +102,40 @@ def check_generation(
     beam: int,
     seed: Optional[int],
     stop: Sequence[str],
+    spelled: Callable[[str], str] = str,
 ) -> None:
-    """Raises ValueError naming the argument, where they do not go together."""
+    """Raises ValueError naming the argument, where they do not go together.
+
+    Args:
+        spelled: what the user calls an argument of this name
+    """
     for name, value, least in (
         ("max_new_tokens", max_new_tokens, 1),
-        ("temperature", temperature, 0),
         ("top_k", top_k, 0),
         ("beam", beam, 1),
     ):
-        if not value >= least:  # nor is it NaN
-            raise ValueError(f"{name} ({value}) must be at least {least}")
+        if value < least:
+            raise ValueError(f"{spelled(name)} ({value}) must be at least {least}")
+    heat = spelled("temperature")
+    if temperature != 0 and not LOWEST_TEMPERATURE <= temperature < math.inf:  # nor is it NaN
+        raise ValueError(
+            f"{heat} ({temperature}) must be 0, or finite and at least {LOWEST_TEMPERATURE}"
+        )
     if not 0 <= top_p <= 1:
-        raise ValueError(f"top_p ({top_p}) must be between 0 and 1")
+        raise ValueError(f"{spelled('top_p')} ({top_p}) must be between 0 and 1")
     if temperature == 0 and (top_k or top_p):
-        raise ValueError("top_k and top_p say what is drawn from: give a temperature above 0 too")
+        raise ValueError(
+            f"{spelled('top_k')} and {spelled('top_p')} say what is drawn from: give a {heat} above "
+            "0 too"
+        )
     if temperature > 0 and beam > 1:
-        raise ValueError(f"beam ({beam}) searches, temperature ({temperature}) draws: give one")
+        raise ValueError(
+            f"{spelled('beam')} ({beam}) searches, {heat} ({temperature}) draws: give one"
+        )
     if seed is not None and not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed ({seed}) must be a number of 64 bits")
+        raise ValueError(f"{spelled('seed')} ({seed}) must be a number of 64 bits")
     if "" in stop:
-        raise ValueError("stop holds an empty string, which every text contains")
+        raise ValueError(f"{spelled('stop')} holds an empty string, which every text contains")
 
 
 def continue_prompt(
@@ -133,15 +154,16 @@ def continue_prompt(
         max_new_tokens, temperature, top_k, top_p, beam: see :meth:`LongMem.generate`
     """
     dictionary = model.tokenizer.dictionary
-    draws = TruncatedSampling(dictionary, top_k, top_p)
+    search = BeamSearch(dictionary)
+    if temperature > 0:
+        search = TruncatedSampling(dictionary, top_k, top_p, temperature)
     generator = SequenceGenerator(
         model,
         dictionary,
         beam_size=beam,
         max_len_b=max_new_tokens,
         min_len=0,
-        temperature=temperature or 1.0,
-        search_strategy=draws if temperature > 0 else BeamSearch(dictionary),
+        search_strategy=search,
     )
     sample = {"net_input": {"src_tokens": model.prompt}}
     best = generator.generate([], sample, bos_token=last_token)[0][0]

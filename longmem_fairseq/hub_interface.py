@@ -265,7 +265,7 @@ class LongMem:
             prompt: how the document begins; it may be longer than the window
             max_new_tokens: at most so many
             temperature: 0 for the most likely continuation; otherwise tokens are drawn, at 1 from the
-                model's own distribution, below 1 from a sharper one
+                model's own distribution, below 1 (down to 0.001) from a sharper one
             top_k, top_p: draw from the *top_k* most likely tokens, and of these from as few as have
                 the probability *top_p* together (default: from all)
             beam: hypotheses of the search for the most likely continuation (1: greedy)
@@ -302,7 +302,15 @@ class LongMem:
         return self.memory.fork(rows, self.device, THIS_TEXT)
 
     def _tokens(self, text: str) -> Tensor:
-        """1 x (1 + T): the beginning of a document, and its tokens."""
+        """1 x (1 + T): the beginning of a document, and its tokens.
+
+        Raises:
+            ValueError: the text cannot be written in UTF-8
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("the text holds half of a surrogate pair, which is no text") from None
         indices = torch.from_numpy(self.tokenizer.indices(text)).long()
         start = torch.tensor([self.tokenizer.document_start])
         return torch.cat([start, indices]).unsqueeze(0).to(self.device)

@@ -96,7 +96,10 @@ def _check_task(checkpoint: Path, state: Dict) -> None:
 
 def _as_device(device: Union[str, torch.device]) -> torch.device:
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split(chr(10))[0]
         raise ValueError(f"device ({device}) cannot be used: {reason}") from error
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device ({device}) cannot be used: expected cpu, cuda, cuda:1, ...")
+    return found

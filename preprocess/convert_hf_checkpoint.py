@@ -36,7 +36,7 @@ from longmem_fairseq.text_files import parse_json, read_json, read_text
 from longmem_fairseq.tokenizers.checkpoint_ids import SPECIALS, CheckpointIds
 from longmem_fairseq.tokenizers.hf_tokenizer import parsed_tokenizer
 from model_folder import check_fits, save_model
-from output_folder import replaced_folder
+from output_folder import check_new, replaced_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WINDOW = 1024
@@ -277,10 +277,12 @@ def convert(args: argparse.Namespace) -> None:
         FileNotFoundError, ValueError: in one line what is wrong
     """
     dest = args.dest
-    if not args.dry_run and dest is None:
-        raise ValueError("--dest is missing: a new or empty folder to write")
-    if not args.dry_run and dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise ValueError(f"--dest ({dest}) is not empty: give a new or empty folder")
+    if not args.dry_run:
+        if dest is None:
+            raise ValueError("--dest is missing: a new or empty folder to write")
+        check_new(dest)
+    if args.tokens_per_sample is not None and args.tokens_per_sample < 1:
+        raise ValueError(f"--tokens-per-sample ({args.tokens_per_sample}) must be at least 1")
     folder = model_folder(args.model, args.dry_run)
     config = read_config(folder)
     family = FAMILIES[config["model_type"]]

@@ -3,11 +3,13 @@
 
 Example:
     python preprocess/convert_longmem_checkpoint.py --backbone gpt2.pt --longmem longmem.pt \
-        --dict dict.txt --dest models/released
+        --dict dict.txt --gpt2-bpe-dir gpt2_bpe --dest models/released
 
 writes models/released/backbone/{checkpoint.pt,dict.txt} and, with --longmem, the same under
-models/released/longmem. fairseq-eval-lm and eval/evaluate.py read both. The SideNet's checkpoint
-names its backbone by absolute path: after moving the folder, give --pretrained-model-path.
+models/released/longmem. fairseq-eval-lm and eval/evaluate.py read both. With --gpt2-bpe-dir, a folder
+with GPT-2's encoder.json and vocab.bpe, both get the tokenizer that texts need: the longmem commands,
+prepare_corpus.py --vocabulary and the benchmarks. The SideNet's checkpoint names its backbone by
+absolute path: after moving the folder, give --pretrained-model-path.
 """
 
 import argparse
@@ -24,8 +26,9 @@ from longmem_fairseq.compat import clear_errors
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.checkpoints import fingerprint
 from longmem_fairseq.models.longmem import LongMemConfig, SideNetDecoder
+from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 from model_folder import check_fits, save_model
-from output_folder import replaced_folder
+from output_folder import check_new, replaced_folder
 
 # fairseq's names of activations, and ours
 ACTIVATIONS = {
@@ -63,6 +66,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--backbone", type=Path, required=True, help="released backbone checkpoint")
     add("--longmem", type=Path, help="released LongMem checkpoint; without it the backbone alone")
     add("--dict", type=Path, required=True, help="the backbone's fairseq dictionary")
+    add("--gpt2-bpe-dir", type=Path, help="folder with GPT-2's encoder.json and vocab.bpe, to copy")
     add("--dest", type=Path, required=True, help="new or empty folder to write")
     return parser
 
@@ -217,14 +221,19 @@ def check_same_backbone(released: ReleasedCheckpoint, backbone: ReleasedCheckpoi
         )
 
 
-def convert(backbone: Path, longmem: Optional[Path], dictionary: Path, dest: Path) -> None:
-    """Writes *dest*, complete or not at all.
+def convert(
+    backbone: Path,
+    longmem: Optional[Path],
+    dictionary: Path,
+    dest: Path,
+    gpt2_bpe_dir: Optional[Path] = None,
+) -> None:
+    """Writes *dest*, complete or not at all; without *gpt2_bpe_dir* the models have no tokenizer.
 
     Raises:
         FileNotFoundError, ValueError: in one line what is wrong with which input
     """
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise ValueError(f"--dest ({dest}) is not empty: give a new or empty folder")
+    check_new(dest)
     released = ReleasedCheckpoint(backbone)
     cfg = backbone_config(released)
     num_rows = released.weight("decoder.model.transformer.wte.weight").size(0)
@@ -233,6 +242,9 @@ def convert(backbone: Path, longmem: Optional[Path], dictionary: Path, dest: Pat
     with replaced_folder(dest) as folder:
         save_model(folder / "backbone", cfg, weights, released.option("tokens_per_sample"), text)
         words = Dictionary.load(str(folder / "backbone" / "dict.txt"))
+        tokenizer = None if gpt2_bpe_dir is None else GPT2Tokenizer(gpt2_bpe_dir, words)
+        if tokenizer is not None:
+            tokenizer.save(folder / "backbone")
         decoder = BackboneDecoder(
             OmegaConf.structured(cfg), words, released.option("tokens_per_sample")
         )
@@ -249,11 +261,13 @@ def convert(backbone: Path, longmem: Optional[Path], dictionary: Path, dest: Pat
         weights = {**sidenet.renamed(SIDENET_NAMES), "backbone_fingerprint": identity}
         check_fits(sidenet.path, weights, module)
         save_model(folder / "longmem", cfg, weights, tokens_per_sample, text)
+        if tokenizer is not None:
+            tokenizer.save(folder / "longmem")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = get_parser().parse_args(argv)
-    convert(args.backbone, args.longmem, args.dict, args.dest)
+    convert(args.backbone, args.longmem, args.dict, args.dest, args.gpt2_bpe_dir)
     print(args.dest)
 
 

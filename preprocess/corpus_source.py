@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from longmem_fairseq.text_files import parse_json
+from longmem_fairseq.text_files import parse_json, read_text, text_of
 
 SPLITS = ("train", "valid", "test")
 TEXT_SUFFIX = ".txt"
@@ -112,7 +112,7 @@ class Source:
         for path in self.files if split is None else self.split_files[split]:
             name = path.relative_to(root).as_posix() if root in path.parents else path.name
             if path.suffix == TEXT_SUFFIX:
-                text = _decode(path.read_bytes(), str(path))
+                text = read_text(path)
                 yield Document(name, text, None, str(path))
             else:
                 yield from self._records(path, name)
@@ -143,7 +143,7 @@ def json_records(path: Path) -> Iterator[Tuple[str, int, Any]]:
         where = f"{path}, line {number}"
         if not line.strip():
             continue
-        text = _decode(line, where)
+        text = text_of(line, where)
         try:
             record = parse_json(text)
         except ValueError as error:
@@ -154,15 +154,6 @@ def json_records(path: Path) -> Iterator[Tuple[str, int, Any]]:
 
 def _is_document_file(path: Path) -> bool:
     return path.name.endswith((TEXT_SUFFIX,) + RECORD_SUFFIXES) and path.is_file()
-
-
-def _decode(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{where}: not UTF-8 (byte 0x{data[error.start]:02X} at offset {error.start})"
-        ) from None
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -25,9 +25,9 @@ from typing import BinaryIO, Dict, Iterator, Optional, Sequence, Tuple
 
 from tqdm import tqdm
 
-from corpus_source import RECORD_SUFFIXES, json_records
-from longmem_fairseq.cli import run
-from output_folder import replaced_folder
+from corpus_source import RECORD_SUFFIXES, SPLITS, json_records
+from longmem_fairseq.cli import counted, run
+from output_folder import check_new, replaced_folder
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 # what stands before a comment: no backslash, or pairs of them
@@ -47,7 +47,7 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--source", type=Path, required=True, help="folder of LaTeX sources, or the Pile's file")
     add("--dest", type=Path, required=True, help="folder to write, new or empty")
-    add("--split", default="test", help="name of the file of documents in --dest")
+    add("--split", choices=SPLITS, default="test", help="name of the file of documents in --dest")
     add("--pile-set", default="ArXiv", help="which records of the Pile's file")
     add("--keep-comments", action="store_true", help="leave LaTeX comments in")
     return parser
@@ -181,6 +181,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         papers = pile_papers(args.source, args.pile_set)
     else:
         raise ValueError(f"--source ({args.source}) is neither a folder nor .jsonl or .jsonl.zst")
+    check_new(args.dest)
     written = without_main = 0
     with replaced_folder(args.dest) as folder:
         with open(folder / f"{args.split}.jsonl", "w", encoding="utf-8") as file:
@@ -192,7 +193,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
                 written += 1
         if not written:
             raise ValueError(f"--source ({args.source}) holds no papers")
-    print(f"{args.dest}: {written} papers, {without_main} left out for want of a main file")
+    papers = counted(written, "paper")
+    print(f"{args.dest}: {papers}, {without_main} left out for want of a main file")
 
 
 if __name__ == "__main__":

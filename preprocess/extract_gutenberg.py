@@ -15,15 +15,18 @@ dates of publication in PG-19's metadata.csv, which has no header line:
 
 import argparse
 import csv
+import io
 import re
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
 from tqdm import tqdm
 
+from corpus_source import SPLITS
 from gutenberg_text import strip_boilerplate, unwrap, with_ascii_punctuation
 from longmem_fairseq.cli import run
-from output_folder import replaced_folder
+from longmem_fairseq.text_files import read_text
+from output_folder import check_new, replaced_folder
 
 FIELDS = ("id", "title", "author", "year", "file", "words", "characters")
 
@@ -44,7 +47,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--year-column", default="Issued", help="column that holds the year")
     add("--from-year", type=int, help="leave out earlier books, and those without a year")
     add("--to-year", type=int, help="leave out later books, and those without a year")
-    add("--split", default="test", help="name of the folder of texts in --dest")
+    add("--split", choices=SPLITS, default="test", help="name of the folder of texts in --dest")
     add("--ascii-punctuation", action="store_true", help="straight quotes, two hyphens for a dash")
     add("--keep-wraps", action="store_true", help="leave the lines as they are")
     return parser
@@ -62,15 +65,15 @@ def check_options(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"--{name} ({getattr(args, option)}) needs --metadata, where years are"
             )
-    if args.dest.exists() and (not args.dest.is_dir() or any(args.dest.iterdir())):
-        raise ValueError(f"--dest ({args.dest}) is not empty: give a new or empty folder")
+    check_new(args.dest)
 
 
 def read_metadata(args: argparse.Namespace) -> Dict[str, Dict[str, str]]:
     """Id, title, author and year of every book of the table, by the number of the book."""
     books = {}
     names = args.columns.split(",") if args.columns else None
-    with open(args.metadata, encoding="utf-8-sig", newline="") as file:
+    text = read_text(args.metadata).removeprefix("\ufeff")  # which spreadsheets put first
+    with io.StringIO(text, newline="") as file:
         try:
             reader = csv.DictReader(file, fieldnames=names)
             rows, columns = list(reader), reader.fieldnames or []
@@ -105,7 +108,7 @@ def chosen(book: Optional[Dict[str, str]], args: argparse.Namespace) -> bool:
     )
 
 
-def read_text(path: Path) -> str:
+def read_book(path: Path) -> str:
     # Gutenberg's files are UTF-8 or, from before it, Latin-1, which takes any byte
     data = path.read_bytes()
     try:
@@ -141,7 +144,7 @@ def write_books(folder: Path, paths: List[Path], args: argparse.Namespace) -> st
                     f"{path} and {written[name]} are both book {number}: keep one of them"
                 )
             written[name] = path
-            text = read_text(path)
+            text = read_book(path)
             stripped = strip_boilerplate(text)
             bare += stripped is None
             text = text.strip() if stripped is None else stripped

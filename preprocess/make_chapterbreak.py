@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from corpus_source import json_records
 from gutenberg_text import unwrap, with_ascii_punctuation, wrap_column
-from longmem_fairseq.cli import run
+from longmem_fairseq.cli import counted, run
+from longmem_fairseq.text_files import read_text
 
 NUMBER = r"(?:[IVXLC]+|\d+|(?:the )?[a-z]+(?:[- ][a-z]+)?)"
 HEADING = re.compile(
@@ -45,7 +46,7 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--source", type=Path, required=True, help="folder of .txt files, at any depth")
     add("--dest", type=Path, required=True, help="file to write, .json")
-    add("--offsets", type=Path, help="file of given items, .jsonl (see above)")
+    add("--offsets", type=Path, help="file of given items, .jsonl: file, ctx_end, pos, negs")
     add("--split", default="pg19", help="name of the split in --dest")
     add("--least-context", type=int, default=36000, help="characters before the chapter, at least")
     add("--most-context", type=int, default=60000, help="characters before the chapter to keep")
@@ -54,6 +55,23 @@ def get_parser() -> argparse.ArgumentParser:
     add("--unwrap", action="store_true", help="undo hard line wraps")
     add("--ascii-punctuation", action="store_true", help="straight quotes, two hyphens for a dash")
     return parser
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raise ValueError or FileNotFoundError for options out of range, and missing files."""
+    for option in ("least_context", "most_context", "suffix"):
+        if getattr(args, option) < 1:
+            name = option.replace("_", "-")
+            raise ValueError(f"--{name} ({getattr(args, option)}) must be at least 1")
+    if not args.source.is_dir():
+        raise FileNotFoundError(f"--source ({args.source}): no such folder")
+    if args.offsets is not None and not args.offsets.is_file():
+        raise FileNotFoundError(f"--offsets ({args.offsets}): no such file")
+
+
+def read_book(path: Path) -> str:
+    """The text of a file; line breaks of any kind are newlines, and one character of the offsets."""
+    return read_text(path).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def chapters(text: str, suffix: int) -> List[Tuple[int, int, int]]:
@@ -74,7 +92,7 @@ def chapters(text: str, suffix: int) -> List[Tuple[int, int, int]]:
 def made_items(paths: List[Path], args: argparse.Namespace) -> Iterator[Tuple[Path, Dict]]:
     """Items with the offsets of chapters found by their headings."""
     for path in paths:
-        text = path.read_text(encoding="utf-8")
+        text = read_book(path)
         found = chapters(text, args.suffix)
         # a generator of its own for each book: what other books there are changes nothing
         rng = random.Random(f"{args.seed} {path.name}")
@@ -128,10 +146,7 @@ def texts_of(item: Dict, text: str, args: argparse.Namespace) -> Dict:
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = get_parser().parse_args(argv)
-    if not args.source.is_dir():
-        raise FileNotFoundError(f"--source ({args.source}): no such folder")
-    if args.offsets is not None and not args.offsets.is_file():
-        raise FileNotFoundError(f"--offsets ({args.offsets}): no such file")
+    check_options(args)
     if args.offsets is not None:
         items = given_items(args)
     else:
@@ -140,7 +155,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     current, text = None, ""
     for path, item in tqdm(items, "items", unit=" items", disable=None):
         if path != current:
-            current, text = path, path.read_text(encoding="utf-8")
+            current, text = path, read_book(path)
         works.setdefault(path.stem, []).append(texts_of(item, text, args))
     if not works:
         raise ValueError(
@@ -150,7 +165,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args.dest.parent.mkdir(parents=True, exist_ok=True)
     args.dest.write_text(json.dumps({args.split: works}) + "\n", encoding="utf-8")
     count = sum(len(items) for items in works.values())
-    print(f"{args.dest}: {count} items from {len(works)} books")
+    print(f"{args.dest}: {counted(count, 'item')} from {counted(len(works), 'book')}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import make_recall_corpus
 from longmem_fairseq.cli import run
+from longmem_fairseq.text_files import read_text
 from recall_words import NAMES, RELATIONS
 
 REPEATED = (
@@ -35,7 +36,12 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--dest", type=Path, required=True, help="file to write, .json")
-    add("--format", choices=("recall", "passkey"), default="recall", help="see above")
+    add(
+        "--format",
+        choices=("recall", "passkey"),
+        default="recall",
+        help="recall: of the recall corpus, for models trained on it; passkey: of English",
+    )
     add(
         "--words",
         type=int,
@@ -57,10 +63,10 @@ def get_parser() -> argparse.ArgumentParser:
 
 def recall(args: argparse.Namespace) -> Tuple[str, List[Dict[str, str]], float]:
     """Haystack, needles and chance in the language of the recall corpus."""
-    if not 1 <= args.needles < args.names <= len(NAMES):
-        raise ValueError(
-            f"--needles ({args.needles}) must be less than --names ({args.names}), at most {len(NAMES)}"
-        )
+    if args.names > len(NAMES):
+        raise ValueError(f"--names ({args.names}) must be at most {len(NAMES)}")
+    if args.needles >= args.names:
+        raise ValueError(f"--needles ({args.needles}) must be less than --names ({args.names})")
     options = ["--dest", "unused", "--names", str(args.names - args.needles)]
     options += ["--values", str(args.values)]
     corpus = make_recall_corpus.get_parser().parse_args(options)
@@ -82,7 +88,7 @@ def recall(args: argparse.Namespace) -> Tuple[str, List[Dict[str, str]], float]:
 
 def passkey(args: argparse.Namespace) -> Tuple[str, List[Dict[str, str]], float]:
     """Haystack, needles and chance in English."""
-    text = args.text.read_text(encoding="utf-8") if args.text else REPEATED
+    text = read_text(args.text).replace("\r\n", "\n") if args.text else REPEATED
     words = len(text.split())
     if words == 0:
         raise ValueError(f"--text ({args.text}) is empty")

@@ -17,7 +17,6 @@ split; every second run is one of the last four again.
 import argparse
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import List
 
@@ -25,12 +24,13 @@ import numpy as np
 import torch
 from fairseq.data import Dictionary, indexed_dataset
 
-from longmem_fairseq.cli import run
+from longmem_fairseq.cli import counted, run
+from longmem_fairseq.tokenizers.checkpoint_ids import IDS_FILE
+from longmem_fairseq.tokenizers.folder import copy_vocabulary
 from output_folder import is_up_to_date, replaced_folder
 
 FORMAT = 2
 TOKENS_PER_DOCUMENT = 8192
-TOKENIZER_FILES = ("sentencepiece.model", "encoder.json", "vocab.bpe")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -64,6 +64,8 @@ def main() -> None:
     args = get_parser().parse_args()
     if args.tokens < 1:
         raise ValueError(f"--tokens ({args.tokens}) must be at least 1")
+    if args.seed < 0:
+        raise ValueError(f"--seed ({args.seed}) must be at least 0")
     path = args.data / "dict.txt"
     if not path.is_file():
         raise FileNotFoundError(f"--data ({args.data}) holds no dict.txt: run prepare_corpus.py")
@@ -74,6 +76,8 @@ def main() -> None:
         "seed": args.seed,
         "mix": args.mix,
     }
+    if (args.data / IDS_FILE).is_file():  # which says what a document begins with
+        manifest["ids"] = hashlib.sha256((args.data / IDS_FILE).read_bytes()).hexdigest()
     if is_up_to_date(args.dest, "recital.json", manifest, args.overwrite):
         print(f"{args.dest}: up to date")
         return
@@ -94,14 +98,12 @@ def main() -> None:
         builder.finalize(f"{prefix}.idx")
         for name in ("train.bin", "train.idx") if args.mix else ():
             (folder / name).symlink_to((args.data / name).resolve(strict=True))
+        copy_vocabulary(args.data, folder)
         # the backbone's first prediction is these frequencies: see BackboneDecoder
         dictionary.count = frequencies.tolist()
         dictionary.save(str(folder / "dict.txt"))
-        for name in TOKENIZER_FILES:
-            if (args.data / name).is_file():
-                shutil.copy(args.data / name, folder)
         (folder / "recital.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    print(f"{args.dest}: {documents} documents")
+    print(f"{args.dest}: {counted(documents, 'document')}")
 
 
 if __name__ == "__main__":

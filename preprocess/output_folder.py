@@ -9,24 +9,31 @@ from typing import Any, Dict, Iterator
 from longmem_fairseq.text_files import parse_json
 
 
+def check_new(dest: Path) -> None:
+    """Raises ValueError unless `dest` is absent or an empty folder: what it holds would be deleted."""
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise ValueError(f"--dest ({dest}) is not empty: give a new or empty folder")
+
+
 def is_up_to_date(dest: Path, marker: str, wanted: Dict[str, Any], overwrite: bool) -> bool:
     """Whether `dest` is this very result: the JSON file `marker` in it holds all of `wanted`.
 
     Raises ValueError where `dest` holds anything else, unless it is an older result (it has a
-    `marker`) and `overwrite` is set: a folder that is not ours is never replaced.
+    `marker` that names its format, as all of ours do) and `overwrite` is set: a folder that is not
+    ours is never replaced.
     """
     if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())):
         return False
     path = dest / marker
-    if not path.is_file():
-        raise ValueError(
-            f"--dest ({dest}) holds something else (no {marker} in it): give a new or empty folder"
-        )
     try:
-        found = parse_json(path.read_bytes())
+        found = parse_json(path.read_bytes()) if path.is_file() else None
     except ValueError:
-        found = {}
-    if isinstance(found, dict) and all(found.get(key) == value for key, value in wanted.items()):
+        found = None
+    if not isinstance(found, dict) or "format" not in found:
+        raise ValueError(
+            f"--dest ({dest}) holds something else (no {marker} of ours): give a new or empty folder"
+        )
+    if all(found.get(key) == value for key, value in wanted.items()):
         return True
     if not overwrite:
         raise ValueError(
@@ -38,7 +45,10 @@ def is_up_to_date(dest: Path, marker: str, wanted: Dict[str, Any], overwrite: bo
 
 @contextlib.contextmanager
 def replaced_folder(dest: Path) -> Iterator[Path]:
-    """A new folder beside `dest`, which takes its place when the block ends well."""
+    """A new folder beside `dest`, which takes its place when the block ends well.
+
+    What `dest` held is deleted: :func:`check_new` or :func:`is_up_to_date` comes first.
+    """
     dest.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))
     work = scratch / "new"

@@ -27,11 +27,9 @@ from corpus_encoding import encode_documents
 from corpus_source import SPLITS, Source
 from corpus_split import SplitCorpus
 from corpus_writer import write_split
-from longmem_fairseq.cli import run
-from longmem_fairseq.tokenizers.checkpoint_ids import IDS_FILE
-from longmem_fairseq.tokenizers.folder import load_tokenizer
+from longmem_fairseq.cli import counted, run
+from longmem_fairseq.tokenizers.folder import VOCABULARY_FILES, load_tokenizer
 from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2_FILES, GPT2Tokenizer
-from longmem_fairseq.tokenizers.hf_tokenizer import TOKENIZER_FILE
 from longmem_fairseq.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer, load_dictionary
 from output_folder import is_up_to_date, replaced_folder
@@ -88,8 +86,18 @@ def check_options(args: argparse.Namespace) -> None:
             f"--vocabulary ({args.vocabulary}) is tokenizer and dictionary: leave out "
             "--sentencepiece-model, --dict and --gpt2-bpe-dir"
         )
+    if args.vocabulary is not None and not (args.vocabulary / "dict.txt").is_file():
+        raise FileNotFoundError(
+            f"--vocabulary ({args.vocabulary}) has no dict.txt: give the folder of a model or corpus"
+        )
     if args.tokenizer == "gpt2" and args.gpt2_bpe_dir is None:
         raise ValueError("--tokenizer gpt2 needs --gpt2-bpe-dir")
+    if args.tokenizer == "gpt2" and args.sentencepiece_model is not None:
+        raise ValueError(
+            f"--sentencepiece-model ({args.sentencepiece_model}) does not go with --tokenizer gpt2"
+        )
+    if args.tokenizer != "gpt2" and args.gpt2_bpe_dir is not None:
+        raise ValueError(f"--gpt2-bpe-dir ({args.gpt2_bpe_dir}) needs --tokenizer gpt2")
     if args.tokenizer == "sentencepiece" and args.dict and not args.sentencepiece_model:
         raise ValueError(f"--dict ({args.dict}) needs the --sentencepiece-model it belongs to")
     for option in ("sentencepiece_model", "dict"):
@@ -107,8 +115,7 @@ def corpus_hash(args: argparse.Namespace, source: Source) -> str:
     if args.tokenizer == "gpt2":
         files.update({name: args.gpt2_bpe_dir / name for name in GPT2_FILES})
     if args.vocabulary is not None:
-        names = ("sentencepiece.model", *GPT2_FILES, TOKENIZER_FILE, IDS_FILE)
-        files.update({f"vocabulary {name}": args.vocabulary / name for name in names})
+        files.update({f"vocabulary {name}": args.vocabulary / name for name in VOCABULARY_FILES})
     for name, path in files.items():
         if path is not None and path.is_file():
             parts[name] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -171,6 +178,13 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     for split, counts in manifest["splits"].items():
         print(f"{split}: " + ", ".join(f"{number} {unit}" for unit, number in counts.items()))
+    for split, share in (("valid", args.valid_share), ("test", args.test_share)):
+        if not source.has_splits and share > 0 and split not in manifest["splits"]:
+            documents = counted(len(corpus.split_of), "document")
+            print(
+                f"no {split} split: the source has {documents}, and train keeps one; folders train, "
+                "valid and test in it would be taken as they are"
+            )
 
 
 if __name__ == "__main__":

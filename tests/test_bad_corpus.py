@@ -52,6 +52,11 @@ def bad_case(name, root):
         (source / "train.jsonl").unlink()
         write_splits(source, {"a": "caf"})
         (source / "train" / "a.txt").write_bytes(b"caf\xe9")
+    elif name == "not UTF-8 in a line":
+        train.write_bytes(b'{"text": "a"}\n{"text": "\xe9"}\n')
+    elif name == "binary file":
+        (source / "train.jsonl").unlink()
+        write_splits(source, {"a": "PK\0"})
     elif name == "surrogate":
         train.write_text('{"text": "\\ud800"}\n')
     elif name == "damaged zst":
@@ -66,6 +71,10 @@ def bad_case(name, root):
         train.write_text('{"text": ""}\n')
     elif name == "no gpt2 folder":
         options = ["--tokenizer", "gpt2"]
+    elif name == "gpt2 folder for another tokenizer":
+        options = ["--gpt2-bpe-dir", "bpe"]
+    elif name == "another tokenizer's model for gpt2":
+        options = ["--tokenizer", "gpt2", "--gpt2-bpe-dir", "bpe", "--sentencepiece-model", "m"]
     elif name == "missing gpt2 file":
         (write_gpt2_files(root / "bpe") / "vocab.bpe").unlink()
         options = ["--tokenizer", "gpt2", "--gpt2-bpe-dir", str(root / "bpe")]
@@ -113,7 +122,9 @@ def bad_case(name, root):
         ("field is no text", "train.jsonl, line 1: no text in field 'text'"),
         ("record is no object", "train.jsonl, line 1: no text in field 'text'"),
         ("invalid JSON", "train.jsonl, line 2: invalid JSON"),
-        ("not UTF-8", "a.txt: not UTF-8 (byte 0xE9 at offset 3)"),
+        ("not UTF-8", "a.txt is not a text in UTF-8 (byte 0xE9 at offset 3)"),
+        ("not UTF-8 in a line", "train.jsonl, line 2 is not a text in UTF-8 (byte 0xE9 at offset"),
+        ("binary file", "a.txt is not a text in UTF-8 (byte 0x00 at offset 2)"),
         ("surrogate", "train.jsonl, line 1: half of a surrogate pair"),
         ("damaged zst", "train.jsonl.zst: damaged zstandard file"),
         ("bad question", "train.jsonl, line 1: each of 'questions' needs"),
@@ -121,6 +132,11 @@ def bad_case(name, root):
         ("vocabulary too small", "--vocab-size (100) does not suit the train split: Vocabulary"),
         ("nothing to train on", "does not suit the train split: it has no text"),
         ("no gpt2 folder", "--tokenizer gpt2 needs --gpt2-bpe-dir"),
+        ("gpt2 folder for another tokenizer", "--gpt2-bpe-dir (bpe) needs --tokenizer gpt2"),
+        (
+            "another tokenizer's model for gpt2",
+            "--sentencepiece-model (m) does not go with --tokenizer gpt2",
+        ),
         ("missing gpt2 file", "has no vocab.bpe: expected encoder.json, vocab.bpe, dict.txt"),
         ("damaged gpt2 file", "encoder.json or vocab.bpe is not GPT-2's"),
         ("gpt2 dictionary too small", "the tokenizer loses characters of this text"),

@@ -210,6 +210,11 @@ CASES = {
         "evaluate.py {data} --path {longmem} --pretrained-model-path {missing} {EVALUATE}",
         "--pretrained-model-path ({missing}): no such file",
     ),
+    "evaluate: memory distance": (
+        "fairseq-eval-lm {data} --path {longmem} --memory-distance 512",
+        "ValueError: --memory-distance (512) must be 0, or positive with a backbone of rotary "
+        "positions (this one's are alibi)",
+    ),
     "evaluate.py: k": (
         "evaluate.py {data} --path {longmem} --k 5 {EVALUATE}",
         "--k (5) must be a multiple of --chunk-size (2)",
@@ -341,23 +346,23 @@ CASES = {
     ),
     "generate: length": (
         "longmem-generate {models}/longmem prompt.txt --max-new-tokens -4",
-        "max_new_tokens (-4) must be at least 1",
+        "--max-new-tokens (-4) must be at least 1",
     ),
     "generate: temperature": (
         "longmem-generate {models}/longmem prompt.txt --temperature -1",
-        "temperature (-1.0) must be at least 0",
+        "--temperature (-1.0) must be 0, or finite and at least 0.001",
     ),
     "generate: top-k": (
         "longmem-generate {models}/longmem prompt.txt --top-k -1 --temperature 1",
-        "top_k (-1) must be at least 0",
+        "--top-k (-1) must be at least 0",
     ),
     "generate: top-p": (
         "longmem-generate {models}/longmem prompt.txt --top-p 1.5 --temperature 1",
-        "top_p (1.5) must be between 0 and 1",
+        "--top-p (1.5) must be between 0 and 1",
     ),
     "generate: beam": (
         "longmem-generate {models}/longmem prompt.txt --beam -1",
-        "beam (-1) must be at least 1",
+        "--beam (-1) must be at least 1",
     ),
     "generate: memory and no memory": (
         "longmem-generate {models}/longmem prompt.txt --memory m --no-memory",
@@ -381,11 +386,39 @@ CASES = {
     ),
     "generate: temperature that is no number": (
         "longmem-generate {models}/longmem prompt.txt --temperature nan",
-        "temperature (nan) must be at least 0",
+        "--temperature (nan) must be 0, or finite and at least 0.001",
+    ),
+    "generate: temperature next to nothing": (
+        "longmem-generate {models}/longmem prompt.txt --temperature 1e-45",
+        "--temperature (1e-45) must be 0, or finite and at least 0.001",
+    ),
+    "generate: temperature without end": (
+        "longmem-generate {models}/longmem prompt.txt --temperature inf",
+        "--temperature (inf) must be 0, or finite and at least 0.001",
+    ),
+    "generate: what to draw from, and no draws": (
+        "longmem-generate {models}/longmem prompt.txt --top-k 3",
+        "--top-k and --top-p say what is drawn from: give a --temperature above 0 too",
+    ),
+    "generate: prompt that is no text": (
+        "longmem-generate {models}/longmem --prompt caf\udce9",
+        "--prompt is not a text in UTF-8 (byte 0xE9 at offset 3)",
+    ),
+    "generate: stop that is no text": (
+        "longmem-generate {models}/longmem prompt.txt --stop \udce9",
+        "--stop is not a text in UTF-8 (byte 0xE9 at offset 0)",
+    ),
+    "generate: map of no memory": (
+        "longmem-generate {models}/longmem prompt.txt --memory-map",
+        "--memory-map needs --memory, the file that is to be mapped",
+    ),
+    "generate: device without numbers": (
+        "longmem-generate {models}/longmem prompt.txt --device meta",
+        "device (meta) cannot be used: expected cpu, cuda, cuda:1, ...",
     ),
     "generate: seed": (
         "longmem-generate {models}/longmem prompt.txt --seed 18446744073709551616",
-        "seed (18446744073709551616) must be a number of 64 bits",
+        "--seed (18446744073709551616) must be a number of 64 bits",
     ),
     "memorize: folder as output": (
         "longmem-memorize {models}/longmem a.txt --output .",

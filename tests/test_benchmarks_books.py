@@ -134,6 +134,11 @@ GUTENBERG_BAD = {
         "has no book of these years",
     ),
     "no table": (("--metadata", "nowhere"), "--metadata (nowhere): no such file"),
+    "a table in Latin-1": (
+        ("--metadata", "{folder}/latin.csv"),
+        "latin.csv is not a text in UTF-8 (byte 0xE9 at offset 3)",
+    ),
+    "a used folder": (("--dest", "{folder}"), "is not empty: give a new or empty folder"),
 }
 
 
@@ -141,6 +146,7 @@ GUTENBERG_BAD = {
 def test_bad_books_are_one_line(case, gutenberg, tmp_path, monkeypatch, capsys):
     more, message = GUTENBERG_BAD[case]
     (tmp_path / "m.csv").write_text("a,b\n11,1851\n")
+    (tmp_path / "latin.csv").write_bytes(b"caf\xe9,b\n")
     more = [str(part).format(folder=tmp_path) for part in more]
     arguments = ("--source", gutenberg, "--dest", tmp_path / "out", *more)
     main = extract_gutenberg.main
@@ -204,6 +210,22 @@ def test_papers_of_the_pile(tmp_path):
     assert papers_of(source) == {"ArXiv-1": "A paper.", "ArXiv-3": "Another."}
 
 
+def test_a_folder_of_papers_that_is_not_ours_is_never_replaced(tmp_path, capsys):
+    source, dest = tmp_path / "sources", tmp_path / "thesis"
+    for folder in (source, dest):
+        folder.mkdir()
+    (source / "a.tex").write_text("Text.")
+    (dest / "chapter.tex").write_text("years of work")
+    options = ["--source", str(source), "--dest", str(dest)]
+    with pytest.raises(ValueError, match=r"thesis\) is not empty: give a new or empty folder"):
+        extract_arxiv.main(options)
+    assert (dest / "chapter.tex").read_text() == "years of work"
+    (dest / "chapter.tex").unlink()
+    extract_arxiv.main(options)
+    assert [path.name for path in dest.iterdir()] == ["test.jsonl"]
+    assert "1 paper, 0 left out" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "name, content, message",
     [
@@ -256,7 +278,7 @@ def test_a_corpus_in_the_vocabulary_of_a_model(corpus, models):
             "has no documents in its train split, from which the tokenizer is made; for evaluation",
         ),
         (("--vocabulary", "{model}", "--dict", "x"), "is tokenizer and dictionary: leave out"),
-        (("--vocabulary", "nowhere"), "--dict (nowhere/dict.txt) does not exist"),
+        (("--vocabulary", "nowhere"), "--vocabulary (nowhere) has no dict.txt: give the folder"),
     ],
 )
 def test_bad_vocabularies_are_one_line(

@@ -105,6 +105,28 @@ def test_bad_offsets_are_one_line(tmp_path, monkeypatch, capsys, line, message):
     assert message in assert_one_line(monkeypatch, capsys, main, "make_chapterbreak.py", *arguments)
 
 
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (("--suffix", -5), "--suffix (-5) must be at least 1"),
+        (("--most-context", 0), "--most-context (0) must be at least 1"),
+        (("--least-context", 0), "--least-context (0) must be at least 1"),
+        ((), "{folder}/one.txt is not a text in UTF-8 (byte 0xE9 at offset 3)"),
+    ],
+)
+def test_bad_books_are_one_line(tmp_path, monkeypatch, capsys, more, message):
+    (tmp_path / "one.txt").write_bytes(b"caf\xe9")
+    arguments = ("--source", tmp_path, "--dest", tmp_path / "x.json", *more)
+    main = make_chapterbreak.main
+    line = assert_one_line(monkeypatch, capsys, main, "make_chapterbreak.py", *arguments)
+    assert line == message.format(folder=tmp_path)
+
+
+def test_line_breaks_of_any_kind_are_one_character(tmp_path):
+    (tmp_path / "one.txt").write_bytes(b"a\r\nb\rc\nd")
+    assert make_chapterbreak.read_book(tmp_path / "one.txt") == "a\nb\nc\nd"
+
+
 def test_books_without_chapters_are_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "one.txt").write_text("text")
     arguments = ("--source", tmp_path, "--dest", tmp_path / "x.json")

@@ -54,15 +54,23 @@ def test_passkeys(tmp_path):
     "more, message",
     [
         (("--words", 0), "--words (0) must be at least 1"),
-        (("--needles", 240), "--needles (240) must be less than --names (240), at most 260"),
+        (("--needles", 240), "--needles (240) must be less than --names (240)"),
+        (("--names", 400), "--names (400) must be at most 260"),
+        (
+            ("--format", "passkey", "--text", "{folder}/latin.txt"),
+            "{folder}/latin.txt is not a text in UTF-8 (byte 0xE9 at offset 3)",
+        ),
         (("--text", "x"), "--text (x) is for --format passkey"),
         (("--values", 60), "--values (60) must be from 2 to 50"),
     ],
 )
 def test_bad_haystacks_are_one_line(tmp_path, monkeypatch, capsys, more, message):
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    more = [str(part).format(folder=tmp_path) for part in more]
     arguments = ("--dest", tmp_path / "x.json", *more)
     main = make_haystack.main
-    assert assert_one_line(monkeypatch, capsys, main, "make_haystack.py", *arguments) == message
+    line = assert_one_line(monkeypatch, capsys, main, "make_haystack.py", *arguments)
+    assert line == message.format(folder=tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,14 @@ def test_a_draw_from_one_token_is_greedy(load):
     greedy = lm.generate(PROMPTS["long"], 20)
     for options in ({"top_k": 1}, {"top_p": 1e-6}, {"top_k": 5, "top_p": 1e-6}):
         assert lm.generate(PROMPTS["long"], 20, temperature=1.0, **options) == greedy
-    assert lm.generate(PROMPTS["long"], 20, temperature=1e-4) == greedy
+    assert lm.generate(PROMPTS["long"], 20, temperature=1e-3) == greedy
+
+
+def test_the_lowest_temperature_does_not_overflow_float16(models):
+    lm = LongMem.from_pretrained(models["backbone"], dtype="float16")
+    lm.decoder.output_projection.weight.data *= 100 / lm.logits([[4]]).abs().max()
+    greedy = lm.generate(PROMPTS["short"], 5)
+    assert lm.generate(PROMPTS["short"], 5, temperature=1e-3) == greedy
 
 
 def test_draws_follow_the_distribution(load):

@@ -113,6 +113,26 @@ def test_damaged_exports(trained, tmp_path, name, content):
         load_model(str(path), str(path.parent), SEGMENT)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "results.jsonl"),
+        (
+            '{"name": "needle", "grid": []}\n',
+            r"result 1 is not one of eval/evaluate.py, which have",
+        ),
+        ("no json\n", "line 1: not JSON"),
+    ],
+)
+def test_bad_results_leave_nothing(trained, tmp_path, content, message):
+    results = tmp_path / "results.jsonl"
+    if content is not None:
+        results.write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        export(trained[1], tmp_path / "exported", "--results", str(results))
+    assert not (tmp_path / "exported").exists()
+
+
 def test_only_a_longmem_is_exported(trained, backbone_path, tmp_path, monkeypatch, capsys):
     arguments = ["export_longmem.py", backbone_path, "--dest", str(tmp_path / "exported")]
     monkeypatch.setattr(sys, "argv", arguments)

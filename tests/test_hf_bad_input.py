@@ -255,6 +255,12 @@ def test_tokenizers_that_are_missing_or_do_not_fit(model, refused):
     )
 
 
+def test_a_window_of_no_tokens(refused):
+    for value in ("0", "-5"):
+        message = f"--tokens-per-sample ({value}) must be at least 1"
+        assert refused("--dry-run", "--tokens-per-sample", value) == message
+
+
 def test_a_destination_that_is_not_empty(model, tmp_path, capsys):
     dest = tmp_path / "dest"
     dest.mkdir()

@@ -46,7 +46,8 @@ def converted(request, tmp_path):
         (text / split).mkdir(parents=True)
         for number in range(documents):
             page = f"{split} {number} {PAGE}" * (number + 1)
-            (text / split / f"{number}.txt").write_bytes(page.replace("e\u0301", "e").encode())
+            page = page.replace("e\u0301", "e").replace("\0", "")
+            (text / split / f"{number}.txt").write_bytes(page.encode())
     arguments = ["--source", text, "--dest", data, "--vocabulary", backbone]
     prepare_corpus.main([str(argument) for argument in arguments])
     return backbone, data
@@ -180,6 +181,13 @@ def test_what_heads_of_a_group_read(converted, root, tmp_path, monkeypatch):
             weights = [p.weight for p in token.passages if p.head == head]
             assert sum(weights) == pytest.approx(1, abs=1e-4)
     assert lm.generate(text, max_new_tokens=3) == lm.generate(text, max_new_tokens=3)
+    # how memory is read may be another than in training: no weight depends on it
+    options = {"memory_heads": "shared", "memory_distance": 20}
+    other = LongMem.from_pretrained(tmp_path / "longmem", **options)
+    attention = other.decoder.layers[1].self_attn
+    assert {name: getattr(attention, name) for name in options} == options
+    other.memorize(PAGE, names="page", progress=False)
+    assert not torch.equal(other.score(text).log_probs, before.log_probs)
 
 
 @pytest.mark.slow

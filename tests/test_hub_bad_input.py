@@ -31,6 +31,14 @@ BAD = {
         lambda load_lm: load_lm(device="abacus"),
         "device (abacus) cannot be used: Expected one",
     ),
+    "a device without numbers": (
+        lambda load_lm: load_lm(device="meta"),
+        "device (meta) cannot be used: expected cpu, cuda, cuda:1, ...",
+    ),
+    "half a character": (
+        lambda load_lm: load_lm().score("\ud800"),
+        "the text holds half of a surrogate pair, which is no text",
+    ),
     "no memory to write": (
         lambda load_lm: load_lm("backbone").memorize("a"),
         "this model has no memory",
@@ -77,7 +85,7 @@ BAD = {
     ),
     "a negative temperature": (
         lambda load_lm: load_lm().generate("a", temperature=-0.5),
-        "temperature (-0.5) must be at least 0",
+        "temperature (-0.5) must be 0, or finite and at least 0.001",
     ),
     "no hypotheses": (
         lambda load_lm: load_lm().generate("a", beam=0),

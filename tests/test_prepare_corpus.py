@@ -70,9 +70,10 @@ def test_up_to_date_other_options_and_workers(odd_corpus, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-3].startswith("train: 1 documents, ")
 
 
-def test_changed_source_changes_the_hash(tmp_path):
+def test_changed_source_changes_the_hash(tmp_path, capsys):
     source = write_splits(tmp_path / "source", {"a": PLAIN}, {"b": "one"})
     manifest = prepare(source, tmp_path / "corpus")
+    assert "no test split" not in capsys.readouterr().out  # the source has splits of its own
     (source / "valid" / "b.txt").write_text("two")
     with pytest.raises(ValueError, match="made from other input"):
         prepare(source, tmp_path / "corpus")
@@ -84,8 +85,11 @@ def test_a_folder_that_is_not_ours_is_never_replaced(tmp_path):
     dest = tmp_path / "thesis"
     dest.mkdir()
     (dest / "chapter.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="holds something else"):
-        prepare(source, dest, "--overwrite")
+    for stranger in (None, '{"name": "a web site"}', "{", "[]"):
+        if stranger is not None:
+            (dest / "manifest.json").write_text(stranger)
+        with pytest.raises(ValueError, match="holds something else"):
+            prepare(source, dest, "--overwrite")
     assert (dest / "chapter.tex").read_text() == "years of work"
 
 
@@ -129,10 +133,12 @@ def test_every_split_gets_a_document_while_train_keeps_one():
     assert split_by_rank([], 0.01, 0.01) == []
 
 
-def test_one_txt_file_is_a_train_split(tmp_path):
+def test_one_txt_file_is_a_train_split(tmp_path, capsys):
     (tmp_path / "book.txt").write_text(PLAIN)
     (tmp_path / "other.txt").write_text("not asked for")
-    manifest = prepare(tmp_path / "book.txt", tmp_path / "corpus")
+    manifest = prepare(tmp_path / "book.txt", tmp_path / "corpus", "--test-share", "0")
+    (missing,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no ")]
+    assert missing.startswith("no valid split: the source has 1 document, and train keeps one;")
     assert list(manifest["splits"]) == ["train"]
     assert [d["name"] for d in read_lines(tmp_path / "corpus" / "train.documents.jsonl")] == [
         "book.txt"

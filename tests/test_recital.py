@@ -8,6 +8,7 @@ from fairseq.data import Dictionary, data_utils
 
 import make_recital
 from longmem_fairseq import cli
+from longmem_fairseq.tokenizers.folder import VOCABULARY_FILES
 
 
 @pytest.fixture
@@ -71,10 +72,26 @@ def test_same_options_do_nothing(data, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"{tmp_path / 'recital'}: up to date\n"
 
 
+def test_the_whole_vocabulary_is_copied(data, tmp_path, monkeypatch, root):
+    copied = set(VOCABULARY_FILES) - {"dict.txt"}
+    for name in copied:
+        (data / name).write_text(name)
+    options = ("--data", data, "--dest", tmp_path / "recital", "--tokens", 1000)
+    make(monkeypatch, *options)
+    for name in copied:
+        assert (tmp_path / "recital" / name).read_text() == name
+    shell = (root / "train_scripts" / "copy_vocabulary.sh").read_text()
+    assert all(f" {name}" in shell for name in VOCABULARY_FILES)
+    (data / "ids.json").write_text("another beginning of documents")
+    with pytest.raises(ValueError, match="made from other input"):
+        make(monkeypatch, *options)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["--tokens", "0"], "--tokens (0) must be at least 1"),
+        (["--seed", "-1"], "--seed (-1) must be at least 0"),
         (["--data", "nowhere"], "--data (nowhere) holds no dict.txt: run prepare_corpus.py"),
     ],
 )

@@ -11,8 +11,10 @@ from fairseq_cli import eval_lm
 
 import convert_longmem_checkpoint
 import parity
+from longmem_fairseq import LongMem
 from longmem_fairseq.models.checkpoints import load_backbone
 from stream_scoring import load_model
+from tests.corpora import items_of, prepare, write_gpt2_files, write_splits
 
 FIXTURES = ("original_tiny", "original_batch2")
 BLOCK = (
@@ -46,12 +48,12 @@ def tiny(shared_dir):
     return path
 
 
-def convert(fixture, dest, longmem=True):
+def convert(fixture, dest, longmem=True, more=()):
     options = {"backbone": "backbone.pt", "dict": "dict.txt"}
     if longmem:
         options["longmem"] = "longmem.pt"
     arguments = [f"--{option}={fixture / name}" for option, name in options.items()]
-    convert_longmem_checkpoint.main([*arguments, f"--dest={dest}"])
+    convert_longmem_checkpoint.main([*arguments, f"--dest={dest}", *more])
     return dest
 
 
@@ -178,6 +180,26 @@ def test_dictionary_is_extended_to_the_embedding(tiny, tmp_path):
     )
     assert not (dest / "longmem").exists()
     load_model(str(dest / "backbone" / "checkpoint.pt"), str(dest / "backbone"), 48)
+
+
+def test_a_converted_model_takes_texts(tiny, tmp_path):
+    fixture = tmp_path / "fixture"
+    fixture.mkdir()
+    for name in ("backbone.pt", "longmem.pt"):
+        (fixture / name).symlink_to(tiny / name)
+    # of GPT-2's ids as many as the embedding has rows for: those of printable ASCII come first
+    (fixture / "dict.txt").write_text("".join(f"{i} 1\n" for i in range(100)))
+    bpe = write_gpt2_files(tmp_path / "bpe")
+    dest = convert(fixture, tmp_path / "converted", more=[f"--gpt2-bpe-dir={bpe}"])
+    for model in ("backbone", "longmem"):
+        for name in ("encoder.json", "vocab.bpe"):
+            assert (dest / model / name).read_bytes() == (bpe / name).read_bytes()
+    assert LongMem.from_pretrained(dest / "longmem").score("cats").tokens == list("cats")
+    source = write_splits(tmp_path / "source", {}, test={"a": "cats"})
+    prepare(source, tmp_path / "corpus", "--vocabulary", str(dest / "longmem"))
+    # by hand: "!" is id 0, at 4; the others follow in the order of ASCII
+    (item,) = items_of(tmp_path / "corpus", "test")
+    assert item == [*(4 + ord(letter) - ord("!") for letter in "cats"), 2]
 
 
 @pytest.mark.parametrize(

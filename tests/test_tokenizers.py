@@ -39,6 +39,8 @@ def test_sentencepiece_gives_back_every_text(odd_corpus):
         assert document["words"] == len(text.split())
         assert document["characters"] == len(text)
     assert items[sorted(ODD_TEXTS).index("empty")] == [eos]
+    null = "a\0b"  # which a record may hold, but no file of text
+    assert tokenizer.decode(tokenizer.indices(null)) == null
     # trained: a frequent word is one token, with the space before it
     assert len(tokenizer.encode("A cat sat on the mat")) == 6
 

@@ -9,7 +9,14 @@ continuation, unless --temperature says to draw it.
 import json
 
 from longmem_fairseq.cli import run
-from longmem_fairseq.commands.options import load_model, make_parser, read_texts
+from longmem_fairseq.commands.options import (
+    as_option,
+    check_argument,
+    load_model,
+    make_parser,
+    read_texts,
+)
+from longmem_fairseq.generation import check_generation
 
 
 def main() -> None:
@@ -21,8 +28,8 @@ def main() -> None:
         "--temperature",
         type=float,
         default=0.0,
-        help="0: the most likely continuation (default); 1: draw from the model's distribution; less: "
-        "from a sharper one",
+        help="0: the most likely continuation (default); 1: draw from the model's distribution; less, "
+        "down to 0.001: from a sharper one",
     )
     add("--top-k", type=int, default=0, help="draw from so many most likely tokens (default: all)")
     add(
@@ -40,12 +47,15 @@ def main() -> None:
     if args.prompt is None:
         prompts = [(name, text.rstrip("\n")) for name, text in read_texts(args)]
     else:
-        prompts = [("--prompt", text) for text in args.prompt]
+        prompts = [("--prompt", check_argument("--prompt", text)) for text in args.prompt]
     for name, prompt in prompts:
         if not prompt:
             raise ValueError(f"{name}: the prompt is empty")
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "beam", "seed", "stop")
     options = {name: getattr(args, name) for name in names}
+    check_generation(**options, spelled=as_option)
+    for text in args.stop:
+        check_argument("--stop", text)
     lm = load_model(args)
     for name, prompt in prompts:
         text = lm.generate(prompt, **options, progress=True)

@@ -9,10 +9,9 @@ passages that each head read to predict it.
 import json
 from pathlib import Path
 
-from longmem_fairseq.cli import run
+from longmem_fairseq.cli import counted, run
 from longmem_fairseq.commands.options import (
     check_output,
-    counted,
     load_model,
     make_parser,
     read_texts,

@@ -8,10 +8,9 @@ saved before.
 
 import json
 
-from longmem_fairseq.cli import run
+from longmem_fairseq.cli import counted, run
 from longmem_fairseq.commands.options import (
     check_output,
-    counted,
     load_model,
     make_parser,
     read_texts,

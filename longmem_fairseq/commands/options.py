@@ -1,6 +1,7 @@
 """What the commands have in common: which model, which memory, which texts."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import List, Tuple
@@ -46,8 +47,11 @@ def load_model(args: argparse.Namespace) -> LongMem:
     """The model, with its memory.
 
     Raises:
-        FileNotFoundError, ValueError: see :meth:`LongMem.from_pretrained` and ``load_memory``
+        FileNotFoundError, ValueError: see :meth:`LongMem.from_pretrained` and ``load_memory``; or
+            --memory-map without --memory
     """
+    if args.memory_map and args.memory is None:
+        raise ValueError("--memory-map needs --memory, the file that is to be mapped")
     options = {name: getattr(args, name) for name in MODEL_OPTIONS}
     given = {name: v for name, v in options.items() if v is not None and v is not False}
     lm = LongMem.from_pretrained(args.model, args.device, **given)
@@ -73,6 +77,20 @@ def read_texts(args: argparse.Namespace) -> List[Tuple[str, str]]:
     return texts
 
 
+def as_option(name: str) -> str:
+    """What the command line calls an argument of the Python interface."""
+    return "--" + name.replace("_", "-")
+
+
+def check_argument(option: str, text: str) -> str:
+    """The text of an option, from the command line.
+
+    Raises:
+        ValueError: its bytes are no text in UTF-8, for which Python puts surrogates
+    """
+    return text_of(os.fsencode(text), option)
+
+
 def check_output(path: str) -> None:
     """Before the work of hours.
 
@@ -84,8 +102,3 @@ def check_output(path: str) -> None:
         raise ValueError(f"--output ({path}): there is no folder {folder}")
     if Path(path).is_dir():
         raise ValueError(f"--output ({path}) is a folder: give a file to write")
-
-
-def counted(number: int, thing: str) -> str:
-    """As in "1 document" and "2,000 documents"."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"

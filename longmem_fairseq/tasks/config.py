@@ -11,6 +11,7 @@ from longmem_fairseq.models.backbone import COMPUTE_DTYPE_CHOICES
 from longmem_fairseq.models.longmem import BACKBONE_DTYPE_CHOICES
 from longmem_fairseq.models.memory_config import (
     MEMORY_DTYPE_CHOICES,
+    MEMORY_HEADS_CHOICES,
     MEMORY_SCOPE_CHOICES,
     MEMORY_STORAGE_CHOICES,
 )
@@ -38,6 +39,14 @@ class ModelOptions(FairseqDataclass):
     )
     memory_scope: Optional[MEMORY_SCOPE_CHOICES] = field(
         default=None, metadata={"help": "one bank per stream or per batch" + _OVERRIDE}
+    )
+    memory_heads: Optional[MEMORY_HEADS_CHOICES] = field(
+        default=None,
+        metadata={"help": "whether heads that share keys retrieve together" + _OVERRIDE},
+    )
+    memory_distance: Optional[int] = field(
+        default=None,
+        metadata={"help": "how many tokens back retrieved ones count (rotary)" + _OVERRIDE},
     )
     memory_index: Optional[str] = field(
         default=None, metadata={"help": "how the bank is searched" + _OVERRIDE}

@@ -1,16 +1,30 @@
 """The tokenizer that lies beside a dictionary, in the folder of a corpus or of a model."""
 
+import shutil
 from pathlib import Path
 from typing import Optional, Union
 
 from fairseq.data import Dictionary
 
-from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds
+from longmem_fairseq.tokenizers.checkpoint_ids import IDS_FILE, CheckpointIds
 from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2_FILES, GPT2Tokenizer
 from longmem_fairseq.tokenizers.hf_tokenizer import TOKENIZER_FILE, HFTokenizer
 from longmem_fairseq.tokenizers.no_tokenizer import NoTokenizer
-from longmem_fairseq.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from longmem_fairseq.tokenizers.sentencepiece_tokenizer import (
+    SENTENCEPIECE_FILE,
+    SentencePieceTokenizer,
+)
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer, load_dictionary
+
+# whatever says which text an index of the model stands for
+VOCABULARY_FILES = (SENTENCEPIECE_FILE, *GPT2_FILES, TOKENIZER_FILE, IDS_FILE)
+
+
+def copy_vocabulary(source: Path, dest: Path) -> None:
+    """Copies dictionary and tokenizer, as far as folder *source* has them, into folder *dest*."""
+    for name in VOCABULARY_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, dest / name)
 
 
 def load_tokenizer(
@@ -31,7 +45,7 @@ def load_tokenizer(
     dictionary = dictionary or load_dictionary(folder / "dict.txt")
     if (folder / TOKENIZER_FILE).is_file():
         return HFTokenizer(folder, dictionary)
-    model = folder / "sentencepiece.model"
+    model = folder / SENTENCEPIECE_FILE
     if model.is_file():
         return SentencePieceTokenizer(model.read_bytes(), str(model), dictionary)
     if (folder / GPT2_FILES[0]).is_file():

@@ -11,6 +11,7 @@ from fairseq.data import Dictionary
 
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer
 
+SENTENCEPIECE_FILE = "sentencepiece.model"
 SPACE_PIECE = "\u2581"  # how SentencePiece writes a space
 # What never enters a piece but goes through byte fallback: that character itself, which would come
 # back as a space, and whitespace other than the space. A newline is the one piece <0x0A>, and the
@@ -84,7 +85,7 @@ class SentencePieceTokenizer(Tokenizer):
         return np.array(self.processor.encode(text) if text else [], dtype=np.int32)
 
     def save(self, folder: Path) -> None:
-        (folder / "sentencepiece.model").write_bytes(self.model)
+        (folder / SENTENCEPIECE_FILE).write_bytes(self.model)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "SentencePieceTokenizer":

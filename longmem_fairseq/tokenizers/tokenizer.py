@@ -83,7 +83,7 @@ class Tokenizer:
 def load_dictionary(path: Path) -> Dictionary:
     """A fairseq dictionary; FileNotFoundError or ValueError name the file."""
     if not path.is_file():
-        raise FileNotFoundError(f"--dict ({path}) does not exist")
+        raise FileNotFoundError(f"{path}: no such file")
     try:
         return Dictionary.load(str(path))
     except Exception as error:  # fairseq raises bare Exceptions here

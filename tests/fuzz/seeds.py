@@ -173,7 +173,7 @@ def corpus(folder: Path) -> None:
     (source / "train.jsonl").write_bytes(lines)
     (source / "valid.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(lines * 3))
     (source / "corpus.json").write_text('{"chance": 0.5}')
-    (folder / "manifest.json").write_text(json.dumps({"vocab": 1, "chance": 0.5}))
+    (folder / "manifest.json").write_text(json.dumps({"format": 2, "vocab": 1, "chance": 0.5}))
 
 
 def latex(folder: Path) -> None:
