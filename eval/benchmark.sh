@@ -16,15 +16,15 @@ plain_options=() # of the models without a memory
 export PYTHONWARNINGS=${PYTHONWARNINGS-ignore} # fairseq 0.12 and hydra: a page of them at every start
 
 checkpoint_of() { # MODEL: its checkpoint
-  local name names=(checkpoint_last.pt checkpoint.pt model.safetensors)
-  for name in "${names[@]}"; do
+  local name
+  for name in checkpoint_last.pt checkpoint.pt model.safetensors; do
     if [[ -f "$RUN_DIR/$1/$name" ]]; then
       echo "$RUN_DIR/$1/$name"
       return
     fi
   done
-  echo "$(basename "$0"): error: $RUN_DIR/$1 holds none of ${names[*]}: give RUN_DIR, PLAIN_MODELS and" \
-    "MEMORY_MODELS" >&2
+  echo "$(basename "$0"): error: $RUN_DIR/$1 holds no checkpoint_last.pt, checkpoint.pt or" \
+    "model.safetensors: give RUN_DIR, PLAIN_MODELS and MEMORY_MODELS" >&2
   return 2
 }
 

@@ -32,7 +32,7 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--tokens-per-sample",
         type=int,
-        help="tokens of a segment (default: as the checkpoint was trained)",
+        help="tokens of a segment; if not given, those of the model's training",
     )
     add("--segments", type=int, default=64, help="segments to try")
     add("--seed", type=int, default=1, help="of the random tokens")

@@ -82,11 +82,11 @@ def main() -> None:
         )
     check_results("--results", args.results)
     options = given_options(args)
-    where = (args.data, args.tokens_per_sample, args.device)
-    model, task = load_model(args.path, *where, **options)
+    model, task = load_model(args.path, args.data, args.tokens_per_sample, args.device, **options)
     model_options.check_memory_options(args, model)
     use_memory(model, args.memory)
     if args.memory_writer:
+        where = (args.data, model.decoder.window, args.device)
         write_with(model, load_model(args.memory_writer, *where, **options)[0])
     result = {
         "benchmark": args.benchmark,

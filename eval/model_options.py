@@ -36,7 +36,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--tokens-per-sample",
         type=int,
-        help="tokens of a segment, the local window (default: as the checkpoint was trained)",
+        help="tokens of a segment, the local window; if not given, those of the model's training",
     )
     add(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1"

@@ -82,7 +82,7 @@ def test_a_folder_without_a_model_is_one_line(script, model):
     found, calls = script("eval/books.sh", DATA_DIR="d")
     assert (found.returncode, calls) == (2, [])
     assert found.stderr == (
-        f"books.sh: error: {folder} holds none of checkpoint_last.pt checkpoint.pt "
+        f"books.sh: error: {folder} holds no checkpoint_last.pt, checkpoint.pt or "
         "model.safetensors: give RUN_DIR, PLAIN_MODELS and MEMORY_MODELS\n"
     )
 
