@@ -62,7 +62,7 @@ def load(args: argparse.Namespace) -> LongMem:
 def check_memory_options(args: argparse.Namespace, model) -> None:
     """Raises ValueError for an option of the memory of a model that has none."""
     for name, value in given_options(args).items():
-        if name == "memory_size" and value == 0:
+        if name == "memory_size" and value == 0:  # asks for none
             continue
         about_memory = name.startswith("memory_") or name in ("chunk_size", "k")
         if about_memory and model.decoder.memory is None:
