@@ -8,22 +8,24 @@
 #   staleness  MemTRM reading a memory that older checkpoints of it wrote, against LongMem, whose memory
 #              never ages. Trains MemTRM with a checkpoint every STALENESS_INTERVAL updates.
 #
-#   RUN_DIR=runs/books DATA_DIR=data/books ICL_DATA=data/icl bash eval/ablations.sh
+#   RUN_DIR=runs/books DATA_DIR=runs/books/data ICL_DATA=data/icl bash eval/ablations.sh
 #
 # Expect from the paper: in-context learning is best with chunks of 2; perplexity falls as memory grows
-# from 8k to 65k tokens. Settings: those of eval/benchmark.sh and train_scripts/train_longmem.sh, and below.
-# Arguments go to eval/evaluate.py.
+# from 8k to 65k tokens. Settings: those of eval/benchmark.sh and train_scripts/train_longmem.sh, and below;
+# what layer and staleness train has the paper's size and window unless they say another, as in
+# docs/reproducing.md. Arguments go to eval/evaluate.py.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=eval/benchmark.sh
 source "$here/benchmark.sh"
+# shellcheck source=train_scripts/fail_with_log.sh
+source "$here/../train_scripts/fail_with_log.sh"
 
 DATA_DIR=${DATA_DIR:?folder made by preprocess/prepare_corpus.py}
 read -ra parts <<<"${PARTS:-grid scope layer staleness}"
 read -ra chunk_sizes <<<"${CHUNK_SIZES:-2 4 8}"
 read -ra memory_sizes <<<"${MEMORY_SIZES:-8192 16384 32768 65536}"
 MODEL=${MODEL:-longmem}
-export TOKENS_PER_SAMPLE
 
 perplexity() { # PART MODEL NAME [ARGUMENT ...]
   local part=$1 model=$2 name=$3
@@ -33,12 +35,14 @@ perplexity() { # PART MODEL NAME [ARGUMENT ...]
 }
 
 train() { # NAME SCRIPT [ARGUMENT ...]: trains RUN_DIR/NAME unless it is there
-  local name=$1 script=$2
+  local name=$1 script=$2 backbone
   shift 2
-  if [[ ! -f "$RUN_DIR/$name/dict.txt" ]]; then
-    BACKBONE=$RUN_DIR/backbone/checkpoint_last.pt SAVE_DIR=$RUN_DIR/$name \
-      bash "$here/../train_scripts/$script" --no-save-memory "$@" >"$RUN_DIR/$name.log" 2>&1
-  fi
+  if [[ -f "$RUN_DIR/$name/dict.txt" ]]; then return; fi
+  backbone=$(checkpoint_of backbone)
+  echo "training $name (log: $RUN_DIR/$name.log)"
+  BACKBONE=$backbone SAVE_DIR=$RUN_DIR/$name \
+    bash "$here/../train_scripts/$script" --no-save-memory "$@" >"$RUN_DIR/$name.log" 2>&1 \
+    || fail_with_log "training $name" "$RUN_DIR/$name.log"
 }
 
 grid() {

@@ -11,7 +11,7 @@ Matrix products are compared with the machine's own rate. Ends with the project'
 whether they are met or not.
 """
 
-from argparse import Namespace
+import argparse
 from pathlib import Path
 from statistics import median
 from typing import Callable, Dict, Iterator, List, Tuple
@@ -28,6 +28,7 @@ from longmem_fairseq.memory.search import TorchIndex
 from longmem_fairseq.modules import memory_attention
 
 BLOCK = 16384  # tokens written at a time
+STREAMED = 65536  # tokens of the bank that --stream-tokens go through
 CLUSTERS, NOISE = 4096, 0.5
 QUICK = {"sizes": "4096,65536", "dtypes": "float32", "repeats": 3, "stream_tokens": 300_000}
 
@@ -54,17 +55,25 @@ def get_parser() -> machine.Parser:
     add("--k", type=machine.positive, default=64, help="tokens retrieved per query and head")
     add(
         "--stream-tokens",
-        type=int,
+        type=stream_tokens,
         default=2_000_000,
-        help="tokens streamed through a bank of 65,536, to see whether resident memory grows; 0: none",
+        help=f"tokens streamed through a bank of {STREAMED:,}, to see whether resident memory grows; "
+        "0: none",
     )
     return parser
+
+
+def stream_tokens(text: str) -> int:
+    """Type of an option."""
+    if not text.isdecimal() or 0 < int(text) < 2 * STREAMED:
+        raise argparse.ArgumentTypeError(f"{text} must be 0 or at least {2 * STREAMED}")
+    return int(text)
 
 
 class Keys:
     """Keys, values and queries in clusters, B = 1: a key is a centre and noise."""
 
-    def __init__(self, args: Namespace):
+    def __init__(self, args: argparse.Namespace):
         generator = torch.Generator().manual_seed(1)
         self.shape = (1, args.heads, -1, args.head_dim)
         self.centres = torch.randn(CLUSTERS, args.head_dim, generator=generator)
@@ -82,7 +91,7 @@ class Keys:
         return keys.view(self.shape).to(self.device)
 
 
-def make_banks(args: Namespace) -> Iterator[Tuple[Dict, MemoryBank]]:
+def make_banks(args: argparse.Namespace) -> Iterator[Tuple[Dict, MemoryBank]]:
     """A bank for every size, index and kind of storage, still empty, with its description."""
     for size in args.sizes:
         for index in args.indices.split():
@@ -113,7 +122,7 @@ def make_banks(args: Namespace) -> Iterator[Tuple[Dict, MemoryBank]]:
 
 
 def measure(
-    args: Namespace, bank: MemoryBank, keys: Keys, rates: machine.Rates, bare: Callable
+    args: argparse.Namespace, bank: MemoryBank, keys: Keys, rates: machine.Rates, bare: Callable
 ) -> Dict:
     """Fills the bank and times the three stages of a segment; the search in turns with *bare*."""
     machine.reset_peak(args.device)
@@ -161,7 +170,7 @@ def recall_of(bank: MemoryBank, queries: Tensor) -> float:
     return float((exact.unsqueeze(-1) == found.unsqueeze(-2)).any(dim=-1).float().mean())
 
 
-def bare_product(args: Namespace) -> Callable[[], None]:
+def bare_product(args: argparse.Namespace) -> Callable[[], None]:
     """Computes all scores of a segment with 65,536 tokens, by matrix products alone."""
     keys = torch.randn(args.heads, 65536 // args.chunk_size, args.head_dim, device=args.device)
     queries = torch.randn(args.heads, args.tokens_per_sample, args.head_dim, device=args.device)
@@ -173,10 +182,10 @@ def bare_product(args: Namespace) -> Callable[[], None]:
     return product
 
 
-def stream(args: Namespace, keys: Keys) -> Dict:
+def stream(args: argparse.Namespace, keys: Keys) -> Dict:
     """Resident bytes when a bank of 65,536 tokens has become full, and after all tokens."""
     bank = MemoryBank(
-        1, args.heads, args.head_dim, 65536, args.chunk_size, args.k, device=args.device
+        1, args.heads, args.head_dim, STREAMED, args.chunk_size, args.k, device=args.device
     )
     queries = keys.draw(64)
     resident = []
@@ -184,12 +193,12 @@ def stream(args: Namespace, keys: Keys) -> Dict:
     for start in range(0, args.stream_tokens, BLOCK):
         bank.write(keys.draw(BLOCK), keys.draw(BLOCK))
         bank.retrieve(queries)
-        if start + BLOCK >= 2 * 65536:  # every buffer has been written to, and once over
+        if start + BLOCK >= 2 * STREAMED:  # every buffer has been written to, and once over
             resident.append(machine.resident_bytes())
     return {"tokens": args.stream_tokens, "first": resident[0], "last": resident[-1]}
 
 
-def checks_of(args: Namespace, rows: List[Dict], streamed: Dict) -> List[machine.Check]:
+def checks_of(args: argparse.Namespace, rows: List[Dict], streamed: Dict) -> List[machine.Check]:
     checks = []
     exact = [r for r in rows if r["size"] == 65536 and r["index"] in ("torch", "flat")]
     if exact and (args.heads, args.head_dim, args.tokens_per_sample) == (16, 64, 1024):

@@ -4,13 +4,14 @@
 #   python preprocess/extract_gutenberg.py --source gutenberg --metadata pg_catalog.csv \
 #     --from-year 2020 --to-year 2022 --dest pg22
 #   python preprocess/prepare_corpus.py --source pg22 --dest data/pg22 --vocabulary runs/books/longmem
-#   RUN_DIR=runs/books DATA_DIR=data/pg22 bash eval/books.sh
+#   RUN_DIR=runs/books DATA_DIR=data/pg22 MEMORY_OPTIONS="--memory-size 16384" bash eval/books.sh
 #
 # Paper, PG-22, perplexity per token, 5-10k / 10-100k / 100-500k / 500k-1M / >1M tokens: GPT-2* 22.78 /
-# 24.39 / 24.12 / 24.97 / 18.07, LongMem 21.29 / 23.01 / 22.55 / 23.35 / 16.71 (0.93 to 0.95 of it).
+# 24.39 / 24.12 / 24.97 / 18.07, LongMem 21.29 / 23.01 / 22.55 / 23.35 / 16.71 (0.925 to 0.943 of it).
 # Expect from tiny models (docs/results): LongMem at 0.88 of the backbone on the PG-19 test set, and 1.01
 # when it reads an empty memory (CONTROLS=empty).
-# Settings: those of eval/benchmark.sh, and below. Arguments go to eval/evaluate.py.
+# Settings: those of eval/benchmark.sh (memory options in MEMORY_OPTIONS), and below. Arguments go to
+# eval/evaluate.py, for all models.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=eval/benchmark.sh

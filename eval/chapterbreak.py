@@ -138,16 +138,14 @@ def evaluate(
 def main() -> None:
     args = get_parser().parse_args()
     check_positive(args, "suffix", "limit")
-    contexts = numbers("--contexts", args.contexts)
-    if min(contexts) < 1:
-        raise ValueError(f"--contexts ({args.contexts}) must be at least 1 each")
-    if args.tokens_per_sample < args.suffix:
-        raise ValueError(
-            f"--tokens-per-sample ({args.tokens_per_sample}) must be at least --suffix ({args.suffix})"
-        )
+    contexts = numbers("--contexts", args.contexts, least=1)
     items = read_items(args.data, args.split)[: args.limit]
     lm = model_options.load(args)
     reader = PromptReader(lm)
+    if reader.window < args.suffix:
+        raise ValueError(
+            f"--tokens-per-sample ({reader.window}) must be at least --suffix ({args.suffix})"
+        )
     for context in contexts:
         setting = {"split": args.split, "context": context, "suffix": args.suffix}
         key = model_options.settings(args, lm.model, "chapterbreak", {"data": file_hash(args.data)})

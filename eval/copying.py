@@ -2,7 +2,7 @@
 """How well a backbone copies inside its window: whether memory can help is decided there.
 
 Example:
-    python eval/copying.py data/books --path runs/backbone/checkpoint_last.pt --tokens-per-sample 256
+    python eval/copying.py data/books --path runs/backbone/checkpoint_last.pt
 
 A segment of random tokens (drawn by the square root of their frequency) whose second half repeats
 the first: a model that copies predicts the second half, one that does not is at the loss of the
@@ -10,12 +10,14 @@ first. Prints loss (nats) of both halves and the share of the second half that i
 """
 
 import argparse
-import json
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from longmem_fairseq.cli import run
+from model_options import check_positive
+from results import append_result, check_results
 from stream_scoring import load_model
 
 
@@ -27,25 +29,32 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("data", help="folder made by preprocess/prepare_corpus.py")
     add("--path", required=True, help="checkpoint")
-    add("--tokens-per-sample", type=int, default=1024, help="tokens of a segment")
+    add(
+        "--tokens-per-sample",
+        type=int,
+        help="tokens of a segment; if not given, those of the model's training",
+    )
     add("--segments", type=int, default=64, help="segments to try")
     add("--seed", type=int, default=1, help="of the random tokens")
-    add("--results", help="file to append a JSON line to")
+    add("--results", type=Path, help="file to append a JSON line to")
     return parser
 
 
 @torch.no_grad()
 def main() -> None:
     args = get_parser().parse_args()
-    if args.tokens_per_sample < 4:
-        raise ValueError(f"--tokens-per-sample ({args.tokens_per_sample}) must be at least 4")
-    if args.segments < 1:
-        raise ValueError(f"--segments ({args.segments}) must be at least 1")
+    check_positive(args, "segments")
+    if args.seed < 0:
+        raise ValueError(f"--seed ({args.seed}) must be at least 0")
+    check_results("--results", args.results)
     model, task = load_model(args.path, args.data, args.tokens_per_sample)
+    segment = task.cfg.tokens_per_sample
+    if segment < 4:
+        raise ValueError(f"--tokens-per-sample ({segment}) must be at least 4")
     dictionary = task.source_dictionary
     probabilities = np.sqrt(np.array(dictionary.count, dtype=np.float64))
     probabilities[: dictionary.nspecial] = 0
-    half = args.tokens_per_sample // 2
+    half = segment // 2
     rng = np.random.default_rng(args.seed)
     tokens = torch.from_numpy(
         rng.choice(len(dictionary), (args.segments, half), p=probabilities / probabilities.sum())
@@ -63,9 +72,7 @@ def main() -> None:
         "loss_second": loss[:, half:].mean().item(),
         "copied": right[:, half:].float().mean().item(),
     }
-    if args.results:
-        with open(args.results, "a", encoding="utf-8") as results:
-            results.write(json.dumps({"path": args.path, **result}) + "\n")
+    append_result(args.results, {"path": args.path, "tokens_per_sample": segment, **result})
     print(
         f"loss of random tokens {result['loss_first']:.2f}, repeated {result['loss_second']:.2f}; "
         f"{100 * result['copied']:.1f}% of the repeated ones copied"

@@ -23,12 +23,15 @@ from tqdm import tqdm
 import model_options
 from item_log import ItemLog
 from longmem_fairseq.cli import run
+from longmem_fairseq.tasks.config import given_options
 from longmem_fairseq.text_files import read_json
-from results import Stopwatch, append_result, file_hash, read_json_lines
+from results import Stopwatch, append_result, check_results, file_hash, read_json_lines
 from stream_scoring import (
     MEMORIES,
+    QUESTION,
     Documents,
     DocumentScores,
+    by_document,
     group_documents,
     load_documents,
     load_model,
@@ -77,12 +80,13 @@ def main() -> None:
         raise ValueError(
             "--memory other needs --batch-size of at least 2: another document to read"
         )
-    options = model_options.overrides(args)
-    where = (args.data, args.tokens_per_sample, args.device)
-    model, task = load_model(args.path, *where, **options)
+    check_results("--results", args.results)
+    options = given_options(args)
+    model, task = load_model(args.path, args.data, args.tokens_per_sample, args.device, **options)
     model_options.check_memory_options(args, model)
     use_memory(model, args.memory)
     if args.memory_writer:
+        where = (args.data, model.decoder.window, args.device)
         write_with(model, load_model(args.memory_writer, *where, **options)[0])
     result = {
         "benchmark": args.benchmark,
@@ -95,13 +99,14 @@ def main() -> None:
     if model.decoder.memory is not None:
         result["gate"] = model.decoder.gate.tolist()
     path = os.path.join(args.data, f"{args.split}.questions.jsonl")
-    questions = read_json_lines(path) if os.path.isfile(path) else []
+    questions = read_json_lines(path, QUESTION) if os.path.isfile(path) else []
+    manifest = read_json(Path(args.data) / "manifest.json") if questions else {}
     records = read_split(args, model, task, questions)
     result.update(summarise(records))
+    questions = [question for question in questions if question["document"] < len(records)]
     if questions:
-        manifest = read_json(Path(args.data) / "manifest.json")
         result["chance"] = manifest.get("chance")
-        result.update(recall(records, questions, args.tokens_per_sample))
+        result.update(recall(records, questions, model.decoder.window))
     result["seconds"] = round(sum(record["seconds"] for record in records), 1)
     append_result(args.results, result)
     print(describe(result))
@@ -127,11 +132,9 @@ def read_split(args: argparse.Namespace, model, task, questions: List[Dict]) -> 
         files["questions"] = os.path.join(args.data, f"{args.split}.questions.jsonl")
     if args.memory_writer:
         files["memory writer"] = args.memory_writer
+    asked = by_document(questions, documents.sizes, files.get("questions"))
     hashes = {name: file_hash(path) for name, path in files.items()}
     log = ItemLog(args.results, model_options.settings(args, model, args.benchmark, hashes))
-    asked: Dict[int, List[Dict]] = {number: [] for number in range(len(documents))}
-    for question in questions:
-        asked[question["document"]].append(question)
     records: Dict[int, Dict] = {}
     with tqdm(total=int(sizes.sum()), unit="tok", unit_scale=True) as bar:
         for number, group in enumerate(groups):
@@ -224,11 +227,10 @@ def recall(records: List[Dict], questions: List[Dict], segment: int) -> Dict:
     """Share of the answers that were the first choice, token for token.
 
     Args:
-        questions: of all documents, also of those that were not read
+        questions: of these documents
         segment: tokens of a segment
     """
     answers = {number: iter(record["answers"]) for number, record in enumerate(records)}
-    questions = [question for question in questions if question["document"] in answers]
     right = np.array([next(answers[question["document"]]) for question in questions], dtype=bool)
     # target p is predicted by input p of its segment; a mentioned token is input p + 1
     visible = np.array(
@@ -273,7 +275,9 @@ def describe(result: Dict) -> str:
             for where, share in result["recall"].items()
             if share is not None
         )
-        line += f", recall {shares} (chance {100 * result['chance']:.1f}%)"
+        line += f", recall {shares}"
+        if result["chance"] is not None:
+            line += f" (chance {100 * result['chance']:.1f}%)"
     return line
 
 

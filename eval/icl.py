@@ -31,6 +31,11 @@ from model_options import check_demonstrations, check_positive, numbers
 from prompt_reader import Demonstrations, PromptReader
 from results import Stopwatch, append_result, file_hash
 
+SCORING = (
+    "argmax, the paper's: right if the label word begins with the most likely next token; rank: the "
+    "most likely of all label words"
+)
+
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -45,7 +50,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--memory-demonstrations", default="0,2000", help="those in memory: one run for each number"
     )
     add("--seeds", default="1,2,3,4,5,6", help="of the demonstrations: one run for each")
-    add("--scoring", choices=("argmax", "rank"), default="argmax", help="see above")
+    add("--scoring", choices=("argmax", "rank"), default="argmax", help=SCORING)
     add("--batch-size", type=int, default=32, help="examples read side by side")
     add("--limit", type=int, help="first test examples of a task (default: all)")
     model_options.add_model_options(parser)
@@ -128,12 +133,13 @@ def evaluate(reader: PromptReader, one: Run, log: ItemLog, args: argparse.Namesp
         ]
         return [reader.tokens(text) for text in texts]
 
-    demonstrations = Demonstrations(
-        reader, demonstrated(one.in_memory), demonstrated(one.in_context)
-    )
     questions = [reader.tokens(task.prompt.format(text=e.text)) for e in one.test]
     labels = {label: reader.tokens(f" {label}") for label in task.labels}
     longest_label = max(len(tokens) for tokens in labels.values())
+    longest = max(len(question) for question in questions) + longest_label
+    demonstrations = Demonstrations(
+        reader, demonstrated(one.in_memory), demonstrated(one.in_context), longest
+    )
     right, in_window, seconds = 0, 0, 0.0
     with tqdm(total=len(one.test), desc=one.title, unit=" examples") as bar:
         for number, batch in enumerate(batches(questions, args.batch_size)):

@@ -8,8 +8,8 @@
 # Paper, mean accuracy of the five tasks with 20 in context: GPT-2* 58.7%, LongMem with 2,000 in memory
 # 66.7%. Expect from tiny models trained on books: about 0% by the paper's rule (SCORING=argmax), because
 # they never say a label word, and the most frequent label's share by SCORING=rank.
-# The paper's chunk size here is 2. Settings: those of eval/benchmark.sh, and below. Arguments go to
-# eval/icl.py.
+# The paper's chunk size here is 2. Settings: those of eval/benchmark.sh (memory options in
+# MEMORY_OPTIONS), and below. Arguments go to eval/icl.py, for all models.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 MEMORY_OPTIONS=${MEMORY_OPTIONS---chunk-size 2 --memory-size 131072}

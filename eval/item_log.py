@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Dict, Optional
 
@@ -46,7 +47,8 @@ class ItemLog:
     def add(self, item: str, record: Dict) -> None:
         """Keeps what was found for an item (plain JSON)."""
         self.done[item] = record
-        self._write({"item": item, **record})
+        kept = {"item": item, **record}
+        self._write({**kept, "crc32": _crc32(kept)})
 
     def _read(self, path: Path) -> None:
         self._file.seek(0)
@@ -58,6 +60,8 @@ class ItemLog:
             if number > 0:
                 try:
                     record = parse_json(line)
+                    if record.pop("crc32") != _crc32(record):
+                        raise ValueError
                     self.done[record.pop("item")] = record
                 except (ValueError, KeyError, AttributeError, TypeError):
                     raise ValueError(
@@ -72,3 +76,8 @@ class ItemLog:
         self._file.write(json.dumps(record).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def _crc32(record: Dict) -> int:
+    """Checksum of a line: what was changed or damaged since is not taken for a result."""
+    return zlib.crc32(json.dumps(record).encode())

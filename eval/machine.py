@@ -7,7 +7,6 @@ import os
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -20,6 +19,7 @@ from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optiona
 import torch
 
 from longmem_fairseq.allocator import give_back_freed_memory, keep_freed_memory
+from results import check_output, commit
 
 
 class Check(NamedTuple):
@@ -85,9 +85,8 @@ class Parser(argparse.ArgumentParser):
         args.device = torch.device(args.device)
         if args.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: torch finds no GPU")
-        for path in filter(None, (args.json, args.plot)):
-            if not path.parent.is_dir():
-                raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+        for path in (args.json, args.plot):
+            check_output(path)
         return args
 
 
@@ -286,21 +285,6 @@ def describe_hardware(device: torch.device) -> str:
     return ", ".join([*words, f"torch {torch.__version__}"])
 
 
-def git_commit() -> Optional[str]:
-    """The commit of this checkout, with ``-dirty`` for changed files; None outside git."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
-
-
 def write_report(
     path: Path, hardware: str, rates: Rates, checks: Iterable[Check], **results: object
 ) -> None:
@@ -308,7 +292,7 @@ def write_report(
     report = {
         "date": date.today().isoformat(),
         "hardware": hardware,
-        "commit": git_commit(),
+        "commit": commit(),
         "command": shlex.join(["python", *sys.argv]),
         "rates": rates._asdict(),
         **results,

@@ -9,8 +9,8 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 
 from longmem_fairseq import LongMem
 from longmem_fairseq.models.checkpoints import fingerprint
-from longmem_fairseq.tasks.config import MODEL_OPTIONS, ModelOptions
-from results import commit
+from longmem_fairseq.tasks.config import ModelOptions, given_options
+from results import check_results, commit
 
 # where results go, and how fast: not what they are
 NO_SETTINGS = (
@@ -28,18 +28,20 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--path", required=True, help="checkpoint of a model of this plugin")
     add("--name", required=True, help="what to call the model in results")
-    add("--results", type=Path, help="file to append JSON lines to; a killed run goes on beside it")
-    add("--tokens-per-sample", type=int, default=1024, help="tokens of a segment, the local window")
+    add(
+        "--results",
+        type=Path,
+        help="file to append JSON lines to; what a killed run had finished is kept beside it",
+    )
+    add(
+        "--tokens-per-sample",
+        type=int,
+        help="tokens of a segment, the local window; if not given, those of the model's training",
+    )
     add(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1"
     )
     gen_parser_from_dataclass(parser.add_argument_group("model"), ModelOptions())
-
-
-def overrides(args: argparse.Namespace) -> Dict:
-    """The options that were given and replace those of the checkpoint."""
-    given = {name: getattr(args, name) for name in MODEL_OPTIONS}
-    return {name: value for name, value in given.items() if value not in (None, False)}
 
 
 def load(args: argparse.Namespace) -> LongMem:
@@ -48,15 +50,20 @@ def load(args: argparse.Namespace) -> LongMem:
     Raises:
         FileNotFoundError, ValueError: see :meth:`LongMem.from_pretrained` and below
     """
-    window = {"tokens_per_sample": args.tokens_per_sample}
-    lm = LongMem.from_pretrained(args.path, device=args.device, **window, **overrides(args))
+    check_results("--results", args.results)
+    options = given_options(args)
+    if args.tokens_per_sample is not None:
+        options["tokens_per_sample"] = args.tokens_per_sample
+    lm = LongMem.from_pretrained(args.path, device=args.device, **options)
     check_memory_options(args, lm.model)
     return lm
 
 
 def check_memory_options(args: argparse.Namespace, model) -> None:
     """Raises ValueError for an option of the memory of a model that has none."""
-    for name, value in overrides(args).items():
+    for name, value in given_options(args).items():
+        if name == "memory_size" and value == 0:  # asks for none
+            continue
         about_memory = name.startswith("memory_") or name in ("chunk_size", "k")
         if about_memory and model.decoder.memory is None:
             option = "--" + name.replace("_", "-")
@@ -70,7 +77,7 @@ def describe_model(args: argparse.Namespace, model) -> Dict:
     return {
         "name": args.name,
         "commit": commit(),
-        "tokens_per_sample": args.tokens_per_sample,
+        "tokens_per_sample": model.decoder.window,
         "memory_options": {name: options[name] for name in kept if name in options} or None,
     }
 
@@ -82,22 +89,26 @@ def settings(args: argparse.Namespace, model, benchmark: str, data: Dict[str, st
         data: hashes of what is read
     """
     options = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
+    options["tokens_per_sample"] = model.decoder.window
     weights = fingerprint({name: tensor.cpu() for name, tensor in model.state_dict().items()})
     code = {"weights": weights.numpy().tobytes().hex(), "commit": commit()}
     plain = {name: str(v) if isinstance(v, Path) else v for name, v in options.items()}
     return {"benchmark": benchmark, **code, "data": data, "options": plain}
 
 
-def numbers(option: str, text: str) -> List[int]:
+def numbers(option: str, text: str, least: int = 0) -> List[int]:
     """The value of an option that takes numbers with commas between them.
 
     Raises:
-        ValueError: it is something else, or a number is negative
+        ValueError: it is something else, or a number is less than *least*
     """
     parts = text.split(",")
     if not all(part.strip().isdigit() for part in parts):
         raise ValueError(f"{option} ({text}) must be whole numbers with commas between them")
-    return [int(part) for part in parts]
+    found = [int(part) for part in parts]
+    if min(found) < least:
+        raise ValueError(f"{option} ({text}) must be at least {least} each")
+    return found
 
 
 def check_demonstrations(args: argparse.Namespace, lm: LongMem, in_memory: List[int]) -> None:

@@ -80,7 +80,8 @@ def read_haystack(path: Path) -> Dict:
     try:
         content = parse_json(path.read_bytes())
         parts = [n[key] for n in content["needles"] for key in Needle._fields]
-        if not all(isinstance(text, str) and text for text in [content["haystack"], *parts]):
+        parts += [content["haystack"], content["format"]]
+        if not all(isinstance(text, str) and text for text in parts):
             raise ValueError
         float(content["chance"])
     except (ValueError, KeyError, TypeError):
@@ -157,7 +158,7 @@ def ask(reader: PromptReader, haystack: Tensor, needle: Needle, length: int) -> 
 def main() -> None:
     args = get_parser().parse_args()
     check_positive(args, "depths", "trials")
-    lengths = numbers("--lengths", args.lengths)
+    lengths = numbers("--lengths", args.lengths, least=1)
     content = read_haystack(args.data)
     if args.trials > len(content["needles"]):
         raise ValueError(
@@ -172,6 +173,7 @@ def main() -> None:
             f"--lengths ({max(lengths)}) and a window need more than {len(haystack.tokens):,} tokens, "
             f"which {args.data} has: make it with more --words"
         )
+    reader.check_room(max(lengths))
     needles = [
         Needle(*(reader.tokens(needle[field]) for field in Needle._fields))
         for needle in content["needles"][: args.trials]

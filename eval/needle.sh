@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # A needle in a haystack of up to a million tokens: which facts are found, by length and depth.
 #
-#   RUN_DIR=runs/quickstart TOKENS_PER_SAMPLE=256 bash eval/needle.sh
+#   RUN_DIR=runs/quickstart bash eval/needle.sh
 #   RUN_DIR=runs/gpt2 FORMAT=passkey bash eval/needle.sh
 #
 # FORMAT=recall speaks the language of the quickstart's corpus, for its models; passkey is English. Not in
-# the paper. Expect chance (2.5% in recall) from models without memory. On 2 cores the quickstart's LongMem
-# takes about 7 minutes for the 11 x 11 x 10 needles, and 3 GiB of memory.
-# Settings: those of eval/benchmark.sh, and below. Arguments go to eval/needle.py.
+# the paper. Expect chance (2.5% in recall) from models without memory. On one core the quickstart's
+# LongMem takes about 17 minutes for the 11 x 11 x 10 needles, and 3 GiB of memory.
+# Settings: those of eval/benchmark.sh (memory options in MEMORY_OPTIONS), and below. Arguments go to
+# eval/needle.py, for all models.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 MEMORY_OPTIONS=${MEMORY_OPTIONS---memory-size 1048576}

@@ -56,13 +56,15 @@ class PromptReader:
             ValueError: the memory would lose its oldest tokens for them
         """
         bank = self.lm.memory.single_bank(self.lm.device)
-        tokens = bank.num_tokens[0] + bank.num_pending[0] + keys.size(2)
-        if tokens > bank.memory_size:
-            raise ValueError(
-                f"--memory-size ({bank.memory_size}) is too small for {tokens:,} tokens that are to be "
-                "remembered"
-            )
+        self.check_room(bank.num_tokens[0] + bank.num_pending[0] + keys.size(2))
         bank.write(keys, values)
+
+    def check_room(self, tokens: int) -> None:
+        """Raises ValueError where there is a memory that holds less than *tokens*."""
+        if self.has_memory and tokens > (size := self.decoder.memory.options["memory_size"]):
+            raise ValueError(
+                f"--memory-size ({size}) is too small for {tokens:,} tokens that are to be remembered"
+            )
 
     @torch.no_grad()
     def keys_values(self, tokens: Tensor) -> Tuple[Tensor, Tensor]:
@@ -142,22 +144,38 @@ class Demonstrations:
 
     Args:
         in_memory, in_context: tokens of every demonstration
+        longest: tokens of the longest item
+
+    Raises:
+        ValueError: the memory is too small for what will be in it at the longest item
     """
 
     def __init__(
-        self, reader: PromptReader, in_memory: Sequence[Tensor], in_context: Sequence[Tensor]
+        self,
+        reader: PromptReader,
+        in_memory: Sequence[Tensor],
+        in_context: Sequence[Tensor],
+        longest: int,
     ):
         self.reader, self.in_context = reader, deque(in_context)
+        first = [reader.start, *in_memory] if in_memory else []
+        moved = list(in_context)[: self._too_many(longest)]
+        reader.check_room(sum(len(tokens) for tokens in [*first, *moved]))
         reader.forget()
         self.memorised = sum(len(tokens) for tokens in in_memory)  # tokens
         if in_memory:
-            reader.memorise(torch.cat([reader.start, *in_memory]))
+            reader.memorise(torch.cat(first))
 
     def before(self, length: int) -> Tensor:
         """What stands in the window before items of up to *length* tokens."""
-        room = self.reader.window - len(self.reader.start) - length
-        while self.in_context and sum(len(tokens) for tokens in self.in_context) > room:
+        for _ in range(self._too_many(length)):
             oldest = self.in_context.popleft()
             self.memorised += len(oldest)
             self.reader.memorise(oldest)
         return torch.cat([self.reader.start, *self.in_context])
+
+    def _too_many(self, length: int) -> int:
+        """How many demonstrations, the oldest, the window does not hold beside *length* tokens."""
+        room = self.reader.window - len(self.reader.start) - length
+        sizes = [len(tokens) for tokens in self.in_context]
+        return next(count for count in range(len(sizes) + 1) if sum(sizes[count:]) <= max(room, 0))

@@ -2,10 +2,11 @@
 # Questions about many facts of one document (preprocess/make_recall_corpus.py): how many are answered, by
 # the distance to the fact's last mention.
 #
-#   RUN_DIR=runs/quickstart TOKENS_PER_SAMPLE=256 bash eval/recall.sh
+#   RUN_DIR=runs/quickstart bash eval/recall.sh
 #
 # Not in the paper. Expect what README.md reports of the quickstart: beyond the window more than 95% with
-# memory, 2.5% (chance) without. Settings: those of eval/books.sh. Arguments go to eval/evaluate.py.
+# memory, 2.5% (chance) without. Settings: those of eval/books.sh, memory options in
+# MEMORY_OPTIONS. Arguments go to eval/evaluate.py, for all models.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export RUN_DIR=${RUN_DIR:?folder with a folder for each model}

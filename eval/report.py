@@ -17,7 +17,7 @@ from typing import Dict, List
 import report_plots
 import report_tables
 from longmem_fairseq.cli import run
-from results import read_json_lines
+from results import check_output, check_results, read_json_lines
 
 KEPT = ("tokens", "ppl", "word_ppl", "memory", "recall", "questions", "chance")
 KINDS = ("icl", "chapterbreak", "squad", "needle")  # any other benchmark's lines are perplexities
@@ -88,6 +88,8 @@ def report(args: argparse.Namespace, benchmark: str, lines: List[Dict]) -> None:
 
 def main() -> None:
     args = get_parser().parse_args()
+    check_results("results", args.results)
+    check_output(args.plot)
     benchmarks = by_benchmark(read_json_lines(args.results))
     if not benchmarks:
         raise ValueError(f"{args.results} holds no results: run eval/evaluate.py first")

@@ -14,16 +14,46 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def commit() -> str:
-    """The checkout's commit, "-dirty" after it if a tracked file was changed; "unknown" without git."""
-    git = ["git", "-C", str(ROOT)]
+    """The checkout's commit, "-dirty" after it if a tracked file was changed; "unknown" outside git."""
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        name = subprocess.run(
-            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"]).returncode != 0
+        described = subprocess.run(
+            [*describe, "--exclude=*"], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return f"{name}-dirty" if changed else name
+    return described.stdout.strip()
+
+
+def check_results(option: str, path: Optional[Path]) -> None:
+    """Before the work of hours.
+
+    Raises:
+        ValueError: *path*, given as *option*, cannot be a file of result lines
+    """
+    if path is None:
+        return
+    if path.suffix == ".json":
+        raise ValueError(
+            f"{option} ({path}) must not end in .json, where eval/report.py writes its summary: "
+            "name it .jsonl"
+        )
+    if path.is_dir():
+        raise ValueError(f"{option} ({path}) is a folder: give a file to append lines to")
+
+
+def check_output(path: Optional[Path]) -> None:
+    """Before the work of hours.
+
+    Raises:
+        FileNotFoundError, ValueError: there cannot be such a file
+    """
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give a file to write")
 
 
 def file_hash(path: Union[str, Path]) -> str:
@@ -57,12 +87,15 @@ def append_result(path: Optional[Path], result: Dict) -> None:
         os.fsync(results.fileno())
 
 
-def read_json_lines(path: Union[str, Path]) -> List[Dict]:
+def read_json_lines(path: Union[str, Path], fields: Optional[Dict[str, type]] = None) -> List[Dict]:
     """All lines of a file of JSON lines.
+
+    Args:
+        fields: what every line has, and of which type
 
     Raises:
         FileNotFoundError: there is no such file
-        ValueError: a line is not a JSON object
+        ValueError: a line is not a JSON object, or has no such field
     """
     records = []
     with open(path, "rb") as lines:
@@ -73,6 +106,12 @@ def read_json_lines(path: Union[str, Path]) -> List[Dict]:
                 raise ValueError(f"{path}, line {number}: not JSON") from None
             if not isinstance(record, dict):
                 raise ValueError(f"{path}, line {number}: not a JSON object")
+            for name, kind in (fields or {}).items():
+                if not isinstance(record.get(name), kind):
+                    raise ValueError(
+                        f"{path}, line {number}: {name} is {record.get(name)!r}, expected "
+                        f"{kind.__name__}"
+                    )
             records.append(record)
     return records
 

@@ -101,6 +101,10 @@ def read_questions(option: str, path: Path) -> List[Question]:
     for question in found:
         if not question.answers:
             raise ValueError(f"{option} ({path}): question {question.name} has no answer")
+        if not all(isinstance(answer, str) for answer in question.answers):
+            raise ValueError(
+                f"{option} ({path}): question {question.name} has an answer that is no text"
+            )
         if not question.context or not question.question:
             raise ValueError(
                 f"{option} ({path}): question {question.name} has no text or paragraph"
@@ -188,12 +192,13 @@ def main() -> None:
     lm = model_options.load(args)
     reader = PromptReader(lm)
     check_demonstrations(args, lm, in_memory)
+    longest = max(len(reader.tokens(q.prompt)) for q in questions) + args.max_new_tokens
     hashes = {"data": file_hash(args.data), "train": file_hash(args.train)}
     for memory in in_memory:
         for seed in seeds:
             drawn = random.Random(seed).sample(train, args.shots + memory)
             tokens = [reader.tokens(question.demonstration) for question in drawn]
-            shown = Demonstrations(reader, tokens[args.shots :], tokens[: args.shots])
+            shown = Demonstrations(reader, tokens[args.shots :], tokens[: args.shots], longest)
             setting = {"shots": args.shots, "memory_demonstrations": memory}
             key = model_options.settings(args, lm.model, "squad", hashes)
             key["options"].update(setting, seeds=seed)

@@ -4,7 +4,8 @@
 #   RUN_DIR=runs/books DATA=dev-v1.1.json TRAIN=train-v1.1.json bash eval/squad.sh
 #
 # Paper, exact match / F1: GPT-2* 22.28 / 30.78, LongMem 26.77 / 35.70. Expect from tiny models trained on
-# books: 0 and below 5. Settings: those of eval/benchmark.sh, and below. Arguments go to eval/squad.py.
+# books: 0 and below 5. Settings: those of eval/benchmark.sh (memory options in MEMORY_OPTIONS), and
+# below. Arguments go to eval/squad.py, for all models.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=eval/benchmark.sh

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fairseq import checkpoint_utils
+from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,6 +22,8 @@ from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModel
 from results import read_json_lines
 
 MEMORIES = ("own", "empty", "other")
+# of a question, in tokens but for the number of its document
+QUESTION = dict.fromkeys(("document", "position", "tokens", "mention", "distance"), int)
 
 
 @dataclass
@@ -35,17 +38,33 @@ class DocumentScores:
     right: np.ndarray
 
 
-def load_model(path: str, data: str, tokens_per_sample: int, device: str = "cpu", **options):
+def load_model(
+    path: str,
+    data: str,
+    tokens_per_sample: Optional[int] = None,
+    device: str = "cpu",
+    **options,
+):
     """Model and task of a checkpoint, in evaluation mode.
 
     Args:
         path: checkpoint
         data: folder made by preprocess/prepare_corpus.py
+        tokens_per_sample: tokens of a segment (default: as the checkpoint was trained)
         options: fields of the task to set, such as memory_size or compute_dtype
+
+    Raises:
+        FileNotFoundError, ValueError: one of them is missing, damaged, or does not fit
     """
+    state = checkpoint_utils.load_checkpoint_to_cpu(path)
+    if tokens_per_sample is None:
+        trained = OmegaConf.create(state.get("cfg") or {})
+        tokens_per_sample = OmegaConf.select(trained, "task.tokens_per_sample")
+        if tokens_per_sample is None:
+            raise ValueError(f"{path} does not say its window: give --tokens-per-sample")
     cfg = LongMemLanguageModelingConfig(data=data, tokens_per_sample=tokens_per_sample, **options)
     task = LongMemLanguageModelingTask(cfg)
-    (model,), _, _ = checkpoint_utils.load_model_ensemble_and_task([path], task=task)
+    (model,), _, _ = checkpoint_utils.load_model_ensemble_and_task([path], task=task, state=state)
     try:
         return model.to(device).eval(), task
     except (RuntimeError, AssertionError) as error:
@@ -141,10 +160,46 @@ def score_documents(
 
 
 def load_documents(task, split: str):
-    """The documents of a split, and what is known of them besides: name, words, ..."""
+    """The documents of a split, and what is known of them besides: name, words, ...
+
+    Raises:
+        FileNotFoundError: there is no such split
+        ValueError: it is damaged, or its descriptions are not those of its documents
+    """
     task.load_dataset(split)
+    documents = task.dataset(split)
     path = os.path.join(task.cfg.data, f"{split}.documents.jsonl")
-    return task.dataset(split), read_json_lines(path)
+    descriptions = read_json_lines(path, {"name": str, "words": int})
+    if len(descriptions) != len(documents):
+        raise ValueError(
+            f"{path} has {len(descriptions)} lines for {len(documents)} documents: prepare the corpus "
+            "again"
+        )
+    return documents, descriptions
+
+
+def by_document(questions: List[Dict], sizes: Sequence[int], path: str) -> List[List[Dict]]:
+    """The questions of every document.
+
+    Args:
+        sizes: tokens of every document
+        path: file of the questions, a line each
+
+    Raises:
+        ValueError: a question is about no document, or its answer is not inside
+    """
+    asked: List[List[Dict]] = [[] for _ in sizes]
+    for line, question in enumerate(questions, start=1):
+        number, start, tokens = (question[name] for name in ("document", "position", "tokens"))
+        if not 0 <= number < len(sizes):
+            raise ValueError(f"{path}, line {line}: document {number} is none of {len(sizes)}")
+        if start < 0 or tokens < 1 or start + tokens > sizes[number]:
+            raise ValueError(
+                f"{path}, line {line}: an answer of {tokens} tokens at {start} is not inside document "
+                f"{number}, which has {sizes[number]}"
+            )
+        asked[number].append(question)
+    return asked
 
 
 @torch.no_grad()

@@ -13,15 +13,19 @@ import sys
 import pytest
 
 import convert_longmem_checkpoint
+import copying
 import evaluate
 import parity
 import prepare_corpus
+import report
 from longmem_fairseq.cli import run
 from longmem_fairseq.commands import generate, inspector, memorize
 from tests.bad_inputs import BACKBONE, EXECUTES, LONGMEM, MEMORY, call_fairseq
 
 PROGRAMS = {
     "evaluate.py": evaluate.main,
+    "copying.py": copying.main,
+    "report.py": report.main,
     "convert_longmem_checkpoint.py": convert_longmem_checkpoint.main,
     "parity.py": parity.main,
     "prepare_corpus.py": prepare_corpus.main,
@@ -192,7 +196,7 @@ CASES = {
     ),
     "evaluate.py: missing checkpoint": (
         "evaluate.py {data} --path {missing} {EVALUATE}",
-        "Model file not found: {missing}",
+        "{missing}: no such checkpoint",
     ),
     "evaluate.py: corrupt checkpoint": (
         "evaluate.py {data} --path {corrupt} {EVALUATE}",
@@ -222,6 +226,52 @@ CASES = {
     "evaluate.py: memory size": (
         "evaluate.py {data} --path {longmem} --memory-size 6 {EVALUATE}",
         "--memory-size (6) must be at least one segment, --tokens-per-sample (8); 0 for no memory",
+    ),
+    "evaluate.py: no tokens to retrieve": (
+        "evaluate.py {data} --path {longmem} --k 0 {EVALUATE}",
+        "--k (0) must be at least 1",
+    ),
+    "evaluate.py: no shards": (
+        "evaluate.py {data} --path {longmem} --memory-shards 0 {EVALUATE}",
+        "--memory-shards (0) must be at least 1",
+    ),
+    "evaluate.py: chunks of no memory": (
+        "evaluate.py {data} --path {longmem} --memory-size 0 --k 4 {EVALUATE}",
+        "--k (4) needs a model with a memory bank: leave it out",
+    ),
+    "evaluate.py: memory of a backbone": (
+        "evaluate.py {data} --path {backbone} --memory-size 16 {EVALUATE}",
+        "--memory-size (16) does not apply to a longmem_backbone model: leave it out",
+    ),
+    "evaluate.py: the summary as results": (
+        "evaluate.py {data} --path {longmem} --results x.json {EVALUATE}",
+        "--results (x.json) must not end in .json, where eval/report.py writes its summary: name it "
+        ".jsonl",
+    ),
+    "evaluate.py: folder as results": (
+        "evaluate.py {data} --path {longmem} --results . {EVALUATE}",
+        "--results (.) is a folder: give a file to append lines to",
+    ),
+    "report: its summary": (
+        "report.py x.json",
+        "results (x.json) must not end in .json, where eval/report.py writes its summary: name it "
+        ".jsonl",
+    ),
+    "report: no folder to draw to": (
+        "report.py x.jsonl --plot no/x.png",
+        "no/x.png: there is no folder no",
+    ),
+    "report: folder as plot": (
+        "report.py x.jsonl --plot .",
+        ". is a folder: give a file to write",
+    ),
+    "copying: seed": (
+        "copying.py {data} --path {backbone} --seed -3",
+        "--seed (-3) must be at least 0",
+    ),
+    "copying: window": (
+        "copying.py {data} --path {backbone} --tokens-per-sample 3",
+        "--tokens-per-sample (3) must be at least 4",
     ),
     "evaluate.py: no memory to control": (
         "evaluate.py {data} --path {backbone} --memory empty {EVALUATE}",

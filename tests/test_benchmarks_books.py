@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import tarfile
 
 import pytest
@@ -303,6 +304,76 @@ def test_a_killed_run_goes_on_to_the_same_line(corpus, models, tmp_path, monkeyp
     assert line["tokens"] == manifest["splits"]["test"]["tokens"]
     assert line["benchmark"] == "books" and len(line["gate"]) == 2
     assert [document["name"] for document in line["documents"]] == [f"{i}.txt" for i in range(7)]
+
+
+def test_the_window_is_the_one_it_was_trained_with(corpus, models, tmp_path, monkeypatch):
+    results, kept = tmp_path / "results.jsonl", ("--results", tmp_path / "results.jsonl")
+    arguments = list(options(corpus, models["longmem"], *kept))
+    call(monkeypatch, evaluate.main, "evaluate.py", *arguments)
+    place = arguments.index("--tokens-per-sample")
+    del arguments[place : place + 2]
+    call(monkeypatch, evaluate.main, "evaluate.py", *arguments)
+    (line,) = lines(results)  # the second run is the first once more
+    assert line["tokens_per_sample"] == WINDOW
+    assert len(list((tmp_path / "results.jsonl.items").iterdir())) == 1
+
+
+QUESTION = {"document": 6, "position": 3, "tokens": 1, "mention": 1, "distance": 2}
+
+
+def test_questions_without_chance_and_about_documents_that_are_not_read(
+    corpus, models, tmp_path, monkeypatch, capsys
+):
+    data = shutil.copytree(corpus, tmp_path / "data")
+    (data / "test.questions.jsonl").write_text(json.dumps(QUESTION) + "\n")
+    results = tmp_path / "results.jsonl"
+    for more in ((), ("--limit", 3)):
+        arguments = options(data, models["backbone"], *more, "--results", results)
+        call(monkeypatch, evaluate.main, "evaluate.py", *arguments)
+    every, first = lines(results)
+    assert every["chance"] is None and every["questions"] == {"within": 1, "beyond": 0}
+    assert "recall" not in first
+    printed = capsys.readouterr().out.splitlines()
+    assert ", recall within the window " in printed[0] and printed[0].endswith("%")
+
+
+SAID = '{"name": "a", "words": 3}\n'
+DAMAGED = {
+    "no descriptions": ("documents", "", "has 0 lines for 7 documents: prepare the corpus again"),
+    "too few": ("documents", 3 * SAID, "has 3 lines for 7 documents: prepare the corpus again"),
+    "no name": ("documents", SAID + "{}\n", ", line 2: name is None, expected str"),
+    "no words": (
+        "documents",
+        '{"name": "a", "words": "3"}',
+        ", line 1: words is '3', expected int",
+    ),
+    "no document": ("questions", "{}", ", line 1: document is None, expected int"),
+    "no such document": ("questions", {"document": 7}, ", line 1: document 7 is none of 7"),
+    "no position": ("questions", {"position": None}, ", line 1: position is None, expected int"),
+    "before it": ("questions", {"position": -1}, "1: an answer of 1 tokens at -1 is not inside"),
+    "beyond it": (
+        "questions",
+        {"tokens": 9999},
+        "an answer of 9999 tokens at 3 is not inside docu",
+    ),
+    "of nothing": (
+        "questions",
+        {"tokens": 0},
+        ", line 1: an answer of 0 tokens at 3 is not inside",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_descriptions_are_one_line(case, corpus, models, tmp_path, monkeypatch, capsys):
+    name, content, message = DAMAGED[case]
+    data = shutil.copytree(corpus, tmp_path / "data")
+    if isinstance(content, dict):
+        content = json.dumps({**QUESTION, **content})
+    (data / f"test.{name}.jsonl").write_text(content)
+    arguments = options(data, models["backbone"])
+    found = assert_one_line(monkeypatch, capsys, evaluate.main, "evaluate.py", *arguments)
+    assert found.startswith(f"{data}/test.{name}.jsonl") and message in found
 
 
 def test_the_first_documents_alone(corpus, models, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """In-context learning: files, templates, drawing and scoring, against plain readings of the prompts."""
 
 import random
+import re
 
 import pytest
 import torch
@@ -215,9 +216,47 @@ def test_a_model_without_memory_remembers_no_demonstrations(data, models, monkey
     assert message.startswith("--memory-demonstrations (0,2000) needs a model with a memory bank")
     more = (*arguments, "--memory-demonstrations", 0, "--memory-size", 4096)
     message = assert_one_line(monkeypatch, capsys, icl.main, "icl.py", *more)
-    assert message == "--memory-size (4096) does not apply to a longmem_backbone model"
+    assert (
+        message == "--memory-size (4096) does not apply to a longmem_backbone model: leave it out"
+    )
     path = models["longmem"] / "checkpoint_last.pt"
     message = assert_one_line(
         monkeypatch, capsys, icl.main, "icl.py", *more, "--path", path, "--no-memory"
     )
     assert message == "--memory-size (4096) needs a model with a memory bank: leave it out"
+
+
+def test_a_memory_of_no_tokens_is_no_memory_and_the_window_is_the_models(
+    data, models, tmp_path, monkeypatch
+):
+    results = tmp_path / "results.jsonl"
+    more = ("--tasks", "SST-2", "--shots", 0, "--memory-demonstrations", 0, "--seeds", 1)
+    more += ("--results", results)
+    for size in ((), ("--no-memory",), ("--memory-size", 0)):
+        call(monkeypatch, icl.main, "icl.py", *options(data, models["longmem"], *more, *size))
+    with_memory, without, *repeated = lines(results)
+    assert with_memory["memory_options"]["memory_size"] == 128
+    assert without["memory_options"] is None
+    assert repeated == []  # the very line of --no-memory, which is not written twice
+    assert without["tokens_per_sample"] == with_memory["tokens_per_sample"] == 16
+
+
+def test_the_memory_has_to_hold_what_does_not_fit_beside_the_longest_example(
+    data, models, monkeypatch, capsys
+):
+    """Said at once, with what is needed in all, and not when it is full."""
+    more = ("--tasks", "SST-2", "--shots", 8, "--memory-demonstrations", 0, "--seeds", 1)
+    arguments = options(data, models["longmem"], *more, "--tokens-per-sample", 120)
+    monkeypatch.setattr(icl.Demonstrations, "before", None)
+    message = assert_one_line(
+        monkeypatch, capsys, icl.main, "icl.py", *arguments, "--memory-size", 120
+    )
+    monkeypatch.undo()
+    needed = int(re.search(r"\(120\) is too small for (\d+) tokens", message)[1])
+    size = -(-needed // 2) * 2  # chunks of 2
+    call(monkeypatch, icl.main, "icl.py", *arguments, "--memory-size", size)
+    capsys.readouterr()
+    message = assert_one_line(
+        monkeypatch, capsys, icl.main, "icl.py", *arguments, "--memory-size", size - 2
+    )
+    assert f"({size - 2}) is too small for {needed} tokens" in message

@@ -189,7 +189,11 @@ BAD = {
     "no file": ({"--data": "nowhere"}, "--data (nowhere): no such file"),
     "too long": ({"--lengths": "9000"}, "--lengths (9000) and a window need more than"),
     "too many": ({"--trials": "4"}, "--trials (4) must be at most 3, the needles of"),
-    "memory": ({"--lengths": "200"}, "--memory-size (128) is too small for"),
+    "memory": (
+        {"--lengths": "48,200,100"},
+        "--memory-size (128) is too small for 200 tokens that are to be remembered",
+    ),
+    "no length": ({"--lengths": "48,0"}, "--lengths (48,0) must be at least 1 each"),
     "depths": ({"--depths": "0"}, "--depths (0) must be at least 1"),
     "window": (
         {"--tokens-per-sample": "2", "--memory-size": "128"},
@@ -207,7 +211,16 @@ def test_bad_input_is_one_line(case, data, models, monkeypatch, capsys):
     assert message in assert_one_line(monkeypatch, capsys, needle.main, "needle.py", *arguments)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"haystack": "", "needles": []}'])
+NO_FORMAT = {
+    "haystack": "a",
+    "chance": 0.5,
+    "needles": [{"needle": "a", "question": "a", "answer": "a"}],
+}
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"haystack": "", "needles": []}', json.dumps(NO_FORMAT)]
+)
 def test_other_files_are_no_haystacks(content, models, tmp_path, monkeypatch, capsys):
     (tmp_path / "x.json").write_text(content)
     arguments = options(tmp_path / "x.json", models["longmem"])

@@ -178,6 +178,12 @@ BAD = {
         '"answers": []}]}]}]}',
         "question 7 has no answer",
     ),
+    "an answer that is a number": (
+        {},
+        '{"data": [{"paragraphs": [{"context": "c", "qas": [{"id": 7, "question": "q", '
+        '"answers": [{"text": 3}]}]}]}]}',
+        "question 7 has an answer that is no text",
+    ),
     "no context": (
         {},
         '{"data": [{"paragraphs": [{"context": " ", "qas": [{"id": 7, "question": "q", '

@@ -21,7 +21,7 @@ BAD = {
     ),
     "an option of another model": (
         lambda load_lm: load_lm("backbone", k=2),
-        "--k (2) does not apply to a longmem_backbone model",
+        "--k (2) does not apply to a longmem_backbone model: leave it out",
     ),
     "a wrong size": (
         lambda load_lm: load_lm(k=3),

@@ -1,6 +1,7 @@
 """ItemLog: what was finished is there after a kill, of the same run only, and nothing else."""
 
 import json
+import zlib
 
 import pytest
 
@@ -33,9 +34,10 @@ def test_items_are_there_for_the_next_process(tmp_path):
 def test_every_line_is_on_disk_at_once(tmp_path):
     log = log_of(tmp_path)
     log.add("0", {"n": 1})
+    checksum = zlib.crc32(b'{"item": "0", "n": 1}')
     assert [json.loads(line) for line in path_of(tmp_path).read_text().splitlines()] == [
         SETTINGS,
-        {"item": "0", "n": 1},
+        {"item": "0", "n": 1, "crc32": checksum},
     ]
 
 
@@ -79,11 +81,21 @@ def test_two_processes_do_not_share_a_run(tmp_path):
     assert log.done == {}
 
 
-def test_a_foreign_line_is_named(tmp_path):
+@pytest.mark.parametrize("foreign", [b"oops", b"[]", b'{"item": "0"}', b'{"item": "0", "n": 2}'])
+def test_a_foreign_line_is_named(tmp_path, foreign):
     log_of(tmp_path).add("0", {"n": 1})
     with open(path_of(tmp_path), "ab") as file:
-        file.write(b"oops\n")
+        file.write(foreign + b"\n")
     with pytest.raises(ValueError, match="line 3: not a finished item"):
+        log_of(tmp_path)
+
+
+def test_a_line_that_was_changed_is_named(tmp_path):
+    log_of(tmp_path).add("0", {"n": 1, "said": ["\u4e2d"], "seconds": 0.1})
+    assert log_of(tmp_path).done["0"]["said"] == ["\u4e2d"]
+    path = path_of(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b'"n": 1', b'"n": 2'))
+    with pytest.raises(ValueError, match="line 2: not a finished item"):
         log_of(tmp_path)
 
 

@@ -121,7 +121,7 @@ def test_nothing_that_is_to_be_remembered_is_forgotten(reader):
 def test_demonstrations_move_from_the_window_to_the_memory(reader):
     in_memory = [tokens(9, 1), tokens(30, 2)]
     in_context = [tokens(6, 3), tokens(5, 4), tokens(4, 5)]
-    shown = Demonstrations(reader, in_memory, in_context)
+    shown = Demonstrations(reader, in_memory, in_context, longest=40)
     # 24 - 1 for the start: 15 tokens of demonstrations fit beside 8
     assert torch.equal(shown.before(8), torch.cat([reader.start, *in_context]))
     assert torch.equal(shown.before(9), torch.cat([reader.start, *in_context[1:]]))

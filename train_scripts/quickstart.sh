@@ -16,6 +16,8 @@ root=$(dirname "$here")
 source "$here/environment.sh" cpu
 # shellcheck source=train_scripts/compute_dtype.sh
 source "$here/compute_dtype.sh"
+# shellcheck source=train_scripts/fail_with_log.sh
+source "$here/fail_with_log.sh"
 
 RUN_DIR=${RUN_DIR:-runs/quickstart}
 TEXT_DIR=${TEXT_DIR:-}
@@ -44,11 +46,8 @@ train() { # NAME SCRIPT [ARGUMENT ...]: trains RUN_DIR/NAME, with its log beside
   shift 2
   if [[ -f "$RUN_DIR/$name/dict.txt" ]]; then return; fi
   log "training $name (log: $RUN_DIR/$name.log)"
-  if ! SAVE_DIR="$RUN_DIR/$name" bash "$here/$script" "$@" >"$RUN_DIR/$name.log" 2>&1; then
-    tail -n 5 "$RUN_DIR/$name.log" >&2
-    echo "quickstart.sh: error: training $name failed, see $RUN_DIR/$name.log" >&2
-    exit 2
-  fi
+  SAVE_DIR="$RUN_DIR/$name" bash "$here/$script" "$@" >"$RUN_DIR/$name.log" 2>&1 \
+    || fail_with_log "training $name" "$RUN_DIR/$name.log"
 }
 
 if [[ -z "$TEXT_DIR" ]]; then
@@ -87,7 +86,8 @@ evaluate() { # NAME MODEL [ARGUMENT ...]
   if [[ "$model" == longmem* || "$model" == memtrm ]]; then set -- "${memory[@]}" "$@"; fi
   python "$root/eval/evaluate.py" "$DATA_DIR" --path "$RUN_DIR/$model/checkpoint_last.pt" \
     --name "$name" --results "$RUN_DIR/results.jsonl" --tokens-per-sample "$TOKENS_PER_SAMPLE" \
-    --batch-size 8 --seed "$SEED" "$@" 2>>"$RUN_DIR/evaluation.log"
+    --batch-size 8 --seed "$SEED" "$@" 2>>"$RUN_DIR/evaluation.log" \
+    || fail_with_log "evaluating $name" "$RUN_DIR/evaluation.log"
 }
 log "evaluating"
 rm -f "$RUN_DIR/results.jsonl"
@@ -97,7 +97,8 @@ for model in backbone sidenet memtrm longmem; do
   fairseq-eval-lm "$DATA_DIR" --user-dir "$root/longmem_fairseq" --task longmem_language_modeling \
     --path "$RUN_DIR/$model/checkpoint_last.pt" --batch-size 8 \
     --tokens-per-sample "$TOKENS_PER_SAMPLE" 2>&1 | tee -a "$RUN_DIR/evaluation.log" \
-    | sed -n 's/.*\(Loss (base 2).*\)/  fairseq-eval-lm: \1/p'
+    | sed -n 's/.*\(Loss (base 2).*\)/  fairseq-eval-lm: \1/p' \
+    || fail_with_log "fairseq-eval-lm of $model" "$RUN_DIR/evaluation.log"
 done
 for seed in $MORE_SEEDS; do
   SEED=$seed evaluate "sidenet_seed$seed" "sidenet_seed$seed"

@@ -9,7 +9,7 @@ from typing import List, Tuple
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 
 from longmem_fairseq.hub_interface import LongMem
-from longmem_fairseq.tasks.config import MODEL_OPTIONS, ModelOptions
+from longmem_fairseq.tasks.config import ModelOptions, given_options
 from longmem_fairseq.text_files import matching_files, read_text, text_of
 
 
@@ -52,9 +52,7 @@ def load_model(args: argparse.Namespace) -> LongMem:
     """
     if args.memory_map and args.memory is None:
         raise ValueError("--memory-map needs --memory, the file that is to be mapped")
-    options = {name: getattr(args, name) for name in MODEL_OPTIONS}
-    given = {name: v for name, v in options.items() if v is not None and v is not False}
-    lm = LongMem.from_pretrained(args.model, args.device, **given)
+    lm = LongMem.from_pretrained(args.model, args.device, **given_options(args))
     if args.memory is not None:
         lm.load_memory(args.memory, memory_map=args.memory_map)
     return lm

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
-from typing import Optional
+from typing import Any, Dict, Optional
 
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import II, MISSING
@@ -76,6 +76,19 @@ class ModelOptions(FairseqDataclass):
 
 
 MODEL_OPTIONS = tuple(option.name for option in fields(ModelOptions) if option.name != "_name")
+
+
+def given_options(options: Any) -> Dict[str, Any]:
+    """Those of MODEL_OPTIONS that were given, by name: they replace the checkpoint's.
+
+    Args:
+        options: a command line that was parsed, or a configuration
+    """
+    values = {name: getattr(options, name) for name in MODEL_OPTIONS}
+    # 0 was given, as in --memory-size 0, although it equals False
+    return {
+        name: value for name, value in values.items() if value is not None and value is not False
+    }
 
 
 @dataclass

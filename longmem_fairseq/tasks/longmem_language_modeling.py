@@ -24,10 +24,10 @@ from longmem_fairseq.data import (
 )
 from longmem_fairseq.models.checkpoints import dictionary_hash
 from longmem_fairseq.tasks.config import (
-    MODEL_OPTIONS,
     LongMemLanguageModelingConfig,
     check_distributed,
     check_precision,
+    given_options,
 )
 from longmem_fairseq.tasks.generation import GenerationTask
 from longmem_fairseq.tasks.resume import (
@@ -243,13 +243,12 @@ class LongMemLanguageModelingTask(GenerationTask):
             )
         # a checkpoint may be older than an option of its model
         options = MODEL_DATACLASS_REGISTRY.get(ARCH_MODEL_NAME_REGISTRY.get(cfg._name))
-        for name in MODEL_OPTIONS:
-            value = getattr(self.cfg, name)
-            if value is None or value is False:
-                continue
+        for name, value in given_options(self.cfg).items():
             if name not in cfg and not hasattr(options, name):
                 option = "--" + name.replace("_", "-")
-                raise ValueError(f"{option} ({value}) does not apply to a {cfg._name} model")
+                raise ValueError(
+                    f"{option} ({value}) does not apply to a {cfg._name} model: leave it out"
+                )
             with open_dict(cfg):
                 cfg[name] = value
         with open_dict(cfg):

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from item_log import ItemLog
 from longmem_fairseq.exported import write_exported
 from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.memory.memory_file import HEADER_KEY
@@ -232,7 +233,6 @@ def item_log_name() -> str:
 
 
 def item_log(folder: Path) -> None:
-    path = folder / item_log_name()
-    path.parent.mkdir()
-    lines = [SETTINGS, {"item": "1", "em": 1.0}, {"item": "2", "em": 0.0}]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    log = ItemLog(folder / "results.jsonl", SETTINGS)
+    log.add("1", {"em": 1.0})
+    log.add("2", {"em": 0.0})
