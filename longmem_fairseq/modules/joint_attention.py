@@ -55,6 +55,7 @@ class LocalCache:
         """Row i goes on as row ``order[i]``."""
         if self.keys is not None:
             self.keys, self.values = self.keys[order], self.values[order]
+        if self.last is not None:
             self.last = self.last[order]
 
 
