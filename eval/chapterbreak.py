@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 import model_options
 from item_log import ItemLog
-from longmem_fairseq.cli import run
+from longmem_fairseq.cli import check_positive, run
 from longmem_fairseq.text_files import parse_json
-from model_options import check_positive, numbers
+from model_options import numbers
 from prompt_reader import PromptReader
 from results import Stopwatch, append_result, file_hash
 

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from longmem_fairseq.cli import run
-from model_options import check_positive
+from longmem_fairseq.cli import check_positive, run
 from results import append_result, check_results
 from stream_scoring import load_model
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import model_options
 from item_log import ItemLog
-from longmem_fairseq.cli import run
+from longmem_fairseq.cli import check_positive, run
 from longmem_fairseq.tasks.config import given_options
 from longmem_fairseq.text_files import read_json
 from results import Stopwatch, append_result, check_results, file_hash, read_json_lines
@@ -75,7 +75,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = get_parser().parse_args()
-    model_options.check_positive(args, "batch_size", "limit")
+    check_positive(args, "batch_size", "limit")
     if args.memory == "other" and args.batch_size < 2:
         raise ValueError(
             "--memory other needs --batch-size of at least 2: another document to read"

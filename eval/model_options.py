@@ -8,6 +8,7 @@ import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 
 from longmem_fairseq import LongMem
+from longmem_fairseq.cli import as_option
 from longmem_fairseq.models.checkpoints import fingerprint
 from longmem_fairseq.tasks.config import ModelOptions, given_options
 from results import check_results, commit
@@ -66,8 +67,9 @@ def check_memory_options(args: argparse.Namespace, model) -> None:
             continue
         about_memory = name.startswith("memory_") or name in ("chunk_size", "k")
         if about_memory and model.decoder.memory is None:
-            option = "--" + name.replace("_", "-")
-            raise ValueError(f"{option} ({value}) needs a model with a memory bank: leave it out")
+            raise ValueError(
+                f"{as_option(name)} ({value}) needs a model with a memory bank: leave it out"
+            )
 
 
 def describe_model(args: argparse.Namespace, model) -> Dict:
@@ -118,11 +120,3 @@ def check_demonstrations(args: argparse.Namespace, lm: LongMem, in_memory: List[
             f"--memory-demonstrations ({args.memory_demonstrations}) needs a model with a memory bank; "
             "0 for one without"
         )
-
-
-def check_positive(args: argparse.Namespace, *names: str) -> None:
-    """Raises ValueError for an option that is given and less than 1."""
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} ({value}) must be at least 1")

@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 import model_options
 from item_log import ItemLog
-from longmem_fairseq.cli import run
+from longmem_fairseq.cli import check_positive, run
 from longmem_fairseq.text_files import parse_json
 from longmem_fairseq.tokenizers import Tokenizer
-from model_options import check_demonstrations, check_positive, numbers
+from model_options import check_demonstrations, numbers
 from prompt_reader import Demonstrations, PromptReader
 from results import Stopwatch, append_result, file_hash
 from squad_metrics import exact_match, f1

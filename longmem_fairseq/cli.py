@@ -1,5 +1,6 @@
 """What our own commands share: bad input is one line and exit code 2, never a traceback."""
 
+import argparse
 import logging
 import os
 import sys
@@ -21,3 +22,16 @@ def run(main: Callable[[], None]) -> None:
 def counted(number: int, thing: str) -> str:
     """As in "1 document" and "2,000 documents"."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def as_option(name: str) -> str:
+    """What the command line calls an argument of this name."""
+    return "--" + name.replace("_", "-")
+
+
+def check_positive(args: argparse.Namespace, *names: str) -> None:
+    """Raises ValueError for an option that is given and less than 1."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{as_option(name)} ({value}) must be at least 1")

@@ -11,6 +11,7 @@ from fairseq.data import Dictionary
 from fairseq.models import BaseFairseqModel
 from fairseq.sequence_scorer import SequenceScorer
 
+from longmem_fairseq.cli import as_option
 from longmem_fairseq.memory import ShardedBank
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,7 @@ def eval_lm_of_ranks(
     """
     for name in ("post_process", "output_word_probs", "output_word_stats"):
         if options.get(name):
-            option = "--" + name.replace("_", "-")
-            raise ValueError(f"{option} does not go with several processes: use one")
+            raise ValueError(f"{as_option(name)} does not go with several processes: use one")
     device, start = next(models[0].parameters()).device, time.perf_counter()
     scorer = SequenceScorer(target_dictionary, softmax_batch)
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # bits, tokens

@@ -29,7 +29,7 @@ from hf_files import (
     weight_files,
     whole_number,
 )
-from longmem_fairseq.cli import run
+from longmem_fairseq.cli import check_positive, run
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.decoder_config import MOST_CHANNELS, MOST_LAYERS, key_value_sizes
 from longmem_fairseq.text_files import parse_json, read_json, read_text
@@ -281,8 +281,7 @@ def convert(args: argparse.Namespace) -> None:
         if dest is None:
             raise ValueError("--dest is missing: a new or empty folder to write")
         check_new(dest)
-    if args.tokens_per_sample is not None and args.tokens_per_sample < 1:
-        raise ValueError(f"--tokens-per-sample ({args.tokens_per_sample}) must be at least 1")
+    check_positive(args, "tokens_per_sample")
     folder = model_folder(args.model, args.dry_run)
     config = read_config(folder)
     family = FAMILIES[config["model_type"]]

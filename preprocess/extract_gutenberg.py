@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from corpus_source import SPLITS
 from gutenberg_text import strip_boilerplate, unwrap, with_ascii_punctuation
-from longmem_fairseq.cli import run
+from longmem_fairseq.cli import as_option, run
 from longmem_fairseq.text_files import read_text
 from output_folder import check_new, replaced_folder
 
@@ -61,9 +61,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"--metadata ({args.metadata}): no such file")
     for option in ("from_year", "to_year"):
         if getattr(args, option) is not None and args.metadata is None:
-            name = option.replace("_", "-")
             raise ValueError(
-                f"--{name} ({getattr(args, option)}) needs --metadata, where years are"
+                f"{as_option(option)} ({getattr(args, option)}) needs --metadata, where years are"
             )
     check_new(args.dest)
 

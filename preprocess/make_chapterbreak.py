@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from corpus_source import json_records
 from gutenberg_text import unwrap, with_ascii_punctuation, wrap_column
-from longmem_fairseq.cli import counted, run
+from longmem_fairseq.cli import check_positive, counted, run
 from longmem_fairseq.text_files import read_text
 
 NUMBER = r"(?:[IVXLC]+|\d+|(?:the )?[a-z]+(?:[- ][a-z]+)?)"
@@ -59,10 +59,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def check_options(args: argparse.Namespace) -> None:
     """Raise ValueError or FileNotFoundError for options out of range, and missing files."""
-    for option in ("least_context", "most_context", "suffix"):
-        if getattr(args, option) < 1:
-            name = option.replace("_", "-")
-            raise ValueError(f"--{name} ({getattr(args, option)}) must be at least 1")
+    check_positive(args, "least_context", "most_context", "suffix")
     if not args.source.is_dir():
         raise FileNotFoundError(f"--source ({args.source}): no such folder")
     if args.offsets is not None and not args.offsets.is_file():

@@ -27,7 +27,7 @@ from corpus_encoding import encode_documents
 from corpus_source import SPLITS, Source
 from corpus_split import SplitCorpus
 from corpus_writer import write_split
-from longmem_fairseq.cli import counted, run
+from longmem_fairseq.cli import as_option, check_positive, counted, run
 from longmem_fairseq.tokenizers.folder import VOCABULARY_FILES, load_tokenizer
 from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2_FILES, GPT2Tokenizer
 from longmem_fairseq.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -67,14 +67,12 @@ def get_parser() -> argparse.ArgumentParser:
 
 def check_options(args: argparse.Namespace) -> None:
     """Raise ValueError for options out of range or at odds, FileNotFoundError for missing files."""
-    if args.workers < 1:
-        raise ValueError(f"--workers ({args.workers}) must be at least 1")
-    if args.vocab_size < 1:
-        raise ValueError(f"--vocab-size ({args.vocab_size}) must be at least 1")
+    check_positive(args, "workers", "vocab_size")
     for option in ("valid_share", "test_share"):
         if not 0 <= getattr(args, option) < 1:
-            name = option.replace("_", "-")
-            raise ValueError(f"--{name} ({getattr(args, option)}) must be from 0 to below 1")
+            raise ValueError(
+                f"{as_option(option)} ({getattr(args, option)}) must be from 0 to below 1"
+            )
     if args.valid_share + args.test_share >= 1:
         raise ValueError(
             f"--valid-share ({args.valid_share}) and --test-share ({args.test_share}) "

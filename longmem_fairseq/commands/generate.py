@@ -8,9 +8,8 @@ continuation, unless --temperature says to draw it.
 
 import json
 
-from longmem_fairseq.cli import run
+from longmem_fairseq.cli import as_option, run
 from longmem_fairseq.commands.options import (
-    as_option,
     check_argument,
     load_model,
     make_parser,

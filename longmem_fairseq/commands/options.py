@@ -75,11 +75,6 @@ def read_texts(args: argparse.Namespace) -> List[Tuple[str, str]]:
     return texts
 
 
-def as_option(name: str) -> str:
-    """What the command line calls an argument of the Python interface."""
-    return "--" + name.replace("_", "-")
-
-
 def check_argument(option: str, text: str) -> str:
     """The text of an option, from the command line.
 

@@ -52,13 +52,13 @@ class CausalBias(nn.Module):
             or bias.dtype != dtype
             or bias.device != device
         ):
-            positions = torch.arange(num_tokens, device=device)
-            distance = positions.view(1, -1) - positions.view(-1, 1)  # T x T, key minus query
-            slopes = torch.tensor(self.slopes, device=device).view(-1, 1, 1)
-            hidden = distance > 0
-            if self.window > 0:
-                hidden |= distance <= -self.window
-            bias = (slopes * distance).masked_fill(hidden, float("-inf")).to(dtype)  # H x T x T
             with torch.inference_mode(False):  # it may serve a training later
-                self._bias = bias.clone()
+                positions = torch.arange(num_tokens, device=device)
+                distance = positions.view(1, -1) - positions.view(-1, 1)  # T x T, key minus query
+                slopes = torch.tensor(self.slopes, device=device).view(-1, 1, 1)
+                hidden = distance > 0
+                if self.window > 0:
+                    hidden |= distance <= -self.window
+                bias = (slopes * distance).masked_fill(hidden, float("-inf")).to(dtype)  # H x T x T
+            self._bias = bias
         return bias[:, num_before:num_tokens, :num_tokens]

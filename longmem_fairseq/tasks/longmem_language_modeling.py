@@ -17,6 +17,7 @@ from fairseq.tasks import register_task
 from omegaconf import open_dict
 
 from longmem_fairseq.allocator import keep_freed_memory
+from longmem_fairseq.cli import as_option
 from longmem_fairseq.data import (
     DocumentStreamDataset,
     IndexedDocuments,
@@ -224,10 +225,11 @@ class LongMemLanguageModelingTask(GenerationTask):
 
     @property
     def train_subset(self) -> str:
+        """The split that is trained on."""
         name = self.cfg.train_subset
-        return (
-            "train" if name.startswith("$") else name
-        )  # a reference, outside of fairseq's commands
+        if name.startswith("$"):  # a reference, outside of fairseq's commands
+            return "train"
+        return name
 
     def build_model(self, cfg, from_checkpoint: bool = False):
         """
@@ -245,9 +247,8 @@ class LongMemLanguageModelingTask(GenerationTask):
         options = MODEL_DATACLASS_REGISTRY.get(ARCH_MODEL_NAME_REGISTRY.get(cfg._name))
         for name, value in given_options(self.cfg).items():
             if name not in cfg and not hasattr(options, name):
-                option = "--" + name.replace("_", "-")
                 raise ValueError(
-                    f"{option} ({value}) does not apply to a {cfg._name} model: leave it out"
+                    f"{as_option(name)} ({value}) does not apply to a {cfg._name} model: leave it out"
                 )
             with open_dict(cfg):
                 cfg[name] = value

@@ -186,8 +186,10 @@ def remove_unnamed_memory(folder: str, keep: Optional[List[str]] = None) -> None
     """Removes the memory files that no checkpoint in *folder* names, except those to *keep*."""
     files = {name for name in os.listdir(folder) if _MEMORY_FILE.fullmatch(name)}
     files -= set(keep or [])
+    if not files:
+        return
     try:
-        files -= _named_memory(folder) if files else files
+        files -= _named_memory(folder)
     except (OSError, ValueError) as error:  # it may name any of them
         logger.warning(f"no memory file is removed, because a checkpoint cannot be read: {error}")
         return
