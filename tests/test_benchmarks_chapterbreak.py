@@ -8,7 +8,7 @@ import torch
 import chapterbreak
 import make_chapterbreak
 from longmem_fairseq import LongMem
-from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines
+from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines, whole_chunks
 from tests.model_folders import story
 
 WINDOW, SUFFIX = 32, 8
@@ -169,7 +169,7 @@ def likelihoods(lm, item, context):
         fresh = torch.tensor([True])
         if lm.decoder.memory is not None:
             lm.decoder.memory.reset()
-            for segment in torch.tensor([before[:-local]]).split(WINDOW, dim=1):
+            for segment in whole_chunks(lm, before[:-local]).split(WINDOW, dim=1):
                 lm.decoder(segment, new_document=fresh)
                 fresh = torch.tensor([False])
         tokens = before[-local:] + suffix[: length - 1]
@@ -236,7 +236,7 @@ BAD = {
     "memory": (
         json.dumps({"ao3": {"w": [{**ITEM, "ctx": story(200)}]}}),
         ("--contexts", 300),
-        "--memory-size (128) is too small for 275 tokens that are to be remembered",
+        "--memory-size (128) is too small for 276 tokens that are to be remembered",
     ),
 }
 
