@@ -108,6 +108,21 @@ def test_a_folder_without_a_model_is_one_line(script, model):
     )
 
 
+def test_efficiency_measures_and_reports(script, tmp_path):
+    settings = {"RESULTS_DIR": str(tmp_path / "r"), "PRESET": "tiny", "CONTEXTS": "512,1024"}
+    found, (measured, report) = script("eval/efficiency.sh", "--repeats", "1", **settings)
+    assert found.returncode == 0, found.stderr
+    assert (
+        measured.split()[2:]
+        == (
+            f"--preset tiny --contexts 512,1024 --compute-dtype float32 --results {tmp_path}/r/"
+            "efficiency.jsonl --repeats 1"
+        ).split()
+    )
+    plot = ["--plot", f"{tmp_path}/r/efficiency.png"]
+    assert report.split()[2:] == [f"{tmp_path}/r/efficiency.jsonl", *plot]
+
+
 def test_a_training_of_the_ablations_that_fails_says_so(script, model):
     folder = model("backbone", "checkpoint.pt").parent
     settings = {"PARTS": "layer", "LAYERS": "1", "DATA_DIR": "d"}

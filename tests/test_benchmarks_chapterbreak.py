@@ -189,6 +189,10 @@ def test_ranking_is_that_of_plain_readings(data, models, tmp_path, monkeypatch, 
     lm = LongMem.from_pretrained(models[model], tokens_per_sample=WINDOW, **overrides)
     content = json.loads(data.read_text())["ao3"]
     items = {f"{work}/{n}": item for work, found in content.items() for n, item in enumerate(found)}
+    shortened = sum(
+        min(len(lm.tokenizer.indices(text)) for text in [item["pos"], *item["negs"]]) < SUFFIX
+        for item in items.values()
+    )
     for line in lines(results):
         context = line["setting"]["context"]
         expected = {name: likelihoods(lm, item, context) for name, item in items.items()}
@@ -203,6 +207,7 @@ def test_ranking_is_that_of_plain_readings(data, models, tmp_path, monkeypatch, 
         assert line["accuracy"] == sum(right) / 3
         assert (line["items"], line["chance"]) == (3, pytest.approx(1 / 6))
         assert line["context_tokens"] == 3 * context
+        assert line["shortened_items"] == shortened == 1
 
 
 def test_a_killed_run_goes_on_to_the_same_line(data, models, tmp_path, monkeypatch):

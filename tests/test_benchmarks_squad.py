@@ -200,6 +200,12 @@ BAD = {
         '"answers": [{"text": "a"}]}]}]}]}',
         "question 7 has no text or paragraph",
     ),
+    "a seed twice": ({"--seeds": "1,1"}, None, "--seeds (1,1) must name every number once"),
+    "a memory twice": (
+        {"--memory-demonstrations": "2,0,2"},
+        None,
+        "--memory-demonstrations (2,0,2) must name every number once",
+    ),
     "too many": (
         {"--shots": "9"},
         None,
