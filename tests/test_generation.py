@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from longmem_fairseq.memory import MemoryBank, MemoryFork, Source
+from longmem_fairseq.models import memory_decoder
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRMConfig
 from tests.small_models import HALF, SEGMENT, document, recomputed
@@ -62,6 +63,18 @@ def test_hypotheses_go_on_as_others(decoder):
     logits = decoder(tokens, incremental_state=state)[0][:, -1]
     assert_close(logits, recomputed(decoder, tokens), atol=1e-4, rtol=0)
     assert not torch.equal(tokens[0], tokens[1])
+
+
+@torch.no_grad()
+def test_every_generation_gives_back_what_the_one_before_freed(decoder, monkeypatch):
+    """Once: longer and longer prompts leave holes that nothing fits in, and a step frees little."""
+    given_back = []
+    monkeypatch.setattr(memory_decoder, "give_back_freed_memory", lambda: given_back.append(length))
+    for length in (3, 5, 9):
+        tokens, state = document(1, length + 4), {}
+        for stop in range(length, length + 4):
+            decoder(tokens[:, :stop], incremental_state=state)
+    assert given_back == [3, 5, 9]
 
 
 @torch.no_grad()

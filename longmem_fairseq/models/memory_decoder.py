@@ -9,6 +9,7 @@ import torch
 from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor
 
+from longmem_fairseq.allocator import give_back_freed_memory
 from longmem_fairseq.memory import ExternalMemory, MemoryFork, Retrieved
 from longmem_fairseq.modules import LocalCache
 
@@ -118,6 +119,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
     def _go_on(self, src_tokens: Tensor, incremental_state: Dict) -> Tensor:
         window = incremental_state.get(self._state)
         if window is None:
+            give_back_freed_memory()  # its tensors may not fit where those of shorter prompts were
             streams, device = src_tokens.size(0), src_tokens.device
             memory = None if self.memory is None else self.memory.fork(streams, device)
             window = incremental_state[self._state] = LocalWindow(src_tokens[:, :0], memory)
