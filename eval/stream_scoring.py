@@ -175,6 +175,9 @@ def load_documents(task, split: str):
             f"{path} has {len(descriptions)} lines for {len(documents)} documents: prepare the corpus "
             "again"
         )
+    for line, described in enumerate(descriptions, start=1):
+        if not 0 <= described["words"] <= 2**40:
+            raise ValueError(f"{path}, line {line}: {described['words']} words")
     return documents, descriptions
 
 

@@ -31,7 +31,12 @@ class Format:
             Forbidden, MemoryError, or whatever else is no declared error: a finding
         """
         self.path.write_bytes(content)
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        said = io.StringIO()
+        with (
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),  # bars of progress
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             with watched(self.folder):
                 try:
