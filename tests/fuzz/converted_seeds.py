@@ -90,10 +90,17 @@ def released(folder: Path) -> None:
     weights[SIDENET_HEAD] = frozen["decoder.model.lm_head.weight"]
     options |= {**sizes, "tokens_per_sample": 8, "use_external_memory": True}
     (folder / "options.json").write_text(json.dumps(options))
-    for name, tensors in (("backbone", frozen), ("good", weights)):
-        torch.save({"args": Namespace(**options), "model": tensors}, folder / f"{name}.pt")
-    (folder / "longmem.pt").write_bytes((folder / "good.pt").read_bytes())
+    torch.save({"backbone": frozen, "longmem": weights}, folder / "weights.pt")
+    write_released(folder, options)
+    (folder / "good.pt").write_bytes((folder / "longmem.pt").read_bytes())
     seeds.write_pickle_of(folder)
+
+
+def write_released(folder: Path, options) -> None:
+    """Both checkpoints with these options, which are a dictionary unless they are false."""
+    args = Namespace(**options) if isinstance(options, dict) else options
+    for name, tensors in torch.load(folder / "weights.pt").items():
+        torch.save({"args": args, "model": tensors}, folder / f"{name}.pt")
 
 
 def renamed(weights: Dict[str, torch.Tensor], names: Dict[str, str]) -> Dict[str, torch.Tensor]:

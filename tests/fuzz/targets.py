@@ -6,7 +6,6 @@ and writes nothing outside of its folder (``watch.py``).
 
 import shutil
 import sys
-from argparse import Namespace
 from pathlib import Path
 from typing import Callable, Dict, NamedTuple
 from unittest import mock
@@ -140,10 +139,7 @@ def convert_released_pickle(folder: Path) -> None:
 
 def convert_released_options(folder: Path) -> None:
     options = parse_json((folder / "options.json").read_bytes())
-    for name in ("backbone.pt", "longmem.pt"):
-        state = torch.load(folder / name)
-        state["args"] = Namespace(**options) if isinstance(options, dict) else options
-        torch.save(state, folder / name)
+    converted_seeds.write_released(folder, options)
     convert_released(folder)
 
 
