@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Ablations (section 4.5 and figures 4, 5 of the paper), a part for each name in PARTS:
 #
-#   grid       chunk size x memory size: perplexity, and accuracy on one task of in-context learning; the
-#              lines also say what weight (gate) every head gives to memory
+#   grid       chunk size x memory size: perplexity, and accuracy on one task of in-context learning, whose
+#              memory grows with MEMORY_DEMONSTRATIONS; the lines also say what weight (gate) every head
+#              gives to memory
 #   scope      a bank for each stream against one for the batch, as in the released code
 #   layer      which backbone layer is cached: trains a SideNet for each of LAYERS
 #   staleness  MemTRM reading a memory that older checkpoints of it wrote, against LongMem, whose memory
@@ -49,12 +50,13 @@ grid() {
   local chunk size
   for chunk in "${chunk_sizes[@]}"; do
     for size in "${memory_sizes[@]}"; do
-      perplexity grid "$MODEL" "chunk $chunk, memory $size" --chunk-size "$chunk" --memory-size "$size" "$@"
+      perplexity grid "$MODEL" "chunk $chunk, memory $size" "${memory_options[@]}" \
+        --chunk-size "$chunk" --memory-size "$size" "$@"
     done
     if [[ -n "${ICL_DATA:-}" ]]; then
       run_model ablation_icl icl.py "$MODEL" "chunk $chunk" --data "$ICL_DATA" --tasks "${TASK:-SST-2}" \
         --shots 20 --memory-demonstrations "${MEMORY_DEMONSTRATIONS:-200,2000}" \
-        --scoring "${SCORING:-argmax}" --chunk-size "$chunk" --memory-size 131072
+        --scoring "${SCORING:-argmax}" "${memory_options[@]}" --chunk-size "$chunk" --memory-size 131072
     fi
   done
 }

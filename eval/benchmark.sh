@@ -2,13 +2,15 @@
 # Sourced by the benchmarks. RUN_DIR holds a folder for each model (checkpoint, dictionary, tokenizer), as
 # train_scripts/quickstart.sh and the converters of preprocess/ leave them. PLAIN_MODELS and MEMORY_MODELS
 # name them: those without and those with a memory, which alone get the options in MEMORY_OPTIONS; a
-# script's arguments go to all. The window is that of each checkpoint, or TOKENS_PER_SAMPLE. Result lines
-# go to RESULTS_DIR, and with them what a killed run had finished: started again it goes on there.
+# script's arguments go to all. The window is that of each checkpoint, or TOKENS_PER_SAMPLE; WIDE_WINDOWS
+# adds the backbone with each of these longer ones, where its positions allow it. Result lines go to
+# RESULTS_DIR, and with them what a killed run had finished: started again it goes on there.
 # shellcheck disable=SC2034  # used by the scripts that source this one
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 RUN_DIR=${RUN_DIR:?folder with a folder for each model}
 RESULTS_DIR=${RESULTS_DIR:-$RUN_DIR/results}
 window=(${TOKENS_PER_SAMPLE:+--tokens-per-sample "$TOKENS_PER_SAMPLE"})
+read -ra wide_windows <<<"${WIDE_WINDOWS-}"
 read -ra plain_models <<<"${PLAIN_MODELS-backbone sidenet}"
 read -ra memory_models <<<"${MEMORY_MODELS-memtrm longmem}"
 read -ra memory_options <<<"${MEMORY_OPTIONS-}"
@@ -36,12 +38,22 @@ run_model() { # RESULTS PROGRAM MODEL NAME [ARGUMENT ...]: one benchmark of one 
     "${window[@]}" "$@"
 }
 
-run_models() { # RESULTS PROGRAM [ARGUMENT ...]: one benchmark of all models, the plain ones first
-  local results=$1 program=$2 model
+run_plain_models() { # RESULTS PROGRAM [ARGUMENT ...]: one benchmark of those without a memory
+  local results=$1 program=$2 model wide
   shift 2
   for model in "${plain_models[@]}"; do
     run_model "$results" "$program" "$model" "$model" "${plain_options[@]}" "$@"
   done
+  for wide in "${wide_windows[@]}"; do
+    local window=(--tokens-per-sample "$wide")
+    run_model "$results" "$program" backbone "backbone, window $wide" "${plain_options[@]}" "$@"
+  done
+}
+
+run_models() { # RESULTS PROGRAM [ARGUMENT ...]: one benchmark of all models, the plain ones first
+  local results=$1 program=$2 model
+  run_plain_models "$@"
+  shift 2
   for model in "${memory_models[@]}"; do
     run_model "$results" "$program" "$model" "$model" "${memory_options[@]}" "$@"
   done

@@ -207,20 +207,23 @@ def result(
     }
 
 
-def alone(args: argparse.Namespace, dtype: str, mode: str, variant: str) -> Tuple[float, int]:
-    """Seconds and peak memory (bytes) of the second step in a process that does nothing else."""
+def alone(
+    args: argparse.Namespace, dtype: str, mode: str, variant: str, repeats: int = 1
+) -> Tuple[float, int]:
+    """Seconds of a step (median of *repeats* after a first one) and peak memory (bytes) in a process
+    that does nothing else."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(measure_alone, args, dtype, mode, variant).result()
+        return process.submit(measure_alone, args, dtype, mode, variant, repeats).result()
 
 
 def measure_alone(
-    args: argparse.Namespace, dtype: str, mode: str, variant: str
+    args: argparse.Namespace, dtype: str, mode: str, variant: str, repeats: int
 ) -> Tuple[float, int]:
     machine.set_up(args)
     model = build_model(args, dtype, variant, build_backbone(args, dtype))
     step = make_step(args, model, mode == "training")
     machine.reset_peak(args.device)
-    seconds = machine.timed(step, 1, args.device).median
+    seconds = machine.timed(step, repeats, args.device).median
     return seconds, machine.peak_bytes(args.device)
 
 

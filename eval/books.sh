@@ -22,9 +22,7 @@ BENCHMARK=${BENCHMARK:-books} # the name in results; eval/arxiv.sh sets another
 read -ra controls <<<"${CONTROLS-}" # of the models with memory: empty, other
 
 corpus=("$DATA_DIR" --benchmark "$BENCHMARK" --batch-size "${BATCH_SIZE:-8}")
-for model in "${plain_models[@]}"; do
-  run_model "$BENCHMARK" evaluate.py "$model" "$model" "${corpus[@]}" "$@"
-done
+run_plain_models "$BENCHMARK" evaluate.py "${corpus[@]}" "$@"
 for model in "${memory_models[@]}"; do
   run_model "$BENCHMARK" evaluate.py "$model" "$model" "${corpus[@]}" "${memory_options[@]}" "$@"
   for control in "${controls[@]}"; do

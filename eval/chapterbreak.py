@@ -8,8 +8,9 @@ Example:
 --data is the JSON of SimengSun/ChapterBreak, or one made by preprocess/make_chapterbreak.py. The
 context is cut from the left to --contexts tokens; the window holds its end and --suffix tokens of a
 beginning, the memory what stands before that. The model chooses the beginning with the highest
-likelihood, each counted as far as the shortest of the six goes. Appends a JSON line to --results for
-every length of context, and prints one for people. Chance is 1/6.
+likelihood, each counted as far as the shortest of the six goes; shortened_items, in the results, says
+for how many items that is less than --suffix. Appends a JSON line to --results for every length of
+context, and prints one for people. Chance is 1/6.
 """
 
 import argparse
@@ -119,7 +120,8 @@ def evaluate(
     args: argparse.Namespace,
 ) -> Dict:
     """Accuracy over all items; what *log* has is not done again."""
-    right, totals = 0, {"context_tokens": 0, "suffix_tokens": 0, "seconds": 0.0}
+    right, shortened = 0, 0
+    totals = {"context_tokens": 0, "suffix_tokens": 0, "seconds": 0.0}
     for item in tqdm(items, f"context {context}", unit=" items"):
         if item.name not in log.done:
             watch = Stopwatch()
@@ -128,11 +130,13 @@ def evaluate(
         done = log.done[item.name]
         first, *others = done["log_likelihoods"]
         right += first > max(others)
+        shortened += done["suffix_tokens"] < args.suffix * len(item.suffixes)
         for name in totals:
             totals[name] += done[name]
     totals["seconds"] = round(totals["seconds"], 1)
     chance = sum(1 / len(item.suffixes) for item in items) / len(items)
-    return {"items": len(items), "accuracy": right / len(items), "chance": chance, **totals}
+    counts = {"items": len(items), "shortened_items": shortened}
+    return {**counts, "accuracy": right / len(items), "chance": chance, **totals}
 
 
 def main() -> None:

@@ -25,7 +25,15 @@ from item_log import ItemLog
 from longmem_fairseq.cli import check_positive, run
 from longmem_fairseq.tasks.config import given_options
 from longmem_fairseq.text_files import read_json
-from results import Stopwatch, append_result, check_results, file_hash, read_json_lines
+from results import (
+    Stopwatch,
+    append_result,
+    chance_of,
+    check_results,
+    decimal,
+    file_hash,
+    read_json_lines,
+)
 from stream_scoring import (
     MEMORIES,
     QUESTION,
@@ -35,6 +43,7 @@ from stream_scoring import (
     group_documents,
     load_documents,
     load_model,
+    mean_loss,
     perplexity,
     score_group,
     use_memory,
@@ -94,18 +103,20 @@ def main() -> None:
         "data": args.data,
         "split": args.split,
         "memory": args.memory,
+        "memory_writer": args.memory_writer,
         "seed": args.seed,
     }
     if model.decoder.memory is not None:
         result["gate"] = model.decoder.gate.tolist()
     path = os.path.join(args.data, f"{args.split}.questions.jsonl")
     questions = read_json_lines(path, QUESTION) if os.path.isfile(path) else []
-    manifest = read_json(Path(args.data) / "manifest.json") if questions else {}
+    manifest = Path(args.data) / "manifest.json"
+    chance = chance_of(read_json(manifest), manifest) if questions else None
     records = read_split(args, model, task, questions)
     result.update(summarise(records))
     questions = [question for question in questions if question["document"] < len(records)]
     if questions:
-        result["chance"] = manifest.get("chance")
+        result["chance"] = chance
         result.update(recall(records, questions, model.decoder.window))
     result["seconds"] = round(sum(record["seconds"] for record in records), 1)
     append_result(args.results, result)
@@ -193,7 +204,7 @@ def perplexities(records: List[Dict]) -> Dict:
     return {
         "tokens": tokens,
         "words": words,
-        "loss": nll / tokens,
+        "loss": mean_loss(nll, tokens),
         "ppl": perplexity(nll, tokens),
         "word_ppl": perplexity(nll, words),
     }
@@ -265,7 +276,7 @@ def describe(result: Dict) -> str:
     """The line for people."""
     line = (
         f"{result['name']} (memory: {result['memory']}): {result['tokens']:,} tokens, "
-        f"ppl {result['ppl']:.3f}, per word {result['word_ppl']:.2f}"
+        f"ppl {decimal(result['ppl'], 3)}, per word {decimal(result['word_ppl'], 2)}"
     )
     if "gate" in result:
         line += f", gate {' '.join(f'{gate:.2f}' for gate in result['gate'])}"

@@ -22,7 +22,7 @@ from longmem_fairseq.cli import run  # noqa: E402
 from longmem_fairseq.exported import WEIGHTS_FILE, write_exported  # noqa: E402
 from longmem_fairseq.tokenizers.folder import copy_vocabulary  # noqa: E402
 from output_folder import check_new, replaced_folder  # noqa: E402
-from results import read_json_lines  # noqa: E402
+from results import decimal, read_json_lines  # noqa: E402
 
 SHOWN = (
     *("layer_reduction_factor", "retrieval_layer_index", "sidenet_init", "memory_size"),
@@ -51,7 +51,8 @@ def result_table(path: Path) -> List[str]:
     table = ["| model | tokens | perplexity | per word |", "| --- | ---: | ---: | ---: |"]
     for number, line in enumerate(read_json_lines(path), start=1):
         try:
-            numbers = f"{line['tokens']:,} | {line['ppl']:.3f} | {line['word_ppl']:.3f}"
+            ppl, word_ppl = (decimal(line[field], 3) for field in ("ppl", "word_ppl"))
+            numbers = f"{line['tokens']:,} | {ppl} | {word_ppl}"
             table.append(f"| {line['name']} | {numbers} |")
         except (KeyError, TypeError, ValueError):
             raise ValueError(

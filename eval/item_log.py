@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Dict, Optional
 
 from longmem_fairseq.text_files import parse_json
+from results import whole_lines
 
 
 class ItemLog:
@@ -51,24 +52,17 @@ class ItemLog:
         self._write({**kept, "crc32": _crc32(kept)})
 
     def _read(self, path: Path) -> None:
-        self._file.seek(0)
-        whole = 0  # bytes
-        for number, line in enumerate(self._file):
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            if number > 0:
-                try:
-                    record = parse_json(line)
-                    if record.pop("crc32") != _crc32(record):
-                        raise ValueError
-                    self.done[record.pop("item")] = record
-                except (ValueError, KeyError, AttributeError, TypeError):
-                    raise ValueError(
-                        f"{path}, line {number + 1}: not a finished item; delete the file to start anew"
-                    ) from None
-        self._file.truncate(whole)
-        self._file.seek(whole)
+        # the first line holds the settings
+        for number, line in enumerate(whole_lines(self._file)[1:], start=2):
+            try:
+                record = parse_json(line)
+                if record.pop("crc32") != _crc32(record):
+                    raise ValueError
+                self.done[record.pop("item")] = record
+            except (ValueError, KeyError, AttributeError, TypeError):
+                raise ValueError(
+                    f"{path}, line {number}: not a finished item; delete the file to start anew"
+                ) from None
 
     def _write(self, record: Dict) -> None:
         if self._file is None:

@@ -11,7 +11,7 @@ from longmem_fairseq import LongMem
 from longmem_fairseq.cli import as_option
 from longmem_fairseq.models.checkpoints import fingerprint
 from longmem_fairseq.tasks.config import ModelOptions, given_options
-from results import check_results, commit
+from results import check_results, code_hash, commit
 
 # where results go, and how fast: not what they are
 NO_SETTINGS = (
@@ -73,14 +73,22 @@ def check_memory_options(args: argparse.Namespace, model) -> None:
 
 
 def describe_model(args: argparse.Namespace, model) -> Dict:
-    """For a result line: the model's name, and what its memory was."""
-    options = {} if model.decoder.memory is None else model.decoder.memory.options
-    kept = ("memory_size", "chunk_size", "k", "scope", "index", "index_parameters", "dtype")
+    """For a result line: the model's name, how it computed, what its memory was, and --limit."""
+    decoder = model.decoder
+    memory_options = None
+    if decoder.memory is not None:
+        kept = ("memory_size", "chunk_size", "k", "scope", "index", "index_parameters", "dtype")
+        memory_options = {name: decoder.memory.options[name] for name in kept}
+        reader = decoder.layers[decoder.memory_layer].self_attn
+        memory_options.update(heads=reader.memory_heads, distance=reader.memory_distance)
+    compute_dtype = getattr(decoder, "backbone", decoder).compute_dtype
     return {
         "name": args.name,
         "commit": commit(),
-        "tokens_per_sample": model.decoder.window,
-        "memory_options": {name: options[name] for name in kept if name in options} or None,
+        "tokens_per_sample": decoder.window,
+        "compute_dtype": str(compute_dtype).removeprefix("torch."),
+        "memory_options": memory_options,
+        "limit": getattr(args, "limit", None),  # eval/needle.py has none
     }
 
 
@@ -93,7 +101,7 @@ def settings(args: argparse.Namespace, model, benchmark: str, data: Dict[str, st
     options = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
     options["tokens_per_sample"] = model.decoder.window
     weights = fingerprint({name: tensor.cpu() for name, tensor in model.state_dict().items()})
-    code = {"weights": weights.numpy().tobytes().hex(), "commit": commit()}
+    code = {"weights": weights.numpy().tobytes().hex(), "code": code_hash()}
     plain = {name: str(v) if isinstance(v, Path) else v for name, v in options.items()}
     return {"benchmark": benchmark, **code, "data": data, "options": plain}
 
@@ -102,7 +110,7 @@ def numbers(option: str, text: str, least: int = 0) -> List[int]:
     """The value of an option that takes numbers with commas between them.
 
     Raises:
-        ValueError: it is something else, or a number is less than *least*
+        ValueError: it is something else, a number is less than *least*, or there twice
     """
     parts = text.split(",")
     if not all(part.strip().isdigit() for part in parts):
@@ -110,6 +118,8 @@ def numbers(option: str, text: str, least: int = 0) -> List[int]:
     found = [int(part) for part in parts]
     if min(found) < least:
         raise ValueError(f"{option} ({text}) must be at least {least} each")
+    if len(set(found)) < len(found):
+        raise ValueError(f"{option} ({text}) must name every number once")
     return found
 
 

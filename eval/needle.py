@@ -28,7 +28,7 @@ from longmem_fairseq.text_files import parse_json
 from longmem_fairseq.tokenizers import Tokenizer
 from model_options import numbers
 from prompt_reader import PromptReader
-from results import Stopwatch, append_result, file_hash
+from results import Stopwatch, append_result, chance_of, file_hash
 
 
 class Needle(NamedTuple):
@@ -81,15 +81,15 @@ def read_haystack(path: Path) -> Dict:
         content = parse_json(path.read_bytes())
         parts = [n[key] for n in content["needles"] for key in Needle._fields]
         parts += [content["haystack"], content["format"]]
-        if not all(isinstance(text, str) and text for text in parts):
+        if not all(isinstance(text, str) and text for text in parts) or content["chance"] is None:
             raise ValueError
-        float(content["chance"])
     except (ValueError, KeyError, TypeError):
         raise ValueError(
             f"--data ({path}) is not a haystack of preprocess/make_haystack.py"
         ) from None
     if not content["needles"]:
         raise ValueError(f"--data ({path}) has no needles")
+    chance_of(content, path)
     return content
 
 

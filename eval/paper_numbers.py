@@ -22,3 +22,8 @@ CHAPTERBREAK_AO3 = {
 ICL_20_SHOTS = {BACKBONE: 58.7, LONGMEM: 66.7}
 # exact match and F1 (%), 3 demonstrations in context; LongMem has 200 in memory
 SQUAD = {BACKBONE: (22.28, 30.78), LONGMEM: (26.77, 35.70)}
+# tokens/s and GB of one GPU by tokens of context
+EFFICIENCY = {
+    BACKBONE: {4096: (14_666, 20.7), 8192: (8_417, 54.2)},
+    LONGMEM: {4096: (22_638, 13.3), 8192: (21_343, 13.4)},
+}

@@ -45,9 +45,18 @@ class PromptReader:
             self.lm.memory.single_bank(self.lm.device).reset()
 
     def memorise(self, tokens: Tensor) -> None:
-        """Adds T tokens to the memory, read in segments of the window; without memory they are lost."""
+        """Adds T tokens to the memory, read in segments of the window; without memory they are lost.
+
+        Tokens that start a document complete the last chunk, which could not be found otherwise.
+        """
         if self.has_memory and len(tokens) > 0:
-            self.write(*self.keys_values(tokens))
+            missing = self.whole_chunks(len(tokens)) - len(tokens)
+            self.write(*self.keys_values(torch.cat([tokens, self.start.expand(missing)])))
+
+    def whole_chunks(self, tokens: int) -> int:
+        """How many tokens the memory holds after it has memorised *tokens*."""
+        size = self.decoder.memory.options["chunk_size"] if self.has_memory else 1
+        return -(-tokens // size) * size
 
     def write(self, keys: Tensor, values: Tensor) -> None:
         """Adds keys and values, 1 x H x T x D, to the memory.
@@ -160,9 +169,10 @@ class Demonstrations:
         self.reader, self.in_context = reader, deque(in_context)
         first = [reader.start, *in_memory] if in_memory else []
         moved = list(in_context)[: self._too_many(longest)]
-        reader.check_room(sum(len(tokens) for tokens in [*first, *moved]))
-        reader.forget()
         self.memorised = sum(len(tokens) for tokens in in_memory)  # tokens
+        together = [sum(len(tokens) for tokens in first), *(len(tokens) for tokens in moved)]
+        reader.check_room(sum(reader.whole_chunks(tokens) for tokens in together))
+        reader.forget()
         if in_memory:
             reader.memorise(torch.cat(first))
 

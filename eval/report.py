@@ -4,23 +4,24 @@
 Example:
     python eval/report.py runs/quickstart/results.jsonl --plot runs/quickstart/results.png
 
-Of lines with the same benchmark, name, setting and seed the last one counts. Of perplexities
-results.json (beside results.jsonl) holds, per name, tokens, ppl, word_ppl and, for a corpus with
-questions, recall within and beyond the window, questions, chance.
+Where a measurement was repeated its last line counts. Lines of one name that were measured otherwise
+(memory options, data, --limit, ...) are rows of their own, whose names say what differs. results.json,
+beside results.jsonl, then holds of perplexities, by benchmark and name, tokens, ppl, word_ppl and, for
+a corpus with questions, recall within and beyond the window, questions, chance.
 """
 
 import argparse
 import json
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 import report_plots
 import report_tables
 from longmem_fairseq.cli import run
+from report_labels import SHOWN, told_apart
 from results import check_output, check_results, read_json_lines
 
 KEPT = ("tokens", "ppl", "word_ppl", "memory", "recall", "questions", "chance")
-KINDS = ("icl", "chapterbreak", "squad", "needle")  # any other benchmark's lines are perplexities
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -36,50 +37,44 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def by_benchmark(lines: List[Dict]) -> Dict[str, List[Dict]]:
-    """Of every benchmark the lines that count, in the order of their first appearance."""
-    chosen: Dict[str, Dict[str, Dict]] = {}
+    """The lines of every benchmark, in the order of their first appearance."""
+    found: Dict[str, List[Dict]] = {}
     for line in lines:
-        benchmark = str(line.get("benchmark", "perplexity"))
-        # perplexities of several seeds are told apart by their names
-        parts = [line.get("name")]
-        if benchmark in KINDS:
-            parts += [line.get("setting"), line.get("seed")]
-        chosen.setdefault(benchmark, {})[json.dumps(parts)] = line
-    return {benchmark: list(found.values()) for benchmark, found in chosen.items()}
+        found.setdefault(str(line.get("benchmark", "perplexity")), []).append(line)
+    return found
 
 
-def report_perplexities(args: argparse.Namespace, lines: List[Dict]) -> None:
-    """Prints the tables, draws the plot and writes the summary."""
-    results = {line["name"]: line for line in lines}
+def report_perplexities(args: argparse.Namespace, benchmark: str, lines: List[Dict]) -> Dict:
+    """Prints the tables and draws the plot; returns the summary, by name."""
+    results = {line["label"]: line for line in lines}
     print("\n".join(report_tables.perplexities(results, args.baseline)))
     several = {b["from"] for line in lines for b in line.get("by_length", [])}
-    if len(several) > 1:
+    # the paper's numbers for books are in this table alone
+    if len(several) > 1 or benchmark == "books":
         print("\nPerplexity per token (per word) by length of the document, in tokens:\n")
         print("\n".join(report_tables.lengths(results)))
-    summary = {
+    if args.plot:
+        report_plots.perplexities(results, args.plot)
+    return {
         name: {key: result[key] for key in KEPT if key in result}
         for name, result in results.items()
     }
-    path = args.results.with_suffix(".json")
-    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    if args.plot:
-        report_plots.perplexities(results, args.plot)
-        print(f"\n{path} and {args.plot} written")
 
 
-def report(args: argparse.Namespace, benchmark: str, lines: List[Dict]) -> None:
-    """Prints and draws what the lines of one benchmark say.
+def report(args: argparse.Namespace, benchmark: str, lines: List[Dict]) -> Optional[Dict]:
+    """Prints and draws what the lines of one benchmark say; returns the summary of perplexities.
 
     Raises:
         ValueError: they are not what its script writes
     """
     try:
-        if benchmark not in KINDS:
-            report_perplexities(args, lines)
-            return
+        lines = told_apart(benchmark, lines)
+        if benchmark not in SHOWN:
+            return report_perplexities(args, benchmark, lines)
         print("\n".join(getattr(report_tables, benchmark)(lines)))
         if args.plot:
             getattr(report_plots, benchmark)(lines, args.plot)
+        return None
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(
             f"{args.results}: a line is no result of the benchmark {benchmark} ({error!r})"
@@ -97,10 +92,16 @@ def main() -> None:
         raise ValueError(
             f"--plot ({args.plot}) is for one benchmark, but {args.results} has {', '.join(benchmarks)}"
         )
+    summaries = {}
     for number, (benchmark, lines) in enumerate(benchmarks.items()):
         if len(benchmarks) > 1:
             print(("\n" if number else "") + f"## {benchmark}\n")
-        report(args, benchmark, lines)
+        summaries[benchmark] = report(args, benchmark, lines)
+    summaries = {benchmark: summary for benchmark, summary in summaries.items() if summary}
+    if summaries:
+        path = args.results.with_suffix(".json")
+        path.write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
+        print(f"\n{path} written")
 
 
 if __name__ == "__main__":

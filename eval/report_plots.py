@@ -24,7 +24,7 @@ def perplexities(results: Dict[str, Dict], path: Path) -> None:
             values = [100 * bucket["recall"] for bucket in buckets]
             axes.set(xlabel="tokens since the fact was last mentioned", ylabel="answers right (%)")
         else:
-            buckets = [bucket for bucket in result["by_position"] if bucket["tokens"]]
+            buckets = [bucket for bucket in result["by_position"] if bucket["ppl"] is not None]
             values = [bucket["ppl"] for bucket in buckets]
             axes.set(xlabel="position in the document (tokens)", ylabel="perplexity")
         axes.plot([bucket["to"] for bucket in buckets], values, marker="o", label=name)
@@ -39,7 +39,7 @@ def icl(lines: List[Dict], path: Path) -> None:
     series: Dict[str, Dict[int, List[float]]] = {}
     for line in lines:
         setting = line["setting"]
-        label = f"{line['name']}, {setting['shots']} in context ({setting['scoring']})"
+        label = f"{line['label']}, {setting['shots']} in context ({setting['scoring']})"
         by_memory = series.setdefault(label, {})
         by_memory.setdefault(setting["memory_demonstrations"], []).append(100 * line["accuracy"])
     _lines(
@@ -53,26 +53,54 @@ def chapterbreak(lines: List[Dict], path: Path) -> None:
     """Accuracy by tokens of context."""
     series: Dict[str, Dict[int, float]] = {}
     for line in lines:
-        series.setdefault(line["name"], {})[line["setting"]["context"]] = 100 * line["accuracy"]
-        series.setdefault("chance", {})[line["setting"]["context"]] = 100 * line["chance"]
+        setting = line["setting"]
+        what = f"{setting['split']}, {line['items']} items"
+        label = f"{line['label']} ({what}, suffix {setting['suffix']})"
+        series.setdefault(label, {})[setting["context"]] = 100 * line["accuracy"]
+        series.setdefault(f"chance ({what})", {})[setting["context"]] = 100 * line["chance"]
     _lines(series, ("tokens of context", "accuracy (%)"), path)
 
 
 def _lines(series: Dict[str, Dict[int, float]], labels, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5))
+    _draw(axes, series, labels)
+    _save(figure, path)
+
+
+def _draw(axes, series: Dict[str, Dict[int, float]], labels) -> None:
     for label, points in series.items():
-        style = {"color": "grey", "linestyle": ":"} if label == "chance" else {"marker": "o"}
+        chance = label.startswith("chance")
+        style = {"color": "grey", "linestyle": ":"} if chance else {"marker": "o"}
         places = sorted(points)
         axes.plot(places, [points[place] for place in places], label=label, **style)
     axes.set(xlabel=labels[0], ylabel=labels[1])
     axes.grid(alpha=0.3)
     axes.legend()
+
+
+def efficiency(lines: List[Dict], path: Path) -> None:
+    """Tokens/s and peak memory by tokens of context, a panel each."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5))
+    for axes, field, unit, what in (
+        (panels[0], "tokens_per_second", 1, "tokens/s"),
+        (panels[1], "peak_bytes", 1e9, "peak memory (GB)"),
+    ):
+        series: Dict[str, Dict[int, float]] = {}
+        for line in lines:
+            if line[field] is not None:
+                by_context = series.setdefault(line["label"], {})
+                by_context[line["setting"]["context"]] = line[field] / unit
+        _draw(axes, series, ("tokens of context", what))
     _save(figure, path)
 
 
 def squad(lines: List[Dict], path: Path) -> None:
     """Exact match and F1, a pair of bars for every line."""
-    names = [f"{r['name']}\n{r['setting']['memory_demonstrations']} in memory" for r in lines]
+    names = [
+        f"{line['label']}\n{line['setting']['shots']} in context, seed {line['seed']}\n"
+        f"{line['setting']['memory_demonstrations']} in memory"
+        for line in lines
+    ]
     figure, axes = plt.subplots(figsize=(2 + 1.2 * len(lines), 4.5))
     for place, metric in enumerate(("exact_match", "f1")):
         places = [i + 0.4 * place for i in range(len(lines))]
@@ -102,7 +130,7 @@ def needle(lines: List[Dict], path: Path) -> None:
         axes.set_yticks(range(len(depths)), [f"{100 * depth:.0f}%" for depth in depths])
         chance = f"chance {100 * line['chance']:.3g}%"
         axes.set(
-            title=f"{line['name']} ({chance})",
+            title=f"{line['label']}, {line['setting']['format']} ({chance})",
             xlabel="tokens in memory",
             ylabel="depth of the needle",
         )

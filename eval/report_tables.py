@@ -4,6 +4,7 @@ import statistics
 from typing import Dict, Iterable, List, Optional, Sequence
 
 import paper_numbers
+from results import decimal
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> List[str]:
@@ -14,29 +15,31 @@ def markdown(rows: Sequence[Sequence[str]]) -> List[str]:
 
 
 def perplexities(results: Dict[str, Dict], baseline: str) -> List[str]:
-    """Perplexities, their ratio to the baseline's if that is there, recall where there are questions.
+    """Perplexities, their ratio to the baseline's of as many tokens, recall where there are questions.
 
     Args:
-        results: the last line of each name
+        results: the line of each label
+        baseline: its name
     """
     header = ["model", "tokens", "ppl", "per word"]
-    base = results.get(baseline)
+    base = {line["tokens"]: line["ppl"] for line in results.values() if line["name"] == baseline}
     header += [f"ppl / {baseline}"] if base else []
     asks = any("recall" in result for result in results.values())
     if asks:
         header += ["recall within", "beyond the window"]
     rows = [header]
     for name, result in results.items():
-        row = [name, f"{result['tokens']:,}", f"{result['ppl']:.3f}", f"{result['word_ppl']:.2f}"]
-        row += [f"{result['ppl'] / base['ppl']:.4f}"] if base else []
+        tokens, ppl = result["tokens"], result["ppl"]
+        row = [name, f"{tokens:,}", decimal(ppl, 3), decimal(result["word_ppl"], 2)]
+        row += [ratio(ppl, base.get(tokens))] if base else []
         if asks:
             recall = result.get("recall", {})
             row += [percent(recall.get(where)) for where in ("within", "beyond")]
         rows.append(row)
     if _benchmark(results) == "arxiv":
         for name, ppl in paper_numbers.ARXIV.items():
-            ratio = ppl / paper_numbers.ARXIV[paper_numbers.BACKBONE]
-            row = [name, "", f"{ppl:.2f}", "", *([f"{ratio:.4f}"] if base else [])]
+            row = [name, "", f"{ppl:.2f}", ""]
+            row += [ratio(ppl, paper_numbers.ARXIV[paper_numbers.BACKBONE])] if base else []
             rows.append(row + [""] * (len(header) - len(row)))
     return markdown(rows)
 
@@ -46,14 +49,17 @@ def lengths(results: Dict[str, Dict]) -> List[str]:
     starts = {b["from"]: b["to"] for r in results.values() for b in r["by_length"]}
     order = sorted(starts)
     header = ["document of"] + [length_name(start, starts[start]) for start in order]
-    rows = [header]
+    rows, before = [header], None
     for name, result in results.items():
         found = {bucket["from"]: bucket for bucket in result["by_length"]}
-        if len(rows) == 1:
-            counts = [f"{found[s]['documents']:,}" if s in found else "" for s in order]
+        counts = [f"{found[s]['documents']:,}" if s in found else "" for s in order]
+        if counts != before:  # of the rows that follow
             rows.append(["documents", *counts])
+            before = counts
         cells = [
-            f"{found[s]['ppl']:.2f} ({found[s]['word_ppl']:.1f})" if s in found else ""
+            f"{decimal(found[s]['ppl'], 2)} ({decimal(found[s]['word_ppl'], 1)})"
+            if s in found
+            else ""
             for s in order
         ]
         rows.append([name, *cells])
@@ -69,7 +75,12 @@ def icl(lines: List[Dict]) -> List[str]:
     groups: Dict[tuple, Dict[str, List[float]]] = {}
     for line in lines:
         setting = line["setting"]
-        key = (line["name"], setting["scoring"], setting["shots"], setting["memory_demonstrations"])
+        key = (
+            line["label"],
+            setting["scoring"],
+            setting["shots"],
+            setting["memory_demonstrations"],
+        )
         groups.setdefault(key, {}).setdefault(setting["task"], []).append(100 * line["accuracy"])
     rows = [["model", "scoring", "in context", "in memory", *tasks, "mean"]]
     for (name, scoring, shots, memory), found in groups.items():
@@ -77,8 +88,11 @@ def icl(lines: List[Dict]) -> List[str]:
         means = [statistics.mean(found[task]) for task in tasks if task in found]
         mean = f"{statistics.mean(means):.1f}" if len(means) == len(tasks) else ""
         rows.append([name, scoring, f"{shots:,}", f"{memory:,}", *cells, mean])
-    majority = {line["setting"]["task"]: line["majority"] for line in lines}
-    rows.append(["the most frequent label", "", "", "", *(percent(majority[t]) for t in tasks), ""])
+    majority: Dict[str, Dict[str, None]] = {}  # several where the number of examples differs
+    for line in lines:
+        majority.setdefault(line["setting"]["task"], {})[percent(line["majority"])] = None
+    cells = [" / ".join(majority[task]) for task in tasks]
+    rows.append(["the most frequent label", "", "", "", *cells, ""])
     for name, mean in paper_numbers.ICL_20_SHOTS.items():
         memory = "2,000" if name == paper_numbers.LONGMEM else "0"
         rows.append([name, "argmax", "20", memory, *[""] * len(tasks), f"{mean:.1f}"])
@@ -88,18 +102,21 @@ def icl(lines: List[Dict]) -> List[str]:
 def chapterbreak(lines: List[Dict]) -> List[str]:
     """Accuracy (%) by tokens of context."""
     contexts = sorted({line["setting"]["context"] for line in lines})
-    rows = [["model", "items", *(f"{context:,} tokens" for context in contexts)]]
-    found: Dict[str, Dict[int, Dict]] = {}
+    rows = [["model", "split", "suffix", "items", *(f"{context:,} tokens" for context in contexts)]]
+    found: Dict[tuple, Dict[int, float]] = {}
     for line in lines:
-        found.setdefault(line["name"], {})[line["setting"]["context"]] = line
-    for name, by_context in found.items():
-        items = max(line["items"] for line in by_context.values())
-        cells = [percent(by_context.get(c, {}).get("accuracy")) for c in contexts]
-        rows.append([name, f"{items:,}", *cells])
-    rows.append(["chance", "", *[percent(lines[-1]["chance"])] * len(contexts)])
+        setting = line["setting"]
+        key = (line["label"], setting["split"], setting["suffix"], line["items"])
+        found.setdefault(key, {})[setting["context"]] = line["accuracy"]
+    for (name, split, suffix, items), by_context in found.items():
+        cells = [percent(by_context.get(context)) for context in contexts]
+        rows.append([name, split, f"{suffix:,}", f"{items:,}", *cells])
+    chances = dict.fromkeys((line["setting"]["split"], percent(line["chance"])) for line in lines)
+    for split, chance in chances:
+        rows.append(["chance", split, "", "", *[chance] * len(contexts)])
     for name, by_context in paper_numbers.CHAPTERBREAK_AO3.items():
         cells = [f"{by_context[c]:.1f}%" if c in by_context else "" for c in contexts]
-        rows.append([f"{name} (AO3)", "", *cells])
+        rows.append([name, "ao3", "", "", *cells])
     return markdown(rows)
 
 
@@ -108,7 +125,7 @@ def squad(lines: List[Dict]) -> List[str]:
     groups: Dict[tuple, List[Dict]] = {}
     for line in lines:
         key = (
-            line["name"],
+            line["label"],
             line["setting"]["shots"],
             line["setting"]["memory_demonstrations"],
             line["questions"],
@@ -129,20 +146,64 @@ def squad(lines: List[Dict]) -> List[str]:
 
 def needle(lines: List[Dict]) -> List[str]:
     """Needles found (%) by tokens in memory, mean over the depths."""
-    lengths_of = [line["setting"]["lengths"] for line in lines]
-    columns = sorted(set().union(*lengths_of))
-    rows = [["model", *(f"{length:,}" for length in columns)]]
+    columns = sorted({length for line in lines for length in line["setting"]["lengths"]})
+    rows = [["model", "format", *(f"{length:,}" for length in columns)]]
+    found: Dict[tuple, Dict[int, float]] = {}
     for line in lines:
-        by_length = dict(
-            zip(line["setting"]["lengths"], zip(*line["grid"], strict=True), strict=True)
-        )
-        cells = [
-            percent(statistics.mean(by_length[length])) if length in by_length else ""
-            for length in columns
-        ]
-        rows.append([line["name"], *cells])
-    rows.append(["chance", *[f"{100 * lines[-1]['chance']:.3g}%"] * len(columns)])
+        by_length = found.setdefault((line["label"], line["setting"]["format"]), {})
+        for length, shares in zip(
+            line["setting"]["lengths"], zip(*line["grid"], strict=True), strict=True
+        ):
+            by_length[length] = statistics.mean(shares)
+    for (name, form), by_length in found.items():
+        rows.append([name, form, *(percent(by_length.get(length)) for length in columns)])
+    chances = dict.fromkeys((line["setting"]["format"], line["chance"]) for line in lines)
+    for form, chance in chances:
+        rows.append(["chance", form, *[f"{100 * chance:.3g}%"] * len(columns)])
     return markdown(rows)
+
+
+def efficiency(lines: List[Dict]) -> List[str]:
+    """Tokens/s and GB of peak memory by tokens of context, with the ratio to the backbone's."""
+
+    def place(line: Dict) -> tuple:
+        setting = line["setting"]
+        return setting["context"], setting["preset"], line["compute_dtype"], line["hardware"]
+
+    def measured(line: Dict) -> tuple:
+        peak = line["peak_bytes"]
+        return line["tokens_per_second"], None if peak is None else peak / 1e9
+
+    found: Dict[str, Dict[int, List[str]]] = {}
+    base = {place(line): measured(line) for line in lines if line["name"] == "backbone"}
+    for line in lines:
+        of = None if line["name"] == "backbone" else base.get(place(line))
+        by_context = found.setdefault(line["label"], {})
+        by_context[line["setting"]["context"]] = _compared(measured(line), of)
+    backbone = paper_numbers.EFFICIENCY[paper_numbers.BACKBONE]
+    for name, by_context in paper_numbers.EFFICIENCY.items():
+        of = {} if by_context is backbone else backbone
+        found[name] = {c: _compared(pair, of.get(c)) for c, pair in by_context.items()}
+    contexts = sorted({line["setting"]["context"] for line in lines})
+    columns = [f"{what}, {context:,}" for context in contexts for what in ("tokens/s", "GB")]
+    rows = [["model", *columns]]
+    for name, by_context in found.items():
+        rows.append([name, *(cell for c in contexts for cell in by_context.get(c, ["", ""]))])
+    return markdown(rows)
+
+
+def _compared(measured: Sequence, base: Optional[Sequence]) -> List[str]:
+    """Tokens/s and GB, with their ratios to *base* in brackets."""
+    cells = []
+    for i, (value, form) in enumerate(zip(measured, (",.0f", ".3g"), strict=True)):
+        cell = "-" if value is None else f"{value:{form}}"
+        compares = base is not None and None not in (value, base[i])
+        cells.append(f"{cell} ({value / base[i]:.2f})" if compares else cell)
+    return cells
+
+
+def ratio(value: Optional[float], base: Optional[float]) -> str:
+    return f"{value / base:.4f}" if value is not None and base is not None else ""
 
 
 def percent(share: Optional[float]) -> str:

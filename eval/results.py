@@ -1,13 +1,16 @@
 """Result lines: what was measured, of which model, with which code."""
 
+import fcntl
 import hashlib
 import json
 import os
 import subprocess
 import time
+from functools import cache
 from pathlib import Path
-from typing import Dict, List, Optional, Union
+from typing import BinaryIO, Dict, List, Optional, Union
 
+import longmem_fairseq
 from longmem_fairseq.text_files import parse_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +26,16 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return described.stdout.strip()
+
+
+@cache  # what this process runs, whatever is edited meanwhile
+def code_hash() -> str:
+    """SHA-256 of the Python files of the package and of eval/, committed or not."""
+    digest = hashlib.sha256()
+    for folder in (Path(longmem_fairseq.__file__).parent, Path(__file__).parent):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"{path.relative_to(folder)} {file_hash(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def check_results(option: str, path: Optional[Path]) -> None:
@@ -77,14 +90,45 @@ def append_result(path: Optional[Path], result: Dict) -> None:
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(result) + "\n"
-    with open(path, "a+", encoding="utf-8") as results:
-        results.seek(0)
-        if line in results:
+    line = json.dumps(result).encode() + b"\n"
+    with open(path, "a+b") as results:
+        fcntl.flock(results, fcntl.LOCK_EX)  # else another run's line might be half there
+        if line in whole_lines(results):
             return
         results.write(line)
         results.flush()
         os.fsync(results.fileno())
+
+
+def whole_lines(file: BinaryIO) -> List[bytes]:
+    """The lines of a file that is open to append to; half a line at its end is taken away.
+
+    A kill or a full disk left it there, and the next line would go on behind it.
+    """
+    file.seek(0)
+    lines = file.readlines()
+    if lines and not lines[-1].endswith(b"\n"):
+        del lines[-1]
+        file.truncate(sum(map(len, lines)))
+    file.seek(0, os.SEEK_END)
+    return lines
+
+
+def chance_of(content: Dict, path: Path) -> Optional[float]:
+    """The accuracy of a guess, if *content*, which *path* holds, tells it.
+
+    Raises:
+        ValueError: it is no number from 0 to 1
+    """
+    chance = content.get("chance")
+    if chance is not None and not (type(chance) in (int, float) and 0 <= chance <= 1):
+        raise ValueError(f"{path}: chance is {chance!r}, expected a number from 0 to 1")
+    return chance
+
+
+def decimal(value: Optional[float], digits: int) -> str:
+    """A number for people; None, such as the perplexity of no words, is a dash."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def read_json_lines(path: Union[str, Path], fields: Optional[Dict[str, type]] = None) -> List[Dict]:

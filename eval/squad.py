@@ -14,7 +14,7 @@ exact match and F1 (%) to --results, and prints one for people.
 
 import argparse
 import random
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Sequence
 
@@ -125,8 +125,10 @@ def batches(prompts: Sequence[Tensor], size: int) -> Iterator[List[int]]:
 
 
 def answer_of(tokens: Tensor, tokenizer: Tokenizer) -> str:
-    """What was generated, up to the end of the line."""
-    return tokenizer.decode(tokens.tolist()).strip(" ").split("\n", 1)[0].strip()
+    """What was generated, up to the end of the line or of the document."""
+    end = tokenizer.dictionary.eos()
+    answer = list(takewhile(lambda token: token != end, tokens.tolist()))
+    return tokenizer.decode(answer).strip(" ").split("\n", 1)[0].strip()
 
 
 def line_ends(tokenizer: Tokenizer) -> Tensor:

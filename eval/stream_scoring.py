@@ -3,6 +3,7 @@
 B streams, T tokens, V vocabulary.
 """
 
+import math
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -178,6 +179,11 @@ def load_documents(task, split: str):
             f"{path} has {len(descriptions)} lines for {len(documents)} documents: prepare the corpus "
             "again"
         )
+    if 0 in documents.sizes:
+        raise ValueError(
+            f"{os.path.join(task.cfg.data, split)}.idx: document {list(documents.sizes).index(0)} has "
+            "no tokens, not even its end: prepare the corpus again"
+        )
     return documents, descriptions
 
 
@@ -263,6 +269,15 @@ def _score(logits: Tensor, target: Tensor, pad: int) -> Tuple[Tensor, Tensor]:
     return torch.cat(losses), torch.cat(first_choices)
 
 
+def mean_loss(nll: float, count: int) -> Optional[float]:
+    """nll / count; None where that is no number: of no tokens, or NaN."""
+    return nll / count if count and math.isfinite(nll) else None
+
+
 def perplexity(nll: float, count: int) -> Optional[float]:
-    """exp(nll / count), None for no tokens."""
-    return float(np.exp(nll / count)) if count else None
+    """exp(nll / count); None where that is no number, or beyond any."""
+    loss = mean_loss(nll, count)
+    try:
+        return None if loss is None else math.exp(loss)
+    except OverflowError:
+        return None

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Callable, List
 
 import pytest
+import torch
+from torch import Tensor
 
 from item_log import ItemLog
-from longmem_fairseq import cli
+from longmem_fairseq import LongMem, cli
 
 TIMES = ("seconds",)
 
@@ -59,6 +61,14 @@ def assert_resumes(monkeypatch, folder: Path, main: Callable, program: str, *arg
     assert lines(killed) == expected
     call(monkeypatch, main, program, *arguments, "--results", killed)  # nothing is left to do
     assert lines(killed) == expected
+
+
+def whole_chunks(lm: LongMem, tokens: List[int]) -> Tensor:
+    """What is memorised of *tokens*, 1 x T: starts of documents complete the last chunk."""
+    if lm.decoder.memory is None:
+        return torch.tensor([tokens])
+    missing = -len(tokens) % lm.decoder.memory.options["chunk_size"]
+    return torch.tensor([tokens + missing * [lm.tokenizer.document_start]])
 
 
 def assert_one_line(monkeypatch, capsys, main: Callable, program: str, *arguments) -> str:

@@ -77,6 +77,27 @@ def test_the_checkpoint_that_is_there_with_its_own_window(script, model):
     assert [" --tokens-per-sample 24 " in call for call in calls] == [True, True, True, False]
 
 
+def test_the_backbone_with_longer_windows_is_another_baseline(script, model):
+    for name in ("backbone", "sidenet", "memtrm", "longmem"):
+        model(name, "checkpoint.pt")
+    settings = {"TOKENS_PER_SAMPLE": "24", "WIDE_WINDOWS": "48 96", "DATA": "d", "TRAIN": "t"}
+    for name, program in (("eval/squad.sh", "squad.py"), ("eval/arxiv.sh", "evaluate.py")):
+        found, calls = script(name, **settings, DATA_DIR="d")
+        assert found.returncode == 0, found.stderr
+        runs = [(call, call[: call.index(" --results")].split("--name ")[1]) for call in calls[:-1]]
+        windows = {name: call.split("--tokens-per-sample ")[1].split()[0] for call, name in runs}
+        assert list(windows.items()) == [
+            ("backbone", "24"),
+            ("sidenet", "24"),
+            ("backbone, window 48", "48"),
+            ("backbone, window 96", "96"),
+            ("memtrm", "24"),
+            ("longmem", "24"),
+        ]
+        assert all(f"/{program} --path" in call for call, _ in runs)
+        assert all("/backbone/" in call for call, name in runs if "window" in name)
+
+
 def test_a_folder_without_a_model_is_one_line(script, model):
     folder = model("backbone", "dict.txt")
     found, calls = script("eval/books.sh", DATA_DIR="d")
@@ -85,6 +106,21 @@ def test_a_folder_without_a_model_is_one_line(script, model):
         f"books.sh: error: {folder} holds no checkpoint_last.pt, checkpoint.pt or "
         "model.safetensors: give RUN_DIR, PLAIN_MODELS and MEMORY_MODELS\n"
     )
+
+
+def test_efficiency_measures_and_reports(script, tmp_path):
+    settings = {"RESULTS_DIR": str(tmp_path / "r"), "PRESET": "tiny", "CONTEXTS": "512,1024"}
+    found, (measured, report) = script("eval/efficiency.sh", "--repeats", "1", **settings)
+    assert found.returncode == 0, found.stderr
+    assert (
+        measured.split()[2:]
+        == (
+            f"--preset tiny --contexts 512,1024 --compute-dtype float32 --results {tmp_path}/r/"
+            "efficiency.jsonl --repeats 1"
+        ).split()
+    )
+    plot = ["--plot", f"{tmp_path}/r/efficiency.png"]
+    assert report.split()[2:] == [f"{tmp_path}/r/efficiency.jsonl", *plot]
 
 
 def test_a_training_of_the_ablations_that_fails_says_so(script, model):

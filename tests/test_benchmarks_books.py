@@ -4,9 +4,12 @@ import json
 import shutil
 
 import pytest
+import torch
+from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
 
 import evaluate
 import prepare_corpus
+import report
 from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines
 from tests.corpora import items_of
 from tests.model_folders import WINDOW, story
@@ -69,6 +72,8 @@ def test_a_killed_run_goes_on_to_the_same_line(corpus, models, tmp_path, monkeyp
     manifest = json.loads((corpus / "manifest.json").read_text())
     assert line["tokens"] == manifest["splits"]["test"]["tokens"]
     assert line["benchmark"] == "books" and len(line["gate"]) == 2
+    assert (line["compute_dtype"], line["limit"]) == ("float32", None)
+    assert (line["memory_options"]["heads"], line["memory_options"]["distance"]) == ("query", 0)
     assert [document["name"] for document in line["documents"]] == [f"{i}.txt" for i in range(7)]
 
 
@@ -81,7 +86,12 @@ def test_the_window_is_the_one_it_was_trained_with(corpus, models, tmp_path, mon
     call(monkeypatch, evaluate.main, "evaluate.py", *arguments)
     (line,) = lines(results)  # the second run is the first once more
     assert line["tokens_per_sample"] == WINDOW
-    assert len(list((tmp_path / "results.jsonl.items").iterdir())) == 1
+    items = tmp_path / "results.jsonl.items"
+    assert len(list(items.iterdir())) == 1
+    # what other code had finished is not taken up
+    monkeypatch.setattr("model_options.code_hash", lambda: "other")
+    call(monkeypatch, evaluate.main, "evaluate.py", *arguments)
+    assert len(list(items.iterdir())) == 2
 
 
 QUESTION = {"document": 6, "position": 3, "tokens": 1, "mention": 1, "distance": 2}
@@ -101,6 +111,43 @@ def test_questions_without_chance_and_about_documents_that_are_not_read(
     assert "recall" not in first
     printed = capsys.readouterr().out.splitlines()
     assert ", recall within the window " in printed[0] and printed[0].endswith("%")
+
+
+@pytest.mark.parametrize("chance", ["0.5", [0.5], 2, True, float("nan")])
+def test_a_chance_that_is_none_is_one_line(chance, corpus, models, tmp_path, monkeypatch, capsys):
+    data = shutil.copytree(corpus, tmp_path / "data")
+    (data / "test.questions.jsonl").write_text(json.dumps(QUESTION) + "\n")
+    (data / "manifest.json").write_text(json.dumps({"chance": chance}))
+    arguments = options(data, models["backbone"])
+    message = assert_one_line(monkeypatch, capsys, evaluate.main, "evaluate.py", *arguments)
+    expected = f"chance is {chance!r}, expected a number from 0 to 1"
+    assert message == f"{data}/manifest.json: {expected}"
+
+
+def test_a_document_without_tokens_is_one_line(corpus, models, tmp_path, monkeypatch, capsys):
+    """prepare_corpus.py and fairseq-preprocess write at least the token that ends it."""
+    data = shutil.copytree(corpus, tmp_path / "data")
+    builder = MMapIndexedDatasetBuilder(str(data / "test.bin"))
+    for document in ([4, 2], [], [2]):
+        builder.add_item(torch.tensor(document, dtype=torch.int32))
+    builder.finalize(str(data / "test.idx"))
+    (data / "test.documents.jsonl").write_text(3 * SAID)
+    arguments = options(data, models["backbone"])
+    message = assert_one_line(monkeypatch, capsys, evaluate.main, "evaluate.py", *arguments)
+    assert message.startswith(f"{data}/test.idx: document 1 has no tokens, not even its end")
+
+
+def test_an_empty_text_has_no_perplexity_per_word(models, tmp_path, monkeypatch, capsys):
+    (tmp_path / "text" / "test").mkdir(parents=True)
+    (tmp_path / "text" / "test" / "empty.txt").write_text("")
+    prepare(tmp_path / "text", tmp_path / "data", "--vocabulary", models["longmem"])
+    results = tmp_path / "results.jsonl"
+    arguments = options(tmp_path / "data", models["backbone"], "--results", results)
+    call(monkeypatch, evaluate.main, "evaluate.py", *arguments)
+    (line,) = lines(results)
+    assert (line["tokens"], line["words"], line["word_ppl"]) == (1, 0, None)
+    call(monkeypatch, report.main, "report.py", results)
+    assert capsys.readouterr().out.count(f"{line['ppl']:.3f}") == 2
 
 
 SAID = '{"name": "a", "words": 3}\n'

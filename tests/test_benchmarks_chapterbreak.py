@@ -8,7 +8,7 @@ import torch
 import chapterbreak
 import make_chapterbreak
 from longmem_fairseq import LongMem
-from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines
+from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines, whole_chunks
 from tests.model_folders import story
 
 WINDOW, SUFFIX = 32, 8
@@ -173,7 +173,7 @@ def likelihoods(lm, item, context):
         fresh = torch.tensor([True])
         if lm.decoder.memory is not None:
             lm.decoder.memory.reset()
-            for segment in torch.tensor([before[:-local]]).split(WINDOW, dim=1):
+            for segment in whole_chunks(lm, before[:-local]).split(WINDOW, dim=1):
                 lm.decoder(segment, new_document=fresh)
                 fresh = torch.tensor([False])
         tokens = before[-local:] + suffix[: length - 1]
@@ -193,6 +193,10 @@ def test_ranking_is_that_of_plain_readings(data, models, tmp_path, monkeypatch, 
     lm = LongMem.from_pretrained(models[model], tokens_per_sample=WINDOW, **overrides)
     content = json.loads(data.read_text())["ao3"]
     items = {f"{work}/{n}": item for work, found in content.items() for n, item in enumerate(found)}
+    shortened = sum(
+        min(len(lm.tokenizer.indices(text)) for text in [item["pos"], *item["negs"]]) < SUFFIX
+        for item in items.values()
+    )
     for line in lines(results):
         context = line["setting"]["context"]
         expected = {name: likelihoods(lm, item, context) for name, item in items.items()}
@@ -207,6 +211,7 @@ def test_ranking_is_that_of_plain_readings(data, models, tmp_path, monkeypatch, 
         assert line["accuracy"] == sum(right) / 3
         assert (line["items"], line["chance"]) == (3, pytest.approx(1 / 6))
         assert line["context_tokens"] == 3 * context
+        assert line["shortened_items"] == shortened == 1
 
 
 def test_a_killed_run_goes_on_to_the_same_line(data, models, tmp_path, monkeypatch):
@@ -240,7 +245,7 @@ BAD = {
     "memory": (
         json.dumps({"ao3": {"w": [{**ITEM, "ctx": story(200)}]}}),
         ("--contexts", 300),
-        "--memory-size (128) is too small for 275 tokens that are to be remembered",
+        "--memory-size (128) is too small for 276 tokens that are to be remembered",
     ),
 }
 

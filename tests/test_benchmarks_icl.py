@@ -9,7 +9,7 @@ import torch
 import icl
 from icl_tasks import TASKS, Example, is_right, read_examples
 from longmem_fairseq import LongMem
-from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines
+from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines, whole_chunks
 
 WINDOW = 160
 SHORT = ("--tokens-per-sample", WINDOW, "--memory-size", 4096)
@@ -146,7 +146,7 @@ def hand_scored(lm, task, shown, remembered, example, scoring):
         joined = "".join(template.format(text=e.text, label=e.label) for e in examples)
         return " " + joined.rstrip(" ") if joined else ""
 
-    memorised = torch.tensor([start + ids(written(remembered))])
+    memorised = whole_chunks(lm, start + ids(written(remembered)))
     prompt = start + ids(written(shown)) + ids(task.prompt.format(text=example.text))
 
     def logits(tokens):

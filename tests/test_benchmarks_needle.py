@@ -193,6 +193,7 @@ BAD = {
         {"--lengths": "48,200,100"},
         "--memory-size (128) is too small for 200 tokens that are to be remembered",
     ),
+    "a length twice": ({"--lengths": "48,100,48"}, "(48,100,48) must name every number once"),
     "no length": ({"--lengths": "48,0"}, "--lengths (48,0) must be at least 1 each"),
     "depths": ({"--depths": "0"}, "--depths (0) must be at least 1"),
     "window": (
@@ -219,10 +220,23 @@ NO_FORMAT = {
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"haystack": "", "needles": []}', json.dumps(NO_FORMAT)]
+    "content",
+    [
+        *("{", "[]", '{"haystack": "", "needles": []}', json.dumps(NO_FORMAT)),
+        json.dumps({**NO_FORMAT, "format": "recall", "chance": None}),
+    ],
 )
 def test_other_files_are_no_haystacks(content, models, tmp_path, monkeypatch, capsys):
     (tmp_path / "x.json").write_text(content)
     arguments = options(tmp_path / "x.json", models["longmem"])
     message = assert_one_line(monkeypatch, capsys, needle.main, "needle.py", *arguments)
     assert "is not a haystack of preprocess/make_haystack.py" in message
+
+
+@pytest.mark.parametrize("chance", ["0.5", [0.5], -1])
+def test_a_chance_that_is_none_is_one_line(chance, data, models, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({**json.loads(data.read_text()), "chance": chance}))
+    arguments = options(path, models["longmem"])
+    message = assert_one_line(monkeypatch, capsys, needle.main, "needle.py", *arguments)
+    assert message == f"{path}: chance is {chance!r}, expected a number from 0 to 1"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import squad
 from longmem_fairseq import LongMem
 from squad_metrics import exact_match, f1, normalize_answer
-from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines
+from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines, whole_chunks
 from tests.examples import examples
 from tests.model_folders import story
 
@@ -146,7 +146,7 @@ def hand_generated(lm, ids, remembered):
     """Five tokens by plain forwards, up to the end of the line."""
     if lm.decoder.memory is not None:
         texts = "".join(question.demonstration for question in remembered)
-        memorised = torch.tensor([[lm.dictionary.eos(), *lm.tokenizer.indices(texts).tolist()]])
+        memorised = whole_chunks(lm, [lm.dictionary.eos(), *lm.tokenizer.indices(texts).tolist()])
     text, written = list(ids), []
     for _ in range(5):
         fresh = torch.tensor([True])
@@ -161,6 +161,16 @@ def hand_generated(lm, ids, remembered):
         if written[-1] == lm.dictionary.eos() or "\n" in lm.tokenizer.decode(written[-1:]):
             break
     return lm.tokenizer.decode(written).strip(" ").split("\n")[0].strip()
+
+
+def test_an_answer_ends_with_its_document_whatever_follows(models):
+    """Rows that have ended are continued until all have, and that is no part of the answer."""
+    tokenizer = LongMem.from_pretrained(models["backbone"]).tokenizer
+    name, end = tokenizer.indices(" Bob").tolist(), tokenizer.dictionary.eos()
+    more = tokenizer.indices(" and more").tolist()
+    assert squad.answer_of(torch.tensor([*name, end, *more]), tokenizer) == "Bob"
+    assert squad.answer_of(torch.tensor([*name, *more]), tokenizer) == "Bob and more"
+    assert squad.answer_of(torch.tensor([end, *name]), tokenizer) == ""
 
 
 def test_a_killed_run_goes_on_to_the_same_line(files, models, tmp_path, monkeypatch):
@@ -191,6 +201,12 @@ BAD = {
         '{"data": [{"paragraphs": [{"context": " ", "qas": [{"id": 7, "question": "q", '
         '"answers": [{"text": "a"}]}]}]}]}',
         "question 7 has no text or paragraph",
+    ),
+    "a seed twice": ({"--seeds": "1,1"}, None, "--seeds (1,1) must name every number once"),
+    "a memory twice": (
+        {"--memory-demonstrations": "2,0,2"},
+        None,
+        "--memory-demonstrations (2,0,2) must name every number once",
     ),
     "too many": (
         {"--shots": "9"},

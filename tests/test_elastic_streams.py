@@ -35,10 +35,10 @@ class Ranks:
     memory: of each rank and row, the tokens read since the last new document
     """
 
-    def __init__(self, data, documents, ranks, batch_size, span, seed=1):
+    def __init__(self, data, documents, ranks, batch_size, span, seed=1, memory_size=0):
         cfg = LongMemLanguageModelingConfig(data=str(data), tokens_per_sample=5, stream_span=span)
         task = LongMemLanguageModelingTask(cfg)
-        task.datasets["train"] = documents
+        task.datasets["train"], task.memory_size = documents, memory_size
         options = {"max_sentences": batch_size, "num_shards": ranks, "data_buffer_size": 0}
         self.batch_size = batch_size
         self.iterators = [
@@ -75,6 +75,11 @@ class Ranks:
 
     def _remember(self, memory, batch):
         predicted = []
+        for segment in batch["earlier"]:
+            for row, tokens in enumerate(segment["src_tokens"]):
+                if segment["new_document"][row]:
+                    memory[row].clear()
+                memory[row] += (tokens[tokens != PAD] + 1).tolist()  # what comes after each
         source, flags = batch["net_input"]["src_tokens"], batch["net_input"]["new_document"]
         for row, tokens in enumerate(batch["target"]):
             tokens = tokens[tokens != PAD].tolist()
@@ -151,6 +156,26 @@ def test_as_many_streams_go_on_as_if_nothing_had_happened(data, ranks):
     assert sorted(run.read()) == sorted(one.read())
     by_stream = [row for rows in zip(*run.memory, strict=True) for row in rows]
     assert by_stream == one.memory[0]
+
+
+@pytest.mark.parametrize("memory_size, remembered", [(0, 0), (12, 15), (99, 20)])
+def test_those_that_are_too_many_read_again_what_they_remembered(data, memory_size, remembered):
+    """In whole segments of 5 tokens, from where the document began at the earliest."""
+    documents = Documents([35, 30, 25])
+    three = Ranks(data, documents, 1, 3, 0)
+    predicted = three.read(4)
+    run = Ranks(data, documents, 1, 1, 0, memory_size=memory_size)
+    run.go_on(three)
+    batches = list(run.iterators[0].next_epoch_itr(shuffle=True))
+    again = [sum(len(s["src_tokens"][0]) for s in batch["earlier"]) for batch in batches]
+    assert [count for count in again if count] == ([remembered] * 2 if remembered else [])
+    for batch in batches:
+        if batch["earlier"]:  # the main segment goes on behind it
+            assert not batch["net_input"]["new_document"].any()
+            last = batch["earlier"][-1]["src_tokens"][0, -1] + 1
+            assert last == batch["net_input"]["src_tokens"][0, 0] == batch["target"][0, 0] - 1
+        predicted += run._remember(run.memory[0], batch)
+    assert sorted(predicted) == expected(documents)
 
 
 def test_as_many_streams_as_there_are_keep_their_memory(data):

@@ -36,6 +36,20 @@ def test_perplexity_per_token_word_and_document():
     assert [d["ppl"] for d in result["documents"]] == pytest.approx([2, 8])
 
 
+def test_perplexities_that_are_none():
+    """Of no words (an empty text is the token that ends it), beyond all numbers, and of NaN."""
+    result = evaluate.summarise(records_of(document([np.log(2)], words=0)))
+    assert (result["ppl"], result["word_ppl"]) == (pytest.approx(2), None)
+    result.update(name="m", memory="own")
+    assert evaluate.describe(result) == "m (memory: own): 1 tokens, ppl 2.000, per word -"
+    result = evaluate.summarise(records_of(document([709.0], words=1), document([711.0], words=0)))
+    assert (result["loss"], result["word_ppl"]) == (710.0, None)
+    assert [d["ppl"] for d in result["documents"]] == [pytest.approx(np.exp(709)), None]
+    result = evaluate.summarise(records_of(document([float("nan")])))
+    assert (result["loss"], result["ppl"], result["by_position"][0]["ppl"]) == (None, None, None)
+    json.dumps(result, allow_nan=False)
+
+
 def test_positions_double_and_cover_every_token():
     documents = [document(np.full(3000, np.log(4))), document(np.full(1025, np.log(2)))]
     buckets = evaluate.by_position(records_of(*documents))
@@ -152,7 +166,7 @@ def test_report(results, tmp_path, monkeypatch, capsys):
     table = capsys.readouterr().out.splitlines()
     assert table[2] == "| backbone | 1,000 | 4.000 | 5.00 | 1.0000 |  |  |"
     assert table[3] == "| longmem | 1,000 | 3.000 | 5.00 | 0.7500 | 100.0% | 50.0% |"
-    summary = json.loads((tmp_path / "results.json").read_text())
+    summary = json.loads((tmp_path / "results.json").read_text())["perplexity"]
     assert summary["longmem"]["recall"] == {"within": 1.0, "beyond": 0.5}
     assert summary["backbone"]["ppl"] == 4.0  # the last line of a name counts
     assert plot.read_bytes().startswith(b"\x89PNG")

@@ -68,7 +68,7 @@ def test_an_exported_model_is_the_trained_one(trained, backbone_path, tmp_path):
 def test_the_card_has_the_runs_own_numbers(trained, tmp_path):
     model, checkpoint = trained
     line = {"name": "longmem", "tokens": 12345, "ppl": 7.5, "word_ppl": 9.25}
-    base = {**line, "name": "backbone", "ppl": 10.0}
+    base = {**line, "name": "backbone", "ppl": 10.0, "word_ppl": None}  # a corpus without words
     results = tmp_path / "results.jsonl"
     results.write_text(json.dumps(line) + "\n" + json.dumps(base) + "\n")
     options = ["--results", str(results), "--backbone", "small-lm"]
@@ -77,7 +77,7 @@ def test_the_card_has_the_runs_own_numbers(trained, tmp_path):
     fingerprint = bytes(model.decoder.backbone_fingerprint.tolist()).hex()
     assert f"| `{fingerprint}` |" in card or f"`{fingerprint}`" in card
     assert "7 updates" in card and "small-lm" in card and "| memory_size | 64 |" in card
-    assert "| longmem | 12,345 | 7.500 | 9.250 |\n| backbone | 12,345 | 10.000 | 9.250 |" in card
+    assert "| longmem | 12,345 | 7.500 | 9.250 |\n| backbone | 12,345 | 10.000 | - |" in card
 
 
 def test_another_dictionary_is_refused(trained, backbone_path, tmp_path):

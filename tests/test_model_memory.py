@@ -91,6 +91,23 @@ def test_rows_reset_on_their_own(build, config):
 
 
 @pytest.mark.parametrize("config", [LongMemConfig, MemTRMConfig])
+def test_memorising_gives_the_memory_of_reading(build, config):
+    """To a row that takes a document over, while the row beside it, which goes on, stays as it is."""
+    other, past, rest = document(1, SEGMENT), document(2, 2 * SEGMENT), document(3, SEGMENT, rows=2)
+    expected = []
+    for row, earlier in enumerate((other, past)):
+        model = build(config)
+        read(model, earlier)
+        expected.append(read(model, rest[row : row + 1], fresh=False))
+    model = build(config)
+    read(model, torch.cat([other, document(4, SEGMENT)]))
+    for number, segment in enumerate(past.split(SEGMENT, dim=1)):
+        rows = torch.cat([torch.full_like(segment, model.decoder.padding_idx), segment])
+        model.decoder.memorise(rows, torch.tensor([False, number == 0]))
+    assert_close(read(model, rest, fresh=False), torch.cat(expected), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", [LongMemConfig, MemTRMConfig])
 @pytest.mark.parametrize("memory_size", [64, 16])
 def test_one_stream_and_three_streams_agree(build, config, memory_size):
     tokens = document(1, 5 * SEGMENT - 2, rows=3)

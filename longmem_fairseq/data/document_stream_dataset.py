@@ -3,6 +3,7 @@
 B streams of this shard, W shards, T tokens of a segment.
 """
 
+from itertools import zip_longest
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -39,6 +40,7 @@ class DocumentStreamDataset(torch.utils.data.Dataset):
         stream_span: segments that a stream reads before it jumps, 0 for whole documents
         num_shards: W
         seed: of order and phases; None reads in a fixed order (evaluation)
+        memory_size: tokens that a stream's memory holds, to give back as ``earlier``
     """
 
     def __init__(
@@ -51,7 +53,9 @@ class DocumentStreamDataset(torch.utils.data.Dataset):
         stream_span: int = 0,
         num_shards: int = 1,
         seed: Optional[int] = None,
+        memory_size: int = 0,
     ):
+        self.memory_size = memory_size
         self.documents, self.pad, self.bos = documents, pad, bos
         self.batch_size, self.num_shards = batch_size, num_shards
         self.tokens_per_sample, self.stream_span, self.seed = tokens_per_sample, stream_span, seed
@@ -75,6 +79,8 @@ class DocumentStreamDataset(torch.utils.data.Dataset):
         segment = self.tokens_per_sample
         counts = [*(count for count, _ in earlier), self.num_streams]
         streams = lay_out_streams(self.documents.sizes, counts[0], segment, self.stream_span, rng)
+        # by document and end: where its first stream began it, with an empty memory
+        self._begins = {(p.document, p.stop): p.start for stream in streams for p in stream}
         continued: List[Optional[int]] = [None] * counts[0]
         self.first_step = 0
         for (_, stop), count in zip(earlier, counts[1:], strict=True):
@@ -108,7 +114,10 @@ class DocumentStreamDataset(torch.utils.data.Dataset):
         rows = [(stream, row) for stream, row in segments if row is not None] or segments[:1]
         tokens = [self._read(stream, row) for stream, row in rows]
         sources, targets = [source for source, _ in tokens], [target for _, target in tokens]
+        earlier = [self._earlier(stream, row) for stream, row in rows]
         rows = [row for _, row in rows]
+        fresh = torch.tensor([row is not None and row.is_first for row in rows])
+        forgotten = torch.tensor([len(segments) > 0 for segments in earlier])
         return {
             "id": torch.tensor([row.piece.document if row else -1 for row in rows]),
             "position": torch.tensor([row.start if row else -1 for row in rows]),
@@ -116,9 +125,18 @@ class DocumentStreamDataset(torch.utils.data.Dataset):
             "ntokens": sum(len(target) for target in targets),
             "net_input": {
                 "src_tokens": _pad_right(sources, self.pad),
-                "new_document": torch.tensor([row is not None and row.is_first for row in rows]),
+                "new_document": fresh & ~forgotten,
             },
             "target": _pad_right(targets, self.pad),
+            "earlier": [
+                {
+                    "src_tokens": _pad_right(list(segments), self.pad),
+                    "new_document": forgotten if number == 0 else torch.zeros_like(forgotten),
+                }
+                for number, segments in enumerate(
+                    zip_longest(*earlier, fillvalue=sources[0].new_empty(0))
+                )
+            ],
         }
 
     def _segment(self, stream: int, step: int) -> Optional[_Segment]:
@@ -131,6 +149,17 @@ class DocumentStreamDataset(torch.utils.data.Dataset):
         start = piece.start + (step - before) * self.tokens_per_sample
         continues = step == 0 and self.continued[stream] is not None
         return _Segment(piece, start, start == piece.start and not continues)
+
+    def _earlier(self, stream: int, segment: Optional[_Segment]) -> List[Tensor]:
+        """Source tokens of the segments before one whose stream takes a piece over, T each."""
+        if segment is None or not segment.is_first:
+            return []
+        piece, start, length = segment.piece, segment.start, self.tokens_per_sample
+        remembered = -(-self.memory_size // length) * length  # in whole segments
+        first = max(self._begins[piece.document, piece.stop], start - remembered)
+        return [
+            self._read(stream, segment._replace(start=a))[0] for a in range(first, start, length)
+        ]
 
     def _read(self, stream: int, segment: Optional[_Segment]):
         """Source and target tokens, each at most T."""

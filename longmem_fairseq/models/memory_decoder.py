@@ -108,6 +108,13 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         self.memory.write(reading.keys, reading.values, valid, src_tokens)
         return reading.logits, extra
 
+    @torch.no_grad()
+    def memorise(self, src_tokens: Tensor, new_document: Tensor) -> None:
+        """Memorises a segment of every stream and predicts nothing; arguments as :meth:`forward`."""
+        self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
+        keys, values = self.keys_values(src_tokens)
+        self.memory.write(keys, values, src_tokens.ne(self.padding_idx), src_tokens)
+
     def _go_on(self, src_tokens: Tensor, incremental_state: Dict) -> Tensor:
         window = incremental_state.get(self._state)
         if window is None:

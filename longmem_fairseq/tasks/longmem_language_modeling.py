@@ -63,6 +63,7 @@ class LongMemLanguageModelingTask(GenerationTask):
         ids = CheckpointIds.load(Path(path).parent, self.dictionary)
         self.document_start = self.dictionary.eos() if ids is None else ids.document_start
         self.goes_on = False  # a resumed run, in the middle of an epoch
+        self.memory_size = 0  # tokens, of the model that is trained
         self.losses = UpdateLosses()
         logger.info(f"dictionary: {len(self.dictionary)} types")
 
@@ -170,6 +171,7 @@ class LongMemLanguageModelingTask(GenerationTask):
             stream_span=self.cfg.stream_span if training else 0,
             num_shards=num_shards,
             seed=seed + epoch if training else None,
+            memory_size=0 if self.cfg.no_save_memory else self.memory_size,
         )
         return ResumableStreams(
             dataset=streams,
@@ -255,10 +257,16 @@ class LongMemLanguageModelingTask(GenerationTask):
         with open_dict(cfg):
             # here and not in the model's build_model, which fairseq gives a copy: this one is saved
             model_class.settle_config(cfg, from_checkpoint)
-        return super().build_model(cfg, from_checkpoint)
+        model = super().build_model(cfg, from_checkpoint)
+        memory = getattr(model.decoder, "memory", None)
+        self.memory_size = 0 if memory is None else memory.options["memory_size"]
+        return model
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
-        memory = getattr(_unwrapped(model).decoder, "memory", None)
+        decoder = _unwrapped(model).decoder
+        memory = getattr(decoder, "memory", None)
+        for segment in [] if ignore_grad else sample.get("earlier", []):
+            decoder.memorise(**segment)
         # the trainer's dummy batch on a shard that has run out is nobody's document
         with memory.frozen() if ignore_grad and memory is not None else nullcontext():
             result = super().train_step(

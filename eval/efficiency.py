@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+"""Tokens/s and peak memory by total context: LongMem, which holds all but a segment of it in memory,
+against the backbone that reads all of it in its window.
+
+Example:
+    python eval/efficiency.py --preset small --contexts 4096,8192 --results efficiency.jsonl
+
+Random weights, one stream, a memory that is full; each measurement in a process of its own, by the
+functions of eval/benchmark_model.py. Appends a JSON line to --results for each of them and prints one
+for people. Killed and started again, it goes on with those that are left.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Dict
+
+import torch
+
+import benchmark_model
+import machine
+from item_log import ItemLog
+from longmem_fairseq.cli import check_positive, run
+from longmem_fairseq.memory import check_sizes
+from longmem_fairseq.models.backbone import COMPUTE_DTYPES
+from model_options import numbers
+from random_model import BACKBONE, LONGMEM, PRESETS, model_config
+from results import append_result, check_results, code_hash, commit
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=" ".join(__doc__.split("\n\n")[0].split("\n")),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--preset", choices=PRESETS, default="gpt2_medium", help="sizes of the model")
+    add("--compute-dtype", choices=COMPUTE_DTYPES, default="bfloat16", help="of matrix products")
+    add("--contexts", default="4096,8192", help="tokens of context, with commas between them")
+    add("--chunk-size", type=int, default=4, help="tokens per chunk")
+    add("--k", type=int, default=64, help="tokens retrieved per query and head")
+    add("--repeats", type=int, default=3, help="timed steps, after one that is not counted")
+    add("--threads", type=int, help="of torch and faiss, if not of their choice")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", choices=("cpu", "cuda"), default=device, help="where to run")
+    add("--results", type=Path, help="file to append JSON lines to; what is done is kept beside it")
+    return parser
+
+
+def options_of(args: argparse.Namespace, variant: str, context: int) -> argparse.Namespace:
+    """What the functions of eval/benchmark_model.py are to be told."""
+    segment = PRESETS[args.preset].tokens
+    if context < 2 * segment:
+        raise ValueError(
+            f"--contexts ({context}) must be at least {2 * segment}, two segments of --preset "
+            f"{args.preset}: one to be read, one in memory"
+        )
+    options = argparse.Namespace(**vars(args), batch_size=1, model_option=[])
+    options.device = torch.device(args.device)
+    options.tokens_per_sample = segment if variant == LONGMEM else context
+    options.memory_size = context - segment
+    config = model_config(options)
+    check_sizes(config.memory_size, config.chunk_size, config.k)
+    return options
+
+
+def result_of(
+    args: argparse.Namespace, variant: str, context: int, hardware: str, measured: Dict
+) -> Dict:
+    """The result line."""
+    setting = {"context": context, "preset": args.preset}
+    if variant == LONGMEM:
+        setting.update(chunk_size=args.chunk_size, k=args.k)
+    return {
+        "benchmark": "efficiency",
+        "name": variant,
+        "commit": commit(),
+        "hardware": hardware,
+        "compute_dtype": args.compute_dtype,
+        "setting": setting,
+        "seed": None,
+        **measured,
+    }
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    check_positive(args, "chunk_size", "k", "repeats", "threads")
+    check_results("--results", args.results)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU")
+    runs = {
+        (variant, context): options_of(args, variant, context)
+        for context in numbers("--contexts", args.contexts, least=1)
+        for variant in (BACKBONE, LONGMEM)
+    }
+    machine.set_up(args)
+    hardware = machine.describe_hardware(torch.device(args.device))
+    chosen = {n: v for n, v in vars(args).items() if n not in ("contexts", "results")}
+    key = {"code": code_hash(), "hardware": hardware, "options": chosen}
+    log = ItemLog(args.results, {"benchmark": "efficiency", **key})
+    for (variant, context), options in runs.items():
+        item = f"{variant} {context}"
+        if item not in log.done:
+            try:
+                seconds, peak = benchmark_model.alone(
+                    options, args.compute_dtype, "evaluation", variant, args.repeats
+                )
+            except RuntimeError as error:  # out of memory, or the process was killed for it
+                print(f"{variant}, context {context:,}: not measured: {str(error).splitlines()[0]}")
+                continue
+            speed = options.tokens_per_sample / seconds
+            log.add(item, {"tokens_per_second": speed, "peak_bytes": peak, "seconds": seconds})
+        result = result_of(args, variant, context, hardware, log.done[item])
+        append_result(args.results, result)
+        memory = (
+            "" if result["peak_bytes"] is None else f", peak {result['peak_bytes'] / 1e9:.3g} GB"
+        )
+        print(
+            f"{variant}, context {context:,}: {result['tokens_per_second']:,.0f} tokens/s{memory}"
+        )
+
+
+if __name__ == "__main__":
+    run(main)
