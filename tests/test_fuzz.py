@@ -85,13 +85,18 @@ def test_the_watch_sees_what_leaves_the_folder(write, path, tmp_path):
 
 
 def test_temporary_files_are_made_in_the_watched_folder(tmp_path):
-    usual = tempfile.gettempdir()
-    with watched(tmp_path):
-        with tempfile.TemporaryDirectory() as made:
-            assert Path(made).parent == tmp_path / ".tmp"
-            open(Path(made) / "a", "w").close()
+    made, usual = [], tempfile.gettempdir()
+
+    def read(folder):
+        with tempfile.TemporaryDirectory() as temporary:
+            made.append(Path(temporary))
+            open(Path(temporary) / "a", "w").close()
         open(os.devnull, "w").close()
-    assert tempfile.gettempdir() == usual and not any((tmp_path / ".tmp").iterdir())
+
+    found = Format("corpus_json", tmp_path)
+    found.target = found.target._replace(read=read)
+    assert found.read(found.good) == "" and made[0].parent == tmp_path / "tmp"
+    assert tempfile.gettempdir() == usual and not any((tmp_path / "tmp").iterdir())
 
 
 def test_nothing_is_left_over(tmp_path):

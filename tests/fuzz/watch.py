@@ -3,7 +3,6 @@
 import os
 import resource
 import sys
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Optional
@@ -60,18 +59,13 @@ _watch = _Watch()
 
 @contextmanager
 def watched(folder: Path) -> Iterator[None]:
-    """Inside, Forbidden is raised for what no reader of *folder* may do, and memory is limited.
-
-    Temporary files go to a folder in *folder*, because nothing may be written elsewhere.
-    """
+    """Inside, Forbidden is raised for what no reader of *folder* may do, and memory is limited."""
     limits = resource.getrlimit(resource.RLIMIT_AS)
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, limits[1]))
-    usual, temporary = tempfile.tempdir, folder.resolve() / ".tmp"
-    temporary.mkdir(parents=True, exist_ok=True)
-    tempfile.tempdir, _watch.folder = str(temporary), folder.resolve()
+    _watch.folder = folder.resolve()
     try:
         yield
     finally:
-        tempfile.tempdir, _watch.folder = usual, None
+        _watch.folder = None
         resource.setrlimit(resource.RLIMIT_AS, limits)
