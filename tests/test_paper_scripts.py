@@ -12,7 +12,9 @@ import pytest
 STUBS = ("fairseq-train", "nvidia-smi", "scontrol", "srun", "torchrun")
 STUB = """#!/usr/bin/env bash
 echo "$(basename "$0") $*" >>"$CALLS"
-if [[ "$(basename "$0")" == scontrol ]]; then printf 'gpu%s\\n' 7 8 11 12; fi
+if [[ "$(basename "$0")" == scontrol ]]; then
+  for host in gpu7 gpu8 gpu11 gpu12; do echo "$host"; sleep 0.05; done || exit
+fi
 """
 SLURM = {
     **{"SLURM_NNODES": "4", "SLURM_JOB_ID": "123", "SLURM_JOB_NODELIST": "gpu[7-8,11-12]"},

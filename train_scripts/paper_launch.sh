@@ -23,12 +23,12 @@ export BATCH_SIZE=$((GLOBAL_BATCH / (GPUS * NODES * UPDATE_FREQ)))
 
 LAUNCH="torchrun --nproc-per-node $GPUS --no-python"
 if [[ -n "${SLURM_JOB_NODELIST:-}" ]]; then
-  head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
   LAUNCH="srun"
   if [[ -n "${SLURM_CPUS_PER_TASK:-}" ]]; then # srun does not take it from sbatch, from Slurm 22.05 on
     LAUNCH+=" --cpus-per-task $SLURM_CPUS_PER_TASK"
   fi
   LAUNCH+=" torchrun --nnodes $NODES --nproc-per-node $GPUS --rdzv-id $SLURM_JOB_ID"
-  LAUNCH+=" --rdzv-backend c10d --rdzv-endpoint $head:${MASTER_PORT:-29500} --no-python"
+  LAUNCH+=" --rdzv-backend c10d --rdzv-endpoint ${hosts%%$'\n'*}:${MASTER_PORT:-29500} --no-python"
 fi
 export LAUNCH
