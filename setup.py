@@ -38,6 +38,8 @@ setup(
         ]
     },
     python_requires=">=3.11",
+    # those that tests/wheel.sh was run with
+    classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],
     install_requires=[
         # fairseq 0.12.2 does not import on Python >= 3.11; this is the same package, repaired.
         "fairseq-fixed==0.12.3.1",

@@ -171,6 +171,9 @@ def load_documents(task, split: str):
     documents = task.dataset(split)
     path = os.path.join(task.cfg.data, f"{split}.documents.jsonl")
     descriptions = read_json_lines(path, {"name": str, "words": int})
+    for line, described in enumerate(descriptions, start=1):
+        if not 0 <= described["words"] <= 2**40:
+            raise ValueError(f"{path}, line {line}: {described['words']} words")
     if len(descriptions) != len(documents):
         raise ValueError(
             f"{path} has {len(descriptions)} lines for {len(documents)} documents: prepare the corpus "

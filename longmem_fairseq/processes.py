@@ -27,7 +27,7 @@ from longmem_fairseq.sigterm import StopOnSigterm
 _original_call_main = distributed_utils.call_main
 _original_main = distributed_utils.distributed_main
 
-# what gloo says where another process has ended, or its machine
+# what gloo says, in a plain RuntimeError, where another process has ended, or its machine
 _LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -91,11 +91,13 @@ def _distributed_main(device_id, main, cfg, kwargs):
     try:
         _original_main(device_id, main, cfg, kwargs)
     except RuntimeError as error:
-        if not any(sign in str(error) for sign in _LOST):
+        of_nccl = isinstance(error, torch.distributed.DistBackendError)
+        if not of_nccl and not any(sign in str(error) for sign in _LOST):
             raise
         raise ConnectionError(
-            f"rank {torch.distributed.get_rank()} has lost another rank, whose own log may say why; "
-            "start all of them again with the same command: they go on from the last checkpoint"
+            f"rank {cfg.distributed_training.distributed_rank} has lost another rank, whose own log "
+            "may say why; start all of them again with the same command: they go on from the last "
+            "checkpoint"
         ) from error
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

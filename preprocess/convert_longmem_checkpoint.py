@@ -104,14 +104,17 @@ class ReleasedCheckpoint:
                 "dict as `model`: is it converted already?"
             )
 
-    def option(self, name: str) -> Any:
+    def option(self, name: str, kind: type = int) -> Any:
         """
         Raises:
-            ValueError: the checkpoint was saved without it
+            ValueError: the checkpoint was saved without it, or it is of another type
         """
         if not hasattr(self.args, name):
             raise ValueError(f"{self.path} is not in the released layout: no option {name}")
-        return getattr(self.args, name)
+        value = getattr(self.args, name)
+        if type(value) is not kind:
+            raise ValueError(f"{self.path}: {name} is {value!r}, expected {kind.__name__}")
+        return value
 
     def weight(self, name: str) -> Tensor:
         """
@@ -180,7 +183,7 @@ def backbone_config(released: ReleasedCheckpoint) -> LongMemBackboneConfig:
 
 
 def longmem_config(released: ReleasedCheckpoint, backbone: Path) -> LongMemConfig:
-    activation = released.option("activation_fn")
+    activation = released.option("activation_fn", str)
     if activation not in ACTIVATIONS:
         raise ValueError(
             f"{released.path}: activation_fn is {activation}, expected one of "
@@ -189,7 +192,7 @@ def longmem_config(released: ReleasedCheckpoint, backbone: Path) -> LongMemConfi
     return LongMemConfig(
         _name="longmem",
         pretrained_model_path=str(backbone),
-        no_memory=not released.option("use_external_memory"),
+        no_memory=not released.option("use_external_memory", bool),
         memory_size=released.option("memory_size"),
         chunk_size=released.option("chunk_size"),
         k=released.option("k"),
@@ -245,9 +248,10 @@ def convert(
         tokenizer = None if gpt2_bpe_dir is None else GPT2Tokenizer(gpt2_bpe_dir, words)
         if tokenizer is not None:
             tokenizer.save(folder / "backbone")
-        decoder = BackboneDecoder(
-            OmegaConf.structured(cfg), words, released.option("tokens_per_sample")
-        )
+        with torch.device("meta"):  # without memory, however large the options say it is
+            decoder = BackboneDecoder(
+                OmegaConf.structured(cfg), words, released.option("tokens_per_sample")
+            )
         check_fits(released.path, weights, decoder)
         if longmem is None:
             return
@@ -257,7 +261,8 @@ def convert(
         tokens_per_sample = sidenet.option("tokens_per_sample")
         identity = fingerprint(weights)
         # a model of ours checks the options and says which tensors there have to be
-        module = SideNetDecoder(OmegaConf.structured(cfg), decoder, identity)
+        with torch.device("meta"):
+            module = SideNetDecoder(OmegaConf.structured(cfg), decoder, identity)
         weights = {**sidenet.renamed(SIDENET_NAMES), "backbone_fingerprint": identity}
         check_fits(sidenet.path, weights, module)
         save_model(folder / "longmem", cfg, weights, tokens_per_sample, text)

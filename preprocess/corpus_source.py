@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from longmem_fairseq.text_files import parse_json, read_text, text_of
+from longmem_fairseq.text_files import parse_json, read_json, read_text, text_of
 
 SPLITS = ("train", "valid", "test")
 TEXT_SUFFIX = ".txt"
@@ -97,14 +97,19 @@ class Source:
         return (self.path.parent if self.path.is_file() else self.path) / "corpus.json"
 
     def chance(self) -> Optional[float]:
-        """Accuracy of a guess at the corpus' questions, from its corpus.json."""
+        """Accuracy of a guess at the corpus' questions, from its corpus.json.
+
+        Raises:
+            ValueError: that is not a JSON object, or no number from 0 to 1
+        """
         if not self._corpus_json.is_file():
             return None
-        try:
-            content = parse_json(self._corpus_json.read_bytes())
-            return content.get("chance")
-        except (ValueError, AttributeError):
-            raise ValueError(f"{self._corpus_json}: not a JSON object") from None
+        chance = read_json(self._corpus_json).get("chance")
+        if chance is not None and not (type(chance) in (int, float) and 0 <= chance <= 1):
+            raise ValueError(
+                f"{self._corpus_json}: chance is {chance!r}, expected a number from 0 to 1"
+            )
+        return chance
 
     def documents(self, split: Optional[str] = None) -> Iterator[Document]:
         """Documents of one split, or of the whole source, in the order of file names and lines."""

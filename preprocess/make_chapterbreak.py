@@ -111,14 +111,15 @@ def given_items(args: argparse.Namespace) -> Iterator[Tuple[Path, Dict]]:
             fits = fits and all(type(number) is int for number in numbers)
             # a path that leaves the folder would put any file of this machine into the items
             fits = fits and path.resolve().is_relative_to(args.source.resolve())
-        except (TypeError, KeyError, ValueError):
+            is_file = path.is_file()
+        except (TypeError, KeyError, ValueError, OSError):  # the last for a name that is too long
             fits = False
         if not fits:
             raise ValueError(
                 f"{where}: expected file, ctx_end, pos [start, end] and negs [[start, end], ...], the "
                 "file inside --source and numbers whole"
             )
-        if not path.is_file():
+        if not is_file:
             raise FileNotFoundError(f"{where}: no file {path}")
         yield path, item
 

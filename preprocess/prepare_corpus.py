@@ -134,6 +134,7 @@ def make_tokenizer(args: argparse.Namespace, corpus: SplitCorpus) -> Tokenizer:
 
 def write_corpus(folder: Path, corpus: SplitCorpus, args: argparse.Namespace) -> Dict[str, Any]:
     """Write all but the manifest into `folder`; returns the manifest without its hash."""
+    chance = corpus.source.chance()
     tokenizer = make_tokenizer(args, corpus)
     tokenizer.save(folder)
     splits = {}
@@ -155,7 +156,6 @@ def write_corpus(folder: Path, corpus: SplitCorpus, args: argparse.Namespace) ->
         "vocab_size": len(tokenizer.dictionary),
         "splits": splits,
     }
-    chance = corpus.source.chance()
     if chance is not None:
         manifest["chance"] = chance
     return manifest

@@ -2,7 +2,7 @@
 # Fuzzes every format that is read, one after another: all of them, or those that are named.
 #
 #   pip install -e '.[fuzz]'                            # in the environment of the tests
-#   bash tests/fuzz.sh                                  # 10 minutes each: some 6 hours
+#   bash tests/fuzz.sh                                  # 10 minutes each: some 8 hours
 #   SECONDS_PER_FORMAT=60 bash tests/fuzz.sh memory checkpoint
 #
 # Expect "N formats, no findings". A finding is printed, kept in $FINDINGS, and makes it end with 1.

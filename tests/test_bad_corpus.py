@@ -63,6 +63,12 @@ def bad_case(name, root):
         train.rename(source / "train.jsonl.zst")
     elif name == "bad question":
         train.write_text('{"text": "a b a", "questions": [{"answer": [4, 9]}]}\n')
+    elif name == "corpus.json is no object":
+        (source / "corpus.json").write_text("[]")
+    elif name == "chance is no number":
+        (source / "corpus.json").write_text('{"chance": "half"}')
+    elif name == "chance beyond 1":
+        (source / "corpus.json").write_text('{"chance": 40}')
     elif name == "vocabulary too large":
         options = ["--vocab-size", "100000"]
     elif name == "vocabulary too small":
@@ -128,6 +134,9 @@ def bad_case(name, root):
         ("surrogate", "train.jsonl, line 1: half of a surrogate pair"),
         ("damaged zst", "train.jsonl.zst: damaged zstandard file"),
         ("bad question", "train.jsonl, line 1: each of 'questions' needs"),
+        ("corpus.json is no object", "corpus.json holds no JSON object"),
+        ("chance is no number", "corpus.json: chance is 'half', expected a number from 0 to 1"),
+        ("chance beyond 1", "corpus.json: chance is 40, expected a number from 0 to 1"),
         ("vocabulary too large", "--vocab-size (100000) does not suit the train split: Vocabulary"),
         ("vocabulary too small", "--vocab-size (100) does not suit the train split: Vocabulary"),
         ("nothing to train on", "does not suit the train split: it has no text"),

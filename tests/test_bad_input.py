@@ -55,6 +55,11 @@ CASES = {
         "ValueError: --fp16 is not supported: leave it out, and choose the type of the matrix products "
         "with --compute-dtype",
     ),
+    "train: automatic mixed precision": (
+        "fairseq-train {data} {LONGMEM} --pretrained-model-path {backbone} --amp",
+        "ValueError: --amp is not supported: leave it out, and choose the type of the matrix products "
+        "with --compute-dtype",
+    ),
     "train: missing backbone": (
         "fairseq-train {data} {LONGMEM} --pretrained-model-path {missing}",
         "FileNotFoundError: --pretrained-model-path ({missing}): no such file",

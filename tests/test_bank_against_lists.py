@@ -1,7 +1,6 @@
 """MemoryBank against the slow obvious version: lists of tokens."""
 
 import json
-import os
 
 import torch
 from hypothesis import settings
@@ -10,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from torch.testing import assert_close
 
 from longmem_fairseq.memory import MemoryBank
+from tests.examples import examples
 
 HEAD_DIM = 3
 
@@ -192,9 +192,4 @@ class BankAgainstLists(RuleBasedStateMachine):
 
 
 TestBankAgainstLists = BankAgainstLists.TestCase
-# many, for hours: LONGMEM_HYPOTHESIS_EXAMPLES=10000 pytest --timeout=0 tests/test_bank_against_lists.py
-TestBankAgainstLists.settings = settings(
-    max_examples=int(os.environ.get("LONGMEM_HYPOTHESIS_EXAMPLES", 60)),
-    stateful_step_count=15,
-    deadline=None,
-)
+TestBankAgainstLists.settings = settings(max_examples=examples(60), stateful_step_count=15)

@@ -160,6 +160,7 @@ DAMAGED = {
         '{"name": "a", "words": "3"}',
         ", line 1: words is '3', expected int",
     ),
+    "fewer than no words": ("documents", 6 * SAID + SAID.replace("3", "-3"), ", line 7: -3 words"),
     "no document": ("questions", "{}", ", line 1: document is None, expected int"),
     "no such document": ("questions", {"document": 7}, ", line 1: document 7 is none of 7"),
     "no position": ("questions", {"position": None}, ", line 1: position is None, expected int"),

@@ -94,6 +94,10 @@ def test_items_of_given_offsets_unwrapped(tmp_path):
         ('{"file": "one.txt"}', "line 1: expected file, ctx_end, pos [start, end]"),
         ('{"file": "no.txt", "ctx_end": 9, "pos": [1, 2], "negs": [[1, 2]]}', "line 1: no file"),
         ('{"file": "one.txt", "ctx_end": 0, "pos": [1, 2], "negs": [[1, 2]]}', "line 1: expected"),
+        (
+            json.dumps({"file": "9" * 300, "ctx_end": 9, "pos": [1, 2], "negs": [[1, 2]]}),
+            "line 1: expected file",
+        ),
         ("{", "line 1: invalid JSON"),
     ],
 )

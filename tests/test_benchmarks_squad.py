@@ -6,13 +6,14 @@ import string
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import squad
 from longmem_fairseq import LongMem
 from squad_metrics import exact_match, f1, normalize_answer
 from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines, whole_chunks
+from tests.examples import examples
 from tests.model_folders import story
 
 WINDOW = 96
@@ -42,6 +43,7 @@ def test_metrics_by_hand(prediction, answers, em, expected):
     assert f1(prediction, answers) == pytest.approx(expected)
 
 
+@settings(max_examples=examples(100))
 @given(*[st.text("Aan the,.x ", max_size=12)] * 2)
 def test_f1_is_the_harmonic_mean(prediction, answer):
     """By the definition: precision and recall over the words of both, as multisets."""

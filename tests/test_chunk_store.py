@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from longmem_fairseq.memory import DTYPES, STORAGES, MemoryBank, bytes_per_token
 from longmem_fairseq.memory.chunk_store import ChunkStore, Placement
+from tests.examples import examples
 
 
 def check_rounding(stored, written, dtype):
@@ -25,7 +26,7 @@ def check_rounding(stored, written, dtype):
     assert (stored - written).abs().max() <= step * 0.501
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(
     dtype=st.sampled_from(sorted(DTYPES)),
     storage=st.sampled_from(STORAGES),

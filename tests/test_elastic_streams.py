@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
+from tests.examples import examples
 from tests.test_streams import FIRST, PAD, Documents
 
 SIZES = [30, 1, 55, 12, 0, 41, 8, 19, 27, 140]
@@ -120,7 +121,7 @@ LAYOUTS = st.lists(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     sizes=st.lists(st.one_of(st.integers(0, 4), st.integers(0, 60)), min_size=1, max_size=6),
     layouts=LAYOUTS,

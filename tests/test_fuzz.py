@@ -2,8 +2,11 @@
 
 import os
 import random
+import shutil
 import subprocess
+import tempfile
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +56,47 @@ def test_what_the_watch_forbids(tmp_path):
         bytearray(1 << 34)
     with watched(tmp_path):
         open(tmp_path / "inside", "w").close()
+
+
+@pytest.mark.parametrize(
+    "path", ["{folder}/../evil", "{elsewhere}/evil", "{link}/evil", "/dev/shm/longmem-evil"]
+)
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path, inside: open(path, "w"),
+        lambda path, inside: os.mkdir(path),
+        lambda path, inside: os.rename(inside, path),
+        lambda path, inside: os.remove(path),
+        lambda path, inside: shutil.rmtree(path),
+    ],
+)
+def test_the_watch_sees_what_leaves_the_folder(write, path, tmp_path):
+    """Also where temporary files usually are, which is where the folder itself is."""
+    folder, elsewhere, link = tmp_path / "folder", tmp_path / "elsewhere", tmp_path / "folder/link"
+    for made in (folder, elsewhere):
+        made.mkdir()
+    link.symlink_to(elsewhere)
+    (folder / "inside").write_text("a")
+    path = path.format(folder=folder, elsewhere=elsewhere, link=link)
+    with watched(folder), pytest.raises(Forbidden, match="evil"):
+        write(path, folder / "inside")
+    assert (folder / "inside").read_text() == "a" and not os.path.exists(path)
+
+
+def test_temporary_files_are_made_in_the_watched_folder(tmp_path):
+    made, usual = [], tempfile.gettempdir()
+
+    def read(folder):
+        with tempfile.TemporaryDirectory() as temporary:
+            made.append(Path(temporary))
+            open(Path(temporary) / "a", "w").close()
+        open(os.devnull, "w").close()
+
+    found = Format("corpus_json", tmp_path)
+    found.target = found.target._replace(read=read)
+    assert found.read(found.good) == "" and made[0].parent == tmp_path / "tmp"
+    assert tempfile.gettempdir() == usual and not any((tmp_path / "tmp").iterdir())
 
 
 def test_nothing_is_left_over(tmp_path):

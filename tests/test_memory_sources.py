@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from longmem_fairseq.memory import MemoryBank, Source
 from longmem_fairseq.memory.memory_file import read_memory_file
+from tests.examples import examples
 
 
 class Oracle:
@@ -75,7 +76,7 @@ def call(oracle, calls):
         getattr(oracle, name)(*arguments)
 
 
-@settings(deadline=None)
+@settings(max_examples=examples(100))
 @given(sizes=SIZES, calls=CALLS, more=CALLS)
 def test_locate_against_a_list(sizes, calls, more):
     """Evictions, documents that begin inside a chunk, and several that begin at one token."""
@@ -88,7 +89,7 @@ def test_locate_against_a_list(sizes, calls, more):
     oracle.check()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(sizes=SIZES, other_sizes=SIZES, calls=CALLS, others=CALLS, more=CALLS)
 def test_extend_against_a_list(sizes, other_sizes, calls, others, more):
     """Rings that have wrapped, tokens that wait, chunks of another size, tokens of no document."""

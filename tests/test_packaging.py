@@ -9,6 +9,8 @@ from unittest import mock
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 WITH_FAISS = {"cpu", "gpu", "test", "test-gpu", "dev", "dev-gpu"}
 
@@ -48,6 +50,13 @@ def test_ci_installs_a_torch_that_setup_accepts(setup_arguments, root):
     )
     (specifier,) = pinned.specifier
     assert torch.specifier.contains(specifier.version)
+
+
+def test_the_supported_pythons_are_those_of_the_readme(setup_arguments, root):
+    named = [text.rpartition(" ")[2] for text in setup_arguments["classifiers"]]
+    assert named == ["3.11", "3.12", "3.13"]
+    assert "Python {}, {} or {} and".format(*named) in (root / "README.md").read_text()
+    assert all(Version(name) in SpecifierSet(setup_arguments["python_requires"]) for name in named)
 
 
 @pytest.fixture

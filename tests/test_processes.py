@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from fairseq.dataclass.configs import DistributedTrainingConfig
 from fairseq_cli import train
 from omegaconf import OmegaConf
 
+from longmem_fairseq import processes
 from longmem_fairseq.processes import use_cpus
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from tests.training_runs import TRAINING, assert_same_state, longmem
@@ -146,6 +148,28 @@ def test_torchrun_is_told_to_end(root, runs, tmp_path):
     logged = output.rpartition('"num_updates": "')[2].partition('"')[0]
     state = torch.load(tmp_path / "run" / "checkpoint_last.pt")
     assert state["optimizer_history"][-1]["num_updates"] == int(logged)
+
+
+def test_an_error_of_nccl_is_a_lost_rank_and_no_other_error_is(monkeypatch):
+    """Without a GPU: the error is raised by hand."""
+    cfg = OmegaConf.create({"distributed_training": {"distributed_rank": 3}})
+
+    def end_with(error, expected=ConnectionError):
+        monkeypatch.setattr(processes, "_original_main", mock.Mock(side_effect=error))
+        with pytest.raises(expected) as raised:
+            processes._distributed_main(0, train.main, cfg, {})
+        return raised.value
+
+    error = torch.distributed.DistBackendError("NCCL error ...: remote process exited ...")
+    found = end_with(error)
+    assert found.__cause__ is error
+    assert str(found) == (
+        "rank 3 has lost another rank, whose own log may say why; start all of them again with the "
+        "same command: they go on from the last checkpoint"
+    )
+    assert str(end_with(RuntimeError("[...] Connection closed by peer"))) == str(found)
+    error = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    assert end_with(error, RuntimeError) is error
 
 
 def distributed(**options):

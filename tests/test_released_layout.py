@@ -15,6 +15,8 @@ from longmem_fairseq import LongMem
 from longmem_fairseq.models.checkpoints import load_backbone
 from stream_scoring import load_model
 from tests.corpora import items_of, prepare, write_gpt2_files, write_splits
+from tests.fuzz import converted_seeds
+from tests.fuzz.watch import watched
 
 FIXTURES = ("original_tiny", "original_batch2")
 BLOCK = (
@@ -223,3 +225,31 @@ def test_another_backbone_is_refused(name, message, tiny, tmp_path):
     with pytest.raises(ValueError, match=message):
         convert(fixture, tmp_path / "converted")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fixture"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("activation_fn", [], "longmem.pt: activation_fn is [], expected str"),
+        ("k", "4", "longmem.pt: k is '4', expected int"),
+        ("use_external_memory", 1, "longmem.pt: use_external_memory is 1, expected bool"),
+        ("num_layers", None, "backbone.pt: num_layers is None, expected int"),
+        # a size that no machine has, of which nothing is made
+        (
+            "embed_dim",
+            2**19,
+            "backbone.pt does not fit its own options: embed_tokens.weight is (5, 8)",
+        ),
+    ],
+)
+def test_false_options_are_one_line(option, value, message, tmp_path):
+    converted_seeds.released(tmp_path)
+    for name in ("backbone.pt", "longmem.pt"):
+        state = torch.load(tmp_path / name)
+        setattr(state["args"], option, value)
+        torch.save(state, tmp_path / name)
+    before = sorted(tmp_path.iterdir())
+    with watched(tmp_path), pytest.raises(ValueError) as error:
+        convert(tmp_path, tmp_path / "converted")
+    assert message in str(error.value)
+    assert sorted(tmp_path.iterdir()) == before

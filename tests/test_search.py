@@ -4,12 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from longmem_fairseq.memory import search
 from longmem_fairseq.memory.search import FlatIndex, TorchIndex, best_rows, search_rounded
+from tests.examples import examples
 
 INDICES = [TorchIndex, FlatIndex]
 HEADS, QUERIES, HEAD_DIM = 2, 7, 5
@@ -34,6 +35,7 @@ def check_rows(scores, count):
     assert all(len(set(found)) == count for head in rows.tolist() for found in head)
 
 
+@settings(max_examples=examples(100))
 @given(
     heads=st.integers(1, 2),
     num_rows=st.integers(1, 400),

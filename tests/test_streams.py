@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from longmem_fairseq.data import DocumentStreamDataset, Piece, lay_out_streams
 from tests.batches import assert_same_batches, flattened
+from tests.examples import examples
 
 PAD, BOS = 1, 2
 FIRST = 100  # tokens are numbered through all documents from here
@@ -97,7 +98,7 @@ SIZES = st.lists(
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(
     sizes=SIZES,
     batch_size=st.integers(1, 5),
@@ -115,7 +116,7 @@ def test_every_token_is_predicted_once_and_streams_are_contiguous(
     assert (steps == 0) == (sum(sizes) == 0)
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(sizes=SIZES, streams=st.integers(1, 6), segment=st.integers(1, 9), span=st.integers(0, 4))
 def test_streams_without_order_end_at_about_the_same_time(sizes, streams, segment, span):
     """Greedily dealt, no stream ends later than the mean by more than the longest piece."""
@@ -126,6 +127,7 @@ def test_streams_without_order_end_at_about_the_same_time(sizes, streams, segmen
     assert max(totals) <= sum(totals) / streams + longest
 
 
+@settings(max_examples=examples(100))
 @given(sizes=SIZES, segment=st.integers(1, 9), span=st.integers(1, 4), seed=st.integers(0, 99))
 def test_pieces_are_at_most_a_span(sizes, segment, span, seed):
     layout = lay_out_streams(sizes, 3, segment, span, np.random.default_rng(seed))

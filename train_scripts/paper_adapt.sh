@@ -10,8 +10,11 @@
 # Hyper-parameters are the paper's: Adam (0.9, 0.98), eps 1e-6, lr 2e-4, polynomial decay, weight decay
 # 0.01, 256 segments of 1,024 tokens, 100,000 updates (26B tokens); memory of 65,536 tokens, chunks of 4,
 # 64 tokens retrieved, layer 17 (of 0 to 23) cached, SideNet of 12 layers initialised from the backbone.
+# Ours, not the paper's: --clip-norm 1.0, 2,000 warm-up updates, --stream-span 64.
 # bfloat16 stands for its fp16, and every stream has a memory of its own (--memory-scope batch: one for
 # all, as in the released code). A stream's memory takes 335 MB: 2.7 GB for each GPU with the defaults.
+# Beside each of up to three checkpoints lies that of all streams: 64 x 335 MB = 21 GB with the defaults, 86
+# GB with UPDATE_FREQ=1 (256 streams). --no-save-memory leaves it out; a resumed run then has an empty one.
 # Expect the paper's ratio: ArXiv 10.05 against the backbone's 11.05. Arguments go to fairseq-train.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -124,14 +124,19 @@ class LongMemLanguageModelingConfig(ModelOptions):
     train_subset: str = II("dataset.train_subset")
     fp16: bool = II("common.fp16")
     bf16: bool = II("common.bf16")
+    amp: bool = II("common.amp")
     ddp_backend: str = II("distributed_training.ddp_backend")
     zero_sharding: str = II("distributed_training.zero_sharding")
     pipeline_model_parallel: bool = II("distributed_training.pipeline_model_parallel")
 
 
 def check_precision(cfg: LongMemLanguageModelingConfig) -> None:
-    """Raises ValueError for half precision of everything: residuals and norms are float32 here."""
-    for option, given in (("--fp16", cfg.fp16), ("--bf16", cfg.bf16)):
+    """Raises ValueError for fairseq's own half precision.
+
+    Residuals and norms are float32 here. And where --amp overflows, fairseq's trainer reads the same
+    batch again, which would then be in the memory already.
+    """
+    for option, given in (("--fp16", cfg.fp16), ("--bf16", cfg.bf16), ("--amp", cfg.amp)):
         if given is True:
             raise ValueError(
                 f"{option} is not supported: leave it out, and choose the type of the matrix products "

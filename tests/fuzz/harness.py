@@ -5,6 +5,7 @@ import io
 import logging
 import warnings
 from pathlib import Path
+from unittest import mock
 
 from tests.fuzz.targets import DECLARED, TARGETS
 from tests.fuzz.watch import watched
@@ -21,6 +22,9 @@ class Format:
     def __init__(self, name: str, folder: Path):
         self.target, self.folder = TARGETS[name], folder
         self.target.make(folder)
+        # in the folder, because nothing may be written elsewhere
+        self.temporary = folder.absolute() / "tmp"
+        self.temporary.mkdir()
         self.path = folder / self.target.file
         self.good = self.path.read_bytes()
 
@@ -31,7 +35,13 @@ class Format:
             Forbidden, MemoryError, or whatever else is no declared error: a finding
         """
         self.path.write_bytes(content)
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        said = io.StringIO()
+        with (
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),  # bars of progress
+            warnings.catch_warnings(),
+            mock.patch("tempfile.tempdir", str(self.temporary)),
+        ):
             warnings.simplefilter("ignore")
             with watched(self.folder):
                 try:

@@ -17,10 +17,11 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import prepare_corpus
 from item_log import ItemLog
 from longmem_fairseq.exported import write_exported
 from longmem_fairseq.memory import MemoryBank
-from longmem_fairseq.memory.memory_file import HEADER_KEY
+from longmem_fairseq.memory.memory_file import HEADER_KEY, MAPPED
 from longmem_fairseq.models.memtrm import MemTRMConfig, MemTRMDecoder
 from longmem_fairseq.tokenizers import CheckpointIds, SentencePieceTokenizer
 from model_folder import save_model
@@ -46,6 +47,26 @@ def memory(folder: Path) -> None:
         header = json.loads(file.metadata()[HEADER_KEY])
         save_file({n: file.get_tensor(n) for n in file.keys()}, folder / "tensors")  # noqa: SIM118
     (folder / "header.json").write_text(json.dumps(header))
+
+
+def memory_shards(folder: Path) -> None:
+    """The same memory as two shards wrote it."""
+    memory(folder)
+    (folder / "memory").unlink()
+    write_shards(folder, (folder / "header.json").read_bytes())
+
+
+def write_shards(folder: Path, text: bytes) -> None:
+    """Both shards' files with this header; each says besides which shard it is."""
+    for shard in range(2):
+        try:
+            header = json.dumps({**json.loads(text), "shard": shard, "num_shards": 2}).encode()
+        except (ValueError, TypeError, RecursionError):
+            header = text
+        with safe_open(folder / "tensors", framework="pt") as file:
+            found = set(MAPPED) & set(file.keys())  # noqa: SIM118
+            parts = {name: file.get_tensor(name)[:, :, shard::2].contiguous() for name in found}
+        write_memory(folder / f"memory.{shard}-of-2", header, parts)
 
 
 def write_memory(path: Path, text: bytes, others: Optional[Dict[str, torch.Tensor]] = None) -> None:
@@ -83,10 +104,15 @@ def model(folder: Path) -> None:
     text = (folder / "dict.txt").read_text(encoding="utf-8")
     save_model(folder, cfg, decoder.state_dict(), 8, text)
     (folder / "checkpoint.pt").replace(folder / "good.pt")
+    (folder / "checkpoint.pt").write_bytes((folder / "good.pt").read_bytes())
+    write_pickle_of(folder)
+
+
+def write_pickle_of(folder: Path) -> None:
+    """What is in the pickle of good.pt, as data.pkl."""
     with zipfile.ZipFile(folder / "good.pt") as archive:
         name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
         (folder / "data.pkl").write_bytes(archive.read(name))
-    (folder / "checkpoint.pt").write_bytes((folder / "good.pt").read_bytes())
 
 
 def replace_pickle(good: Path, path: Path, pickle: Path) -> None:
@@ -132,39 +158,6 @@ def gpt2(folder: Path) -> None:
         file.replace(folder / file.name)
 
 
-def hf(folder: Path) -> None:
-    """A LLaMA of two layers in two shards, with a tokenizer."""
-    folder = folder / "hf"
-    folder.mkdir()
-    hf_tokenizer(folder)
-    for name in ("dict.txt", "ids.json"):
-        (folder / name).unlink()
-    vocab = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
-    config = {
-        **{"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "eos_token_id": 2},
-        **{"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},
-        **{"vocab_size": vocab, "tie_word_embeddings": True, "rope_theta": 1e4, "head_dim": 4},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    tensors = {
-        "model.embed_tokens.weight": torch.zeros(vocab, 8),
-        "model.norm.weight": torch.ones(8),
-    }
-    first = set(tensors)
-    for layer in ("model.layers.0.", "model.layers.1."):
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"{layer}{name}.weight"] = torch.ones(8)
-        for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj"):
-            tensors[f"{layer}{name}.weight"] = torch.zeros(8, 8)
-        for name in ("self_attn.k_proj", "self_attn.v_proj"):
-            tensors[f"{layer}{name}.weight"] = torch.zeros(4, 8)
-        tensors[f"{layer}mlp.down_proj.weight"] = torch.zeros(8, 8)
-    for number, chosen in ((0, first), (1, tensors.keys() - first)):
-        save_file({n: tensors[n] for n in chosen}, folder / f"model-{number}.safetensors")
-    table = {name: f"model-{int(name not in first)}.safetensors" for name in tensors}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
-
-
 def corpus(folder: Path) -> None:
     source = folder / "source"
     source.mkdir()
@@ -173,8 +166,35 @@ def corpus(folder: Path) -> None:
     lines = "".join(json.dumps(record) + "\n" for record in records).encode()
     (source / "train.jsonl").write_bytes(lines)
     (source / "valid.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(lines * 3))
+    (source / "test").mkdir()
+    (source / "test" / "a.txt").write_text("a text\n", encoding="utf-8")
     (source / "corpus.json").write_text('{"chance": 0.5}')
     (folder / "manifest.json").write_text(json.dumps({"format": 2, "vocab": 1, "chance": 0.5}))
+
+
+def evaluated(folder: Path) -> None:
+    """A model, and a corpus with a question that was prepared for it."""
+    model(folder)
+    source, text = folder / "source", "the cat sat on the mat, the cat"
+    source.mkdir()
+    question = {"relation": "r", "answer": [28, 31], "mention": [4, 7]}
+    records = [{"text": text, "questions": [question]}, {"text": "the dog"}]
+    (source / "test.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (source / "corpus.json").write_text('{"chance": 0.5}')
+    options = ["--source", str(source), "--dest", str(folder / "data")]
+    prepare_corpus.main([*options, "--vocabulary", str(folder)])
+
+
+def book(folder: Path) -> None:
+    """A book of seven chapters as Project Gutenberg has it, and an item of ChapterBreak in it."""
+    (folder / "books").mkdir()
+    prose = "It was a dark night, and the rain fell in torrents; nobody went out.\n" * 30
+    chapters = "".join(f"\n\nCHAPTER {number}\n\n{prose}" for number in range(1, 8))
+    marks = [f"*** {part} OF THE PROJECT GUTENBERG EBOOK A BOOK ***" for part in ("START", "END")]
+    text = "\n".join(["A Book", marks[0], "Produced by A", chapters, marks[1], "License"])
+    (folder / "books" / "1.txt").write_text(text)
+    item = {"file": "1.txt", "ctx_end": 2000, "pos": [2010, 2100], "negs": [[3000, 3100]]}
+    (folder / "items.jsonl").write_text(json.dumps(item) + "\n")
 
 
 def latex(folder: Path) -> None:

@@ -8,10 +8,17 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Callable, Dict, NamedTuple
+from unittest import mock
+
+import torch
 
 import chapterbreak
+import convert_longmem_checkpoint
+import evaluate
 import extract_gutenberg
+import hf_files
 import icl_tasks
+import make_chapterbreak
 import needle
 import report
 import squad
@@ -21,10 +28,13 @@ from item_log import ItemLog
 from longmem_fairseq import LongMem
 from longmem_fairseq.data import DocumentStreamDataset, IndexedDocuments
 from longmem_fairseq.memory import MemoryBank
+from longmem_fairseq.memory.shard_files import read_part
+from longmem_fairseq.text_files import parse_json
 from longmem_fairseq.tokenizers import load_dictionary, load_tokenizer
 from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 from output_folder import is_up_to_date
-from tests.fuzz import seeds
+from stream_scoring import load_model
+from tests.fuzz import converted_seeds, seeds
 from tests.fuzz.seeds import DOCUMENT, SYMBOLS
 
 DECLARED = (ValueError, FileNotFoundError)  # of the package; from a script one line and exit code 2
@@ -62,6 +72,12 @@ def use_memory_of_header(folder: Path) -> None:
     use_memory(folder)
 
 
+def use_shards_of_header(folder: Path) -> None:
+    seeds.write_shards(folder, (folder / "header.json").read_bytes())
+    use_memory(folder)
+    read_part(str(folder / "memory"), 1, 4, verify=True)
+
+
 def use_pickle(folder: Path) -> None:
     seeds.replace_pickle(folder / "good.pt", folder / "checkpoint.pt", folder / "data.pkl")
     use_model(folder)
@@ -93,6 +109,47 @@ def convert(folder: Path) -> None:
         convert_hf_checkpoint.main(["--model", str(folder / "hf"), *options])
 
 
+def check_sums(folder: Path) -> None:
+    paths = list((folder / "hf").glob("*.safetensors"))
+    hf_files.check_hashes(folder / "hf", folder / "sums.txt", paths)
+
+
+def convert_pickle(folder: Path) -> None:
+    seeds.replace_pickle(
+        folder / "good.pt", folder / "hf" / "pytorch_model.bin", folder / "data.pkl"
+    )
+    convert(folder)
+
+
+def convert_released(folder: Path) -> None:
+    shutil.rmtree(folder / "dest", ignore_errors=True)
+    files = {"backbone": "backbone.pt", "longmem": "longmem.pt", "dict": "dict.txt", "dest": "dest"}
+    options = [f"--{option}={folder / name}" for option, name in files.items()]
+    convert_longmem_checkpoint.main(options)
+    longmem = folder / "dest" / "longmem"
+    model, _ = load_model(str(longmem / "checkpoint.pt"), str(longmem))
+    for start in (True, False):
+        model(torch.full((1, 4), 4), new_document=torch.tensor([start]))
+
+
+def convert_released_pickle(folder: Path) -> None:
+    seeds.replace_pickle(folder / "good.pt", folder / "longmem.pt", folder / "data.pkl")
+    convert_released(folder)
+
+
+def convert_released_options(folder: Path) -> None:
+    options = parse_json((folder / "options.json").read_bytes())
+    converted_seeds.write_released(folder, options)
+    convert_released(folder)
+
+
+def evaluate_corpus(folder: Path) -> None:
+    options = ["--path", str(folder / "checkpoint.pt"), "--name", "m", "--batch-size", "2"]
+    sys.argv = ["evaluate.py", str(folder / "data"), *options]
+    with mock.patch("model_options.commit", return_value="unknown"):  # which asks git
+        evaluate.main()
+
+
 def write_report(folder: Path) -> None:
     sys.argv = ["report.py", str(folder / "results.jsonl")]
     report.main()
@@ -104,6 +161,17 @@ def read_books(folder: Path) -> None:
     extract_gutenberg.read_metadata(extract_gutenberg.get_parser().parse_args(options))
 
 
+def extract_book(folder: Path) -> None:
+    shutil.rmtree(folder / "dest", ignore_errors=True)
+    extract_gutenberg.main(["--source", str(folder / "books"), "--dest", str(folder / "dest")])
+    make_items(folder, "--least-context", "1")
+
+
+def make_items(folder: Path, *options: str) -> None:
+    common = ["--source", str(folder / "books"), "--dest", str(folder / "items.json"), "--unwrap"]
+    make_chapterbreak.main([*common, *options])
+
+
 def read_tasks(folder: Path, file: str) -> None:
     icl_tasks.read_examples(folder / file, ("negative", "positive"))
 
@@ -111,6 +179,7 @@ def read_tasks(folder: Path, file: str) -> None:
 def read_corpus(folder: Path) -> None:
     source = Source(folder / "source")
     source.content_hash()
+    source.chance()
     list(source.documents())
 
 
@@ -118,6 +187,8 @@ TARGETS: Dict[str, Target] = {
     "memory": Target(seeds.memory, "memory", use_memory),
     "memory_mapped": Target(seeds.memory, "memory", lambda folder: use_memory(folder, True)),
     "memory_header": Target(seeds.memory, "header.json", use_memory_of_header),
+    "memory_shard": Target(seeds.memory_shards, "memory.1-of-2", use_memory),
+    "memory_shards_header": Target(seeds.memory_shards, "header.json", use_shards_of_header),
     "checkpoint": Target(seeds.model, "checkpoint.pt", use_model),
     "checkpoint_pickle": Target(seeds.model, "data.pkl", use_pickle),
     "exported_config": Target(seeds.exported, "config.json", use_model),
@@ -139,12 +210,23 @@ TARGETS: Dict[str, Target] = {
     "gpt2_merges": Target(
         seeds.gpt2, "vocab.bpe", lambda folder: use_any_tokenizer(GPT2Tokenizer(folder))
     ),
-    "hf_config": Target(seeds.hf, "hf/config.json", convert),
-    "hf_index": Target(seeds.hf, "hf/model.safetensors.index.json", convert),
-    "hf_weights": Target(seeds.hf, "hf/model-1.safetensors", convert),
-    "hf_tokenizer": Target(seeds.hf, "hf/tokenizer.json", convert),
+    "hf_config": Target(converted_seeds.hf, "hf/config.json", convert),
+    "hf_index": Target(converted_seeds.hf, "hf/model.safetensors.index.json", convert),
+    "hf_weights": Target(converted_seeds.hf, "hf/model-1.safetensors", convert),
+    "hf_tokenizer": Target(converted_seeds.hf, "hf/tokenizer.json", convert),
+    "hf_sums": Target(converted_seeds.hf_sums, "sums.txt", check_sums),
+    "hf_bin": Target(converted_seeds.hf_bin, "hf/pytorch_model.bin", convert),
+    "hf_bin_pickle": Target(converted_seeds.hf_bin, "data.pkl", convert_pickle),
+    "released": Target(converted_seeds.released, "longmem.pt", convert_released),
+    "released_pickle": Target(converted_seeds.released, "data.pkl", convert_released_pickle),
+    "released_options": Target(converted_seeds.released, "options.json", convert_released_options),
     "jsonl": Target(seeds.corpus, "source/train.jsonl", read_corpus),
     "jsonl_zst": Target(seeds.corpus, "source/valid.jsonl.zst", read_corpus),
+    "text": Target(seeds.corpus, "source/test/a.txt", read_corpus),
+    "corpus_json": Target(seeds.corpus, "source/corpus.json", read_corpus),
+    "descriptions": Target(seeds.evaluated, "data/test.documents.jsonl", evaluate_corpus),
+    "questions": Target(seeds.evaluated, "data/test.questions.jsonl", evaluate_corpus),
+    "evaluated_manifest": Target(seeds.evaluated, "data/manifest.json", evaluate_corpus),
     "latex_archive": Target(
         seeds.latex, "papers/paper.tar.gz", lambda f: list(latex_papers(f / "papers", False))
     ),
@@ -155,6 +237,10 @@ TARGETS: Dict[str, Target] = {
         seeds.latex, "papers/one/main.tex", lambda f: list(latex_papers(f / "papers", False))
     ),
     "books_table": Target(seeds.tables, "books.csv", read_books),
+    "gutenberg": Target(seeds.book, "books/1.txt", extract_book),
+    "chapterbreak_offsets": Target(
+        seeds.book, "items.jsonl", lambda f: make_items(f, "--offsets", str(f / "items.jsonl"))
+    ),
     "chapterbreak": Target(
         seeds.tables, "items.json", lambda f: chapterbreak.read_items(f / "items.json", "ao3")
     ),

@@ -3,7 +3,6 @@
 import os
 import resource
 import sys
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Optional
@@ -38,16 +37,17 @@ class _Watch:
             writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             if writes and not self.is_inside(arguments[0]):
                 self.stop(event, arguments)
-        if event in REMOVAL and not self.is_inside(arguments[0], arguments[-1]):
-            self.stop(event, arguments)
+        if event in REMOVAL:
+            paths = arguments[: 2 if event == "os.rename" else 1]  # from, to; folders come last
+            if not all(map(self.is_inside, paths, arguments[-len(paths) :])):
+                self.stop(event, arguments)
 
     def is_inside(self, path, descriptor: object = None) -> bool:
         """Args: descriptor: of an open folder that *path* starts from, as shutil.rmtree has it."""
         is_open = type(descriptor) is int and descriptor >= 0
-        start = Path(os.readlink(f"/proc/self/fd/{descriptor}") if is_open else "").absolute()
-        path = start / os.fsdecode(path)
-        inside = (self.folder, Path(tempfile.gettempdir()), Path("/dev"))
-        return any(path.is_relative_to(folder) for folder in inside)
+        start = os.readlink(f"/proc/self/fd/{descriptor}") if is_open else ""
+        path = Path(start, os.fsdecode(path)).resolve()  # of folder/../other too
+        return path == Path(os.devnull) or path.is_relative_to(self.folder)
 
     def stop(self, event: str, arguments: tuple) -> None:
         self.folder = None  # the report of it opens files
@@ -63,7 +63,7 @@ def watched(folder: Path) -> Iterator[None]:
     limits = resource.getrlimit(resource.RLIMIT_AS)
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, limits[1]))
-    _watch.folder = folder.absolute()
+    _watch.folder = folder.resolve()
     try:
         yield
     finally:
