@@ -112,8 +112,8 @@ def test_nothing_that_is_to_be_remembered_is_forgotten(reader):
     reader.forget()
     reader.memorise(tokens(256))
     if reader.has_memory:
-        with pytest.raises(ValueError, match=r"--memory-size \(256\) is too small for 257 tokens"):
-            reader.memorise(tokens(1))
+        with pytest.raises(ValueError, match=r"--memory-size \(256\) is too small for 258 tokens"):
+            reader.memorise(tokens(1))  # a whole chunk of 2
         reader.forget()
         assert reader.lm.memory.single_bank(reader.lm.device).num_tokens == [0]
 
@@ -131,10 +131,11 @@ def test_demonstrations_move_from_the_window_to_the_memory(reader):
     assert shown.memorised == 39 + 15
     if reader.has_memory:
         bank = reader.lm.memory.single_bank(reader.lm.device)
-        # a start of its own before those in memory
-        assert bank.num_tokens[0] + bank.num_pending[0] == 1 + 39 + 15
+        # a start of its own before those in memory, and one that completes the chunk of the odd one
+        assert (bank.num_tokens, bank.num_pending) == ([1 + 39 + 6 + (5 + 1) + 4], [0])
         other = reader.lm.memory._new_bank(1, reader.lm.device)
         first = torch.cat([reader.start, *in_memory])
-        for text in (*first.split(WINDOW), *in_context):
+        odd = torch.cat([in_context[1], reader.start])
+        for text in (*first.split(WINDOW), in_context[0], odd, in_context[2]):
             other.write(*reader.decoder.keys_values(text[None]))
         assert_close(bank.state_dict()["keys"], other.state_dict()["keys"], atol=1e-5, rtol=0)
