@@ -114,7 +114,7 @@ class PromptReader:
         last = prefix[-1:].expand(len(rows), -1)
         state = self.decoder.start_generation(prefix[None, :-1], len(rows))
         inputs = torch.cat([last, targets[:, :-1]], dim=1)
-        logits = self.decoder(inputs, incremental_state=state)[0]
+        logits = self.decoder(inputs, incremental_state=state, last_only=False)[0]
         known = min(longest, logits.size(1))
         logits, targets = logits[:, -known:], targets[:, -known:]
         likelihoods, choices = -token_losses(logits, targets, pad), logits.argmax(dim=-1)

@@ -50,6 +50,18 @@ def test_a_prompt_may_be_read_at_once(decoder, length):
 
 
 @torch.no_grad()
+def test_what_follows_the_last_token_is_all_that_is_predicted_unless_asked(decoder):
+    tokens, last, every = document(1, HALF + 3, rows=2), {}, {}
+    expected = decoder(tokens, incremental_state={}, last_only=False)[0]
+    for stop in (HALF, HALF + 3):
+        alone = decoder(tokens[:, :stop], incremental_state=last)[0]
+        logits = decoder(tokens[:, :stop], incremental_state=every, last_only=False)[0]
+        assert alone.size(1) == 1 and logits.size(1) == (HALF if stop == HALF else 3)
+        assert_close(alone, logits[:, -1:], atol=1e-5, rtol=0)
+        assert_close(logits, expected[:, stop - logits.size(1) : stop], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
 def test_hypotheses_go_on_as_others(decoder):
     """A beam search may repeat, drop and swap rows at any step, also before the window is full."""
     generator, state = torch.Generator().manual_seed(3), {}

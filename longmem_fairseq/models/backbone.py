@@ -241,10 +241,10 @@ class BackboneDecoder(MemoryDecoder):
                 x = block(x, bias).x
             return self.layers[layer].keys_values(x)
 
-    def read(self, src_tokens, retrieve=None, caches=None) -> Reading:
+    def read(self, src_tokens, retrieve=None, caches=None, first=0) -> Reading:
         with self.autocast(src_tokens.device):
-            states = self.encode(src_tokens, caches=caches).hidden_states
-            return Reading(self.output_layer(self.layer_norm(states[-1])), None, None)
+            x = self.encode(src_tokens, caches=caches).hidden_states[-1][:, first:]
+            return Reading(self.output_layer(self.layer_norm(x)), None, None)
 
     def freeze(self, int8: bool = False) -> None:
         """No gradients, weights of matrix products stored in ``compute_dtype``, evaluation mode.

@@ -136,7 +136,7 @@ class SideNetDecoder(MemoryDecoder):
         """Weight of memory, H numbers in (0, 1)."""
         return self.layers[self.memory_layer].self_attn.gate
 
-    def read(self, src_tokens, retrieve=None, caches=None) -> Reading:
+    def read(self, src_tokens, retrieve=None, caches=None, first=0) -> Reading:
         with self.backbone.autocast(src_tokens.device):
             biases = self.backbone.biases(src_tokens, caches)
             with torch.no_grad():
@@ -155,7 +155,7 @@ class SideNetDecoder(MemoryDecoder):
                 cache = None if caches is None else caches[len(self.backbone.layers) + i]
                 bias = biases[below + self.reduction - 1]
                 x = layer(x, bias, retrieve if reads else None, residual, cache).x
-            logits = self.backbone.output_layer(self.layer_norm(x))
+            logits = self.backbone.output_layer(self.layer_norm(x[:, first:]))
         return Reading(logits, encoded.keys, encoded.values)
 
     def keys_values(self, src_tokens):

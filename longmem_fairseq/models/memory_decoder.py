@@ -65,12 +65,14 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         src_tokens: Tensor,
         retrieve: Optional[Retrieve] = None,
         caches: Optional[List[LocalCache]] = None,
+        first: int = 0,
     ) -> Reading:
         """Predicts the next token of every one of B x T.
 
         Args:
             retrieve: see :meth:`JointAttention.forward`
             caches: of the tokens before these, one for each attention layer
+            first: token that the logits begin with; -1 for those of the last alone
         """
         raise NotImplementedError
 
@@ -83,6 +85,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         src_tokens: Tensor,
         new_document: Optional[Tensor] = None,
         incremental_state: Optional[Dict] = None,
+        last_only: bool = True,
         **unused,
     ):
         """Reads a segment of every stream, predicts, and memorises it; or goes on generating.
@@ -93,13 +96,15 @@ class MemoryDecoder(FairseqIncrementalDecoder):
             new_document: B, True for rows whose memory is to be forgotten first
             incremental_state: fairseq's, for generation: tokens go into a local window, and out of it
                 into a memory of the hypothesis; what evaluation memorised is read, not changed
+            last_only: with *incremental_state*: predict only what follows the last token, which is all
+                that a generation asks for, and not what follows every new one
 
         Returns:
             logits B x T x V and :meth:`ExternalMemory.statistics` (empty without memory); with
-            *incremental_state* those of the last tokens, at least of the new ones
+            *incremental_state* B x 1 x V, or those of the last tokens, at least of the new ones
         """
         if incremental_state is not None:
-            return self._go_on(src_tokens, incremental_state), {"attn": None}
+            return self._go_on(src_tokens, incremental_state, last_only), {"attn": None}
         if self.memory is None:
             return self.read(src_tokens).logits, {}
         self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
@@ -116,7 +121,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         keys, values = self.keys_values(src_tokens)
         self.memory.write(keys, values, src_tokens.ne(self.padding_idx), src_tokens)
 
-    def _go_on(self, src_tokens: Tensor, incremental_state: Dict) -> Tensor:
+    def _go_on(self, src_tokens: Tensor, incremental_state: Dict, last_only: bool) -> Tensor:
         window = incremental_state.get(self._state)
         if window is None:
             give_back_freed_memory()  # its tensors may not fit where those of shorter prompts were
@@ -139,7 +144,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
             window.caches = [LocalCache(self.window) for _ in range(self.num_attention_layers)]
         window.tokens = tokens
         retrieve = None if window.memory is None else window.memory.retrieve
-        return self.read(new, retrieve, window.caches).logits
+        return self.read(new, retrieve, window.caches, -1 if last_only else 0).logits
 
     def start_generation(self, prompt: Tensor, num_hypotheses: int) -> Dict:
         """An incremental_state of hypotheses that have all read a prompt.

@@ -48,10 +48,10 @@ class MemTRMDecoder(BackboneDecoder):
         """Weight of memory, H numbers in (0, 1)."""
         return self.layers[self.memory_layer].self_attn.gate
 
-    def read(self, src_tokens, retrieve=None, caches=None) -> Reading:
+    def read(self, src_tokens, retrieve=None, caches=None, first=0) -> Reading:
         with self.autocast(src_tokens.device):
             encoded = self.encode(src_tokens, self.memory_layer, retrieve=retrieve, caches=caches)
-            logits = self.output_layer(self.layer_norm(encoded.hidden_states[-1]))
+            logits = self.output_layer(self.layer_norm(encoded.hidden_states[-1][:, first:]))
             return Reading(logits, encoded.keys, encoded.values)
 
     def keys_values(self, src_tokens):
