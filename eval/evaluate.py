@@ -24,11 +24,10 @@ import model_options
 from item_log import ItemLog
 from longmem_fairseq.cli import check_positive, run
 from longmem_fairseq.tasks.config import given_options
-from longmem_fairseq.text_files import read_json
+from longmem_fairseq.text_files import chance_of, read_json
 from results import (
     Stopwatch,
     append_result,
-    chance_of,
     check_results,
     decimal,
     file_hash,

@@ -24,11 +24,11 @@ from tqdm import tqdm
 import model_options
 from item_log import ItemLog
 from longmem_fairseq.cli import check_positive, run
-from longmem_fairseq.text_files import parse_json
+from longmem_fairseq.text_files import chance_of, parse_json
 from longmem_fairseq.tokenizers import Tokenizer
 from model_options import numbers
 from prompt_reader import PromptReader
-from results import Stopwatch, append_result, chance_of, file_hash
+from results import Stopwatch, append_result, file_hash
 
 
 class Needle(NamedTuple):

@@ -114,18 +114,6 @@ def whole_lines(file: BinaryIO) -> List[bytes]:
     return lines
 
 
-def chance_of(content: Dict, path: Path) -> Optional[float]:
-    """The accuracy of a guess, if *content*, which *path* holds, tells it.
-
-    Raises:
-        ValueError: it is no number from 0 to 1
-    """
-    chance = content.get("chance")
-    if chance is not None and not (type(chance) in (int, float) and 0 <= chance <= 1):
-        raise ValueError(f"{path}: chance is {chance!r}, expected a number from 0 to 1")
-    return chance
-
-
 def decimal(value: Optional[float], digits: int) -> str:
     """A number for people; None, such as the perplexity of no words, is a dash."""
     return "-" if value is None else f"{value:.{digits}f}"

@@ -104,3 +104,15 @@ def text_of(data: bytes, name: str) -> str:
             f"{name} is not a text in UTF-8 (byte 0x00 at offset {text.index(chr(0))})"
         )
     return text
+
+
+def chance_of(content: Dict, path: Path) -> Optional[float]:
+    """The accuracy of a guess, if *content*, which *path* holds, tells it.
+
+    Raises:
+        ValueError: it is no number from 0 to 1
+    """
+    chance = content.get("chance")
+    if chance is not None and not (type(chance) in (int, float) and 0 <= chance <= 1):
+        raise ValueError(f"{path}: chance is {chance!r}, expected a number from 0 to 1")
+    return chance

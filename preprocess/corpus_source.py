@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from longmem_fairseq.text_files import parse_json, read_json, read_text, text_of
+from longmem_fairseq.text_files import chance_of, parse_json, read_json, read_text, text_of
 
 SPLITS = ("train", "valid", "test")
 TEXT_SUFFIX = ".txt"
@@ -104,12 +104,7 @@ class Source:
         """
         if not self._corpus_json.is_file():
             return None
-        chance = read_json(self._corpus_json).get("chance")
-        if chance is not None and not (type(chance) in (int, float) and 0 <= chance <= 1):
-            raise ValueError(
-                f"{self._corpus_json}: chance is {chance!r}, expected a number from 0 to 1"
-            )
-        return chance
+        return chance_of(read_json(self._corpus_json), self._corpus_json)
 
     def documents(self, split: Optional[str] = None) -> Iterator[Document]:
         """Documents of one split, or of the whole source, in the order of file names and lines."""

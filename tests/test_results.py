@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import results
+from longmem_fairseq.text_files import chance_of
 from tests.benchmark_runs import lines
 
 
@@ -57,4 +58,4 @@ def test_code_that_was_changed_is_other_code(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("content", [{}, {"chance": None}, {"chance": 0}, {"chance": 0.5}])
 def test_a_chance(content):
-    assert results.chance_of(content, Path("manifest.json")) == content.get("chance")
+    assert chance_of(content, Path("manifest.json")) == content.get("chance")
