@@ -75,6 +75,10 @@ def clear_errors(path):
                 "than tensors and plain containers)"
             ) from error
         raise ValueError(f"{path} is not a checkpoint, or a damaged one") from error
+    except MemoryError as error:  # a string in an old pickle may claim to be of 4 GB
+        raise ValueError(
+            f"{path} is not a checkpoint, or a damaged one, or takes more memory than there is"
+        ) from error
     except OSError as error:
         if error.filename is not None:  # not allowed to read it, and the like
             raise

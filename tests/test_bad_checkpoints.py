@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from fairseq import checkpoint_utils
 
 import longmem_fairseq  # noqa: F401  (wraps fairseq's loading)
+from tests.fuzz.watch import watched
 from tests.malicious import Malicious
 
 
@@ -36,6 +38,14 @@ def test_truncated_checkpoints_are_damaged(backbone_path, tmp_path):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="is not a checkpoint, or a damaged one"):
             checkpoint_utils.load_checkpoint_to_cpu(str(path))
+
+
+def test_a_pickle_whose_string_claims_more_than_there_is(tmp_path):
+    """PyTorch asks for all of it before it reads; the limit is that of the fuzzing."""
+    path = tmp_path / "strings.pt"
+    path.write_bytes(b"X" + struct.pack("<I", 1 << 31) + b"short")  # BINUNICODE, no zip archive
+    with watched(tmp_path), pytest.raises(ValueError, match="or takes more memory than there is"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(path))
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
