@@ -99,7 +99,6 @@ def main() -> None:
     result = {
         "benchmark": args.benchmark,
         **model_options.describe_model(args, model),
-        "data": args.data,
         "split": args.split,
         "memory": args.memory,
         "memory_writer": args.memory_writer,

@@ -183,6 +183,8 @@ def main() -> None:
     unknown = [name for name in tasks if name not in TASKS]
     if unknown:
         raise ValueError(f"--tasks ({unknown[0]}) must be some of {', '.join(TASKS)}")
+    if len(set(tasks)) < len(tasks):
+        raise ValueError(f"--tasks ({args.tasks}) must name every task once")
     data = {name: read_task(args.data, TASKS[name]) for name in tasks}
     in_memory = numbers("--memory-demonstrations", args.memory_demonstrations)
     settings = product(

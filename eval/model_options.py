@@ -73,7 +73,7 @@ def check_memory_options(args: argparse.Namespace, model) -> None:
 
 
 def describe_model(args: argparse.Namespace, model) -> Dict:
-    """For a result line: the model's name, how it computed, what its memory was, and --limit."""
+    """For a result line: the model's name, how it computed, what its memory was, and what it read."""
     decoder = model.decoder
     memory_options = None
     if decoder.memory is not None:
@@ -88,6 +88,7 @@ def describe_model(args: argparse.Namespace, model) -> Dict:
         "tokens_per_sample": decoder.window,
         "compute_dtype": str(compute_dtype).removeprefix("torch."),
         "memory_options": memory_options,
+        "data": str(args.data),
         "limit": getattr(args, "limit", None),  # eval/needle.py has none
     }
 

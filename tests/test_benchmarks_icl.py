@@ -191,6 +191,10 @@ BAD = {
         ("--tasks", "SST-3"),
         "--tasks (SST-3) must be some of SST-2, MR, Subj, SST-5",
     ),
+    "a task twice": (
+        ("--tasks", "SST-2,SST-2"),
+        "--tasks (SST-2,SST-2) must name every task once",
+    ),
     "shots": (("--shots", "4,x"), "--shots (4,x) must be whole numbers with commas between them"),
     "too many": (("--shots", "13"), "13 demonstrations are more than the 12 training examples"),
     "limit": (("--limit", "0"), "--limit (0) must be at least 1"),

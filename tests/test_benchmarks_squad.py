@@ -128,7 +128,7 @@ def test_answers_are_greedy_continuations(files, models, tmp_path, monkeypatch, 
         said.update(zip(record["questions"], record["said"], strict=True))
     assert sorted(said) == list(range(7))
     (line,) = lines(results)
-    assert line["questions"] == 7
+    assert line["questions"] == 7 and line["data"] == str(files / "dev.json")
     compared = 0
     for i, question in enumerate(questions):
         shown = drawn[0].demonstration + question.prompt
