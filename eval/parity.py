@@ -18,7 +18,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from stream_scoring import load_model  # noqa: E402
 
 MAX_LOGIT_DIFFERENCE = 1e-4
 MIN_EQUAL_CHUNKS = 0.999
-EXPECTED = ("tokens", "backbone_logits", "longmem_logits", "retrieved_chunks")
+LOGITS = ("backbone_logits", "longmem_logits")
 
 
 class Parity(NamedTuple):
@@ -60,10 +60,7 @@ def measure(fixture: Path) -> Parity:
         FileNotFoundError, ValueError: it is not of the form above
     """
     path = fixture / "expected.pt"
-    expected = load_safely(path)
-    for name in EXPECTED:
-        if name not in expected:
-            raise ValueError(f"{path} is not what a fixture expects: no {name}")
+    expected = read_expected(path)
     tokens = expected["tokens"]
     with tempfile.TemporaryDirectory() as scratch:
         dest = Path(scratch) / "converted"
@@ -72,18 +69,55 @@ def measure(fixture: Path) -> Parity:
             load_model(str(dest / name / "checkpoint.pt"), str(dest / name), tokens.size(-1))[0]
             for name in ("backbone", "longmem")
         )
-    differences = {"backbone_logits": [], "longmem_logits": []}
+    vocab = backbone.decoder.embed_tokens.num_embeddings
+    if int(tokens.min()) < 0 or int(tokens.max()) >= vocab:
+        raise ValueError(f"{path} holds other tokens than those from 0 to {vocab - 1}")
+    differences = {name: [] for name in LOGITS}
     equal = queries = 0
     for number, segment in enumerate(tokens):
         new_document = torch.full((segment.size(0),), number == 0)
-        for model, name in ((backbone, "backbone_logits"), (longmem, "longmem_logits")):
+        for model, name in zip((backbone, longmem), LOGITS, strict=True):
             with torch.no_grad():
                 logits, extra = model(segment, new_document=new_document)
-            differences[name].append((logits - expected[name][number]).abs().max())
+            theirs = expected[name][number]
+            if theirs.shape != logits.shape:
+                raise ValueError(
+                    f"{path}: {name} of a segment are {tuple(theirs.shape)}, expected "
+                    f"{tuple(logits.shape)}"
+                )
+            differences[name].append((logits - theirs).abs().max())
         compared = compare_chunks(extra["retrieved_chunks"], expected["retrieved_chunks"][number])
         equal, queries = equal + compared[0], queries + compared[1]
     largest = [torch.stack(of_segments).max().item() for of_segments in differences.values()]
     return Parity(*largest, chunks=equal / queries if queries else 1.0)
+
+
+def read_expected(path: Path) -> Dict:
+    """What a fixture expects, of the form above.
+
+    Raises:
+        FileNotFoundError, ValueError: it is not of that form
+    """
+    expected = load_safely(path)
+    tokens, chunks = expected.get("tokens"), expected.get("retrieved_chunks")
+    if not (
+        is_tensor(tokens, 3)
+        and tokens.dtype == torch.long
+        and all(is_tensor(expected.get(name), 4) for name in LOGITS)
+        and all(expected[name].shape[:3] == tokens.shape for name in LOGITS)
+        and isinstance(chunks, list)
+        and len(chunks) == len(tokens)
+        and all(entry is None or is_tensor(entry, 3) for entry in chunks)
+    ):
+        raise ValueError(
+            f"{path} is not what a fixture expects: tokens (S x B x T), backbone_logits and "
+            "longmem_logits (S x B x T x V), and retrieved_chunks (S entries)"
+        )
+    return expected
+
+
+def is_tensor(found: object, dim: int) -> bool:
+    return isinstance(found, Tensor) and found.dim() == dim and found.numel() > 0
 
 
 def compare_chunks(ours: Optional[Tensor], expected: Optional[Tensor]) -> Tuple[int, int]:
@@ -94,11 +128,18 @@ def compare_chunks(ours: Optional[Tensor], expected: Optional[Tensor]) -> Tuple[
     Args:
         ours: B x H x T x R
         expected: H x (T * B) x R
+
+    Raises:
+        ValueError: they are of other sizes
     """
     if ours is None or expected is None:
         some = expected if ours is None else ours
         return 0, 0 if some is None else some[..., 0].numel()
     ours = ours.permute(1, 2, 0, 3).flatten(1, 2)  # H x (T * B) x R
+    if ours.shape != expected.shape:
+        raise ValueError(
+            f"retrieved_chunks of a segment are {tuple(expected.shape)}, expected {tuple(ours.shape)}"
+        )
     same = (ours.sort(dim=-1).values == expected.sort(dim=-1).values).all(dim=-1)
     return int(same.sum()), same.numel()
 

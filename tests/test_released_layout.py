@@ -86,6 +86,30 @@ def test_parity_fails_on_a_difference(tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("tokens", lambda tokens: tokens.float(), "is not what a fixture expects"),
+        ("tokens", lambda tokens: tokens + 10_000, "holds other tokens than those from 0 to"),
+        ("longmem_logits", lambda logits: logits[:1], "is not what a fixture expects"),
+        ("backbone_logits", lambda logits: logits[..., 1:], "backbone_logits of a segment are"),
+        ("retrieved_chunks", lambda chunks: chunks[1:], "is not what a fixture expects"),
+        (
+            "retrieved_chunks",
+            lambda chunks: [c if c is None else c[:, 1:] for c in chunks],
+            "are (",
+        ),
+    ],
+)
+def test_parity_refuses_fixtures_of_another_form(tiny, tmp_path, name, change, message):
+    expected = torch.load(tiny / "expected.pt", weights_only=True)
+    torch.save({**expected, name: change(expected[name])}, tmp_path / "expected.pt")
+    for other in ("backbone.pt", "longmem.pt", "dict.txt"):
+        (tmp_path / other).symlink_to(tiny / other)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parity.main([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
     ("backbone", "longmem", "chunks", "passed"),
     [
         (1e-4, 1e-4, 0.999, True),

@@ -96,6 +96,18 @@ def released(folder: Path) -> None:
     seeds.write_pickle_of(folder)
 
 
+def parity(folder: Path) -> None:
+    """A fixture of eval/parity.py, and what is in the pickle of its expected.pt."""
+    released(folder)
+    tokens = torch.full((2, 1, 8), 4)  # segments x batch x T
+    logits = torch.zeros(2, 1, 8, len(Dictionary.load(str(folder / "dict.txt"))))
+    expected = {"backbone_logits": logits, "longmem_logits": logits}
+    chunks = torch.zeros(2, 8, 2, dtype=torch.long)  # H x (T * batch) x R
+    expected.update(tokens=tokens, retrieved_chunks=[None, chunks])
+    torch.save(expected, folder / "good.pt")
+    seeds.write_pickle_of(folder)
+
+
 def write_released(folder: Path, options) -> None:
     """Both checkpoints with these options, which are a dictionary unless they are false."""
     args = Namespace(**options) if isinstance(options, dict) else options

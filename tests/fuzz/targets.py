@@ -20,6 +20,7 @@ import hf_files
 import icl_tasks
 import make_chapterbreak
 import needle
+import parity
 import report
 import squad
 from corpus_source import Source
@@ -143,6 +144,11 @@ def convert_released_options(folder: Path) -> None:
     convert_released(folder)
 
 
+def measure_parity(folder: Path) -> None:
+    seeds.replace_pickle(folder / "good.pt", folder / "expected.pt", folder / "data.pkl")
+    parity.measure(folder)
+
+
 def evaluate_corpus(folder: Path) -> None:
     options = ["--path", str(folder / "checkpoint.pt"), "--name", "m", "--batch-size", "2"]
     sys.argv = ["evaluate.py", str(folder / "data"), *options]
@@ -220,6 +226,7 @@ TARGETS: Dict[str, Target] = {
     "released": Target(converted_seeds.released, "longmem.pt", convert_released),
     "released_pickle": Target(converted_seeds.released, "data.pkl", convert_released_pickle),
     "released_options": Target(converted_seeds.released, "options.json", convert_released_options),
+    "parity": Target(converted_seeds.parity, "data.pkl", measure_parity),
     "jsonl": Target(seeds.corpus, "source/train.jsonl", read_corpus),
     "jsonl_zst": Target(seeds.corpus, "source/valid.jsonl.zst", read_corpus),
     "text": Target(seeds.corpus, "source/test/a.txt", read_corpus),
