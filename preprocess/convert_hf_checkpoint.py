@@ -34,7 +34,7 @@ from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConf
 from longmem_fairseq.models.decoder_config import MOST_CHANNELS, MOST_LAYERS, key_value_sizes
 from longmem_fairseq.text_files import parse_json, read_json, read_text
 from longmem_fairseq.tokenizers.checkpoint_ids import SPECIALS, CheckpointIds
-from longmem_fairseq.tokenizers.hf_tokenizer import parsed_tokenizer
+from longmem_fairseq.tokenizers.hf_tokenizer import panics_as_errors, parsed_tokenizer
 from model_folder import check_fits, save_model
 from output_folder import check_new, replaced_folder
 
@@ -263,7 +263,8 @@ def older_tokenizer(folder: Path) -> str:
         ) from None
     options = {"trust_remote_code": False, "local_files_only": True}  # else it may ask, or download
     try:
-        return AutoTokenizer.from_pretrained(str(folder), **options).backend_tokenizer.to_str()
+        with panics_as_errors():
+            return AutoTokenizer.from_pretrained(str(folder), **options).backend_tokenizer.to_str()
     except Exception as error:  # whatever the many tokenizers of transformers raise
         raise ValueError(
             f"{folder}: transformers cannot read its tokenizer ({error}); or --no-tokenizer"

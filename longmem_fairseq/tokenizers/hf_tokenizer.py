@@ -1,6 +1,7 @@
 """The tokenizer of a converted Hugging Face model: its tokenizer.json, run by ``tokenizers``."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Dict, List
 
@@ -100,9 +101,25 @@ def parsed_tokenizer(path: Path, text: str):
             f"{path} needs the package tokenizers: pip install 'longmem-fairseq[hf]'"
         ) from error
     try:
-        backend = Backend.from_str(text)
+        with panics_as_errors():
+            backend = Backend.from_str(text)
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(f"{path} is not a tokenizer: {error}") from None
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+@contextmanager
+def panics_as_errors():
+    """Where the Rust code of ``tokenizers`` panics, its exception is no Exception: here it is one.
+
+    Raises:
+        RuntimeError: with its message
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(str(error)) from None
