@@ -101,7 +101,7 @@ def settings(args: argparse.Namespace, model, benchmark: str, data: Dict[str, st
     """
     options = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
     options["tokens_per_sample"] = model.decoder.window
-    weights = fingerprint({name: tensor.cpu() for name, tensor in model.state_dict().items()})
+    weights = fingerprint(model.state_dict())
     code = {"weights": weights.numpy().tobytes().hex(), "code": code_hash()}
     plain = {name: str(v) if isinstance(v, Path) else v for name, v in options.items()}
     return {"benchmark": benchmark, **code, "data": data, "options": plain}

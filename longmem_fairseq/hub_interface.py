@@ -119,6 +119,7 @@ class LongMem:
         self._check_not_frozen()
         documents, count = named_texts(texts, names), 0
         bank = self.memory.single_bank(self.device)
+        oldest = bank.held(0).start
         with progress_bar("memorising", progress) as bar:
             for name, text in documents:
                 bank.begin_document(0, name or f"document {len(bank.sources[0]) + 1}", offset=-1)
@@ -127,10 +128,10 @@ class LongMem:
                     bank.write(*self.decoder.keys_values(segment), token_ids=segment)
                     bar.update(segment.size(1))
                 count += tokens.size(1) - 1
-        if count > bank.memory_size:
+        if (forgotten := bank.held(0).start - oldest) > 0:
             logger.warning(
-                f"{count:,} tokens are more than the memory holds ({bank.memory_size:,}): what was "
-                "read first is forgotten; raise memory_size"
+                f"the memory holds {bank.memory_size:,} tokens: {forgotten:,} that were read before "
+                "are forgotten; raise memory_size"
             )
         return count
 

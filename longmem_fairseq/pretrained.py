@@ -9,7 +9,7 @@ from fairseq.models import FairseqLanguageModel
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from longmem_fairseq.models.checkpoints import fingerprint, hexadecimal
+from longmem_fairseq.models.checkpoints import identify_memory
 from longmem_fairseq.tasks.config import MODEL_OPTIONS, ModelOptions
 from longmem_fairseq.tokenizers import Tokenizer, load_tokenizer
 
@@ -57,10 +57,7 @@ def load_pretrained(
     except _MISFITS as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"{checkpoint} does not fit its own options ({reason})") from error
-    memory = getattr(model.decoder, "memory", None)
-    if memory is not None and not memory.options["fingerprint"]:
-        # a MemTRM is its own backbone: as long as it is not trained, its memories are its own
-        memory.options["fingerprint"] = hexadecimal(fingerprint(model.decoder.state_dict()))
+    identify_memory(model)
     tokenizer = load_tokenizer(checkpoint.parent, ids_suffice=True)
     return model.to(_as_device(device)).eval(), tokenizer
 

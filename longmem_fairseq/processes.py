@@ -7,8 +7,7 @@ It leaves its process group to the end of the interpreter, where gloo's threads 
 now and then a rank that had done all its work died by SIGABRT. And its ``--heartbeat-timeout`` sends
 SIGINT, which a process that waits for another one inside gloo or nccl does not heed.
 
-Its DistributedDataParallel expects a gradient of every parameter, but a gate has none while its
-memory is empty. And fairseq-eval-lm prints the perplexity of the first rank's part.
+And fairseq-eval-lm prints the perplexity of the first rank's part.
 """
 
 import os
@@ -85,7 +84,6 @@ def _distributed_main(device_id, main, cfg, kwargs):
     Raises:
         ConnectionError: another rank has ended, or does not answer
     """
-    cfg.distributed_training.find_unused_parameters = True
     if "eval_lm" in main.__globals__:  # fairseq-eval-lm, whose main calls it
         main.__globals__["eval_lm"] = eval_lm_of_ranks
     try:

@@ -170,8 +170,8 @@ CASES = {
     ),
     "evaluate: memory of one process": (
         "fairseq-eval-lm {data} --path {longmem} --memory-shards 4",
-        "ValueError: --memory-shards (4) needs as many processes: start them with torchrun "
-        "--nproc-per-node 4, or call torch.distributed.init_process_group",
+        "ValueError: --memory-shards (4) needs as many processes: torchrun --nproc-per-node 4 with "
+        "fairseq-eval-lm, or with torch.distributed.init_process_group in Python",
     ),
     "evaluate: missing backbone": (
         "fairseq-eval-lm {data} --path {longmem} --pretrained-model-path {missing}",

@@ -11,14 +11,15 @@ import pytest
 import torch
 from fairseq.data.indexed_dataset import MMapIndexedDataset
 from fairseq.dataclass.configs import DistributedTrainingConfig
-from fairseq_cli import eval_lm, train
-from omegaconf import OmegaConf
+from fairseq_cli import eval_lm
 from torch.distributed import HashStore
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from longmem_fairseq import processes, rank_evaluation
+from longmem_fairseq import rank_evaluation
 from longmem_fairseq.memory import MemoryBank
+from longmem_fairseq.models.longmem import LongMemConfig
+from longmem_fairseq.models.memtrm import MemTRMConfig
 from longmem_fairseq.tasks import config
 from tests.ranks import run_ranks
 from tests.training_runs import COMMON, SGD, TRAINING, fit, longmem, memory_files, named
@@ -156,28 +157,26 @@ def test_what_is_of_one_rank_is_refused_on_several():
         assert str(raised.value) == f"{option} does not go with several processes: use one"
 
 
-def test_a_gate_has_no_gradient_while_its_memory_is_empty(build, monkeypatch):
-    """So DistributedDataParallel, in which fairseq wraps models on GPUs, has to look for such."""
-    settings = DistributedTrainingConfig()
-    assert not settings.find_unused_parameters
-    cfg = OmegaConf.create({"distributed_training": OmegaConf.structured(settings)})
-    monkeypatch.setattr(processes, "_original_main", lambda *arguments: None)
-    processes._distributed_main(0, train.main, cfg, {})
+@pytest.mark.parametrize("config", [LongMemConfig, MemTRMConfig])
+def test_every_parameter_has_a_gradient_from_the_first_update_on(build, config):
+    """That of the gate is zero while its memory is empty, or DistributedDataParallel, in which fairseq
+    wraps models on GPUs, would wait for it, and optimizers count its updates otherwise."""
+    assert not DistributedTrainingConfig().find_unused_parameters
     torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
-        model = DistributedDataParallel(
-            build(perturb=True).train(),
-            find_unused_parameters=cfg.distributed_training.find_unused_parameters,
-        )
-        gate, gradients = model.module.decoder.layers[1].self_attn.memory_bias, []
+        model = DistributedDataParallel(build(config, perturb=True).train())
+        (name,) = [name for name, _ in model.named_parameters() if "memory_bias" in name]
+        gate, gradients = model.get_parameter(name), []
         for tokens in (8, 8, 0):  # the last is the batch of a rank that has run out
-            gate.grad = None
+            model.zero_grad(set_to_none=True)
             segment = torch.randint(4, 60, (1, tokens))
             model(src_tokens=segment, new_document=torch.tensor([not gradients]))[
                 0
             ].sum().backward()
-            gradients.append(None if gate.grad is None else gate.grad.abs().sum() > 0)
-        assert gradients == [None, True, False]
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            assert all(parameter.grad is not None for parameter in trained)
+            gradients.append(bool(gate.grad.abs().sum() > 0))
+        assert gradients == [False, True, False]
     finally:
         torch.distributed.destroy_process_group()
 

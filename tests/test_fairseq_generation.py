@@ -177,6 +177,19 @@ def test_bad_input(case, models, memory, call):
     assert str(error.value).startswith(message.format(**paths)) and "\n" not in str(error.value)
 
 
+def test_a_memtrm_takes_its_own_memory_alone(models, call, tmp_path):
+    arguments = "{data} --gen-subset test --prefix-size 4 --memory {memory} "
+    arguments += "--path {memtrm}/checkpoint_last.pt " + SEARCH
+    for kind in ("memtrm", "other_memtrm"):
+        lm = LongMem.from_pretrained(models[kind])
+        lm.memorize(story(40, seed=1))
+        lm.save_memory(tmp_path / kind)
+    data = models["longmem"].parent / "data"
+    call("fairseq-generate", arguments, data=data, memory=tmp_path / "memtrm")
+    with pytest.raises(ValueError, match="other_memtrm holds keys of the backbone "):
+        call("fairseq-generate", arguments, data=data, memory=tmp_path / "other_memtrm")
+
+
 def test_constraints_are_refused(task):
     sample = {"net_input": {"src_tokens": torch.zeros(1, 1)}}
     with pytest.raises(ValueError) as error:

@@ -157,7 +157,21 @@ def test_a_full_memory_says_so(load_lm, caplog):
     lm.memorize(story(20))
     assert caplog.text == ""
     tokens = lm.memorize(story(200))
-    assert f"{tokens} tokens are more than the memory holds (128)" in caplog.text
+    # the first text, the starts of both, and what the ring has no room for
+    (kept,) = [bank.held(0) for bank in lm.memory.banks.values()]
+    assert tokens > 128 and len(kept) <= 128
+    assert (
+        f"the memory holds 128 tokens: {kept.start} that were read before are forgotten"
+        in caplog.text
+    )
+
+
+def test_a_memory_that_fills_up_call_by_call_says_so(load_lm, caplog):
+    lm = load_lm()
+    while lm.memory.single_bank(lm.device).held(0).start == 0:
+        assert caplog.text == ""
+        lm.memorize(story(20))
+    assert "that were read before are forgotten; raise memory_size" in caplog.text
 
 
 def test_evaluation_too_says_what_the_tokens_are(load_lm):
@@ -291,6 +305,31 @@ def test_options_replace_those_of_training(load_lm):
     assert load_lm(no_memory=True).decoder.memory is None
     half = load_lm("backbone", dtype=torch.bfloat16)
     assert half.decoder.compute_dtype == torch.bfloat16
+
+
+def changed(models, folder, **options):
+    """The longmem as if it had been trained with other options."""
+    shutil.copytree(models["longmem"], folder)
+    state = torch.load(folder / "checkpoint_last.pt")
+    state["cfg"]["model"].update(options)
+    torch.save(state, folder / "checkpoint_last.pt")
+    return folder
+
+
+def test_the_released_switch_in_a_checkpoint_leaves_no_memory_possible(models, tmp_path):
+    path = changed(models, tmp_path / "model", use_external_memory=True)
+    assert LongMem.from_pretrained(path, no_memory=True).decoder.memory is None
+    assert LongMem.from_pretrained(path).decoder.memory is not None
+
+
+def test_parameters_of_an_index_go_with_it(models, tmp_path):
+    options = {"memory_index": "IVF1,Flat", "memory_index_parameters": "nprobe=1"}
+    path = changed(models, tmp_path / "model", **options)
+    for given, parameters in (({}, "nprobe=1"), ({"memory_index": "torch"}, "")):
+        lm = LongMem.from_pretrained(path, **given)
+        assert lm.memory.options["index_parameters"] == parameters
+    lm = LongMem.from_pretrained(path, memory_index="IVF1,Flat")
+    assert lm.memory.options["index_parameters"] == "nprobe=1"
 
 
 @pytest.mark.gpu

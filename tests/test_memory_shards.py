@@ -105,8 +105,8 @@ def test_eval_lm(models, root, tmp_path):
         ),
         (
             {"memory_shards": 2},
-            "--memory-shards (2) needs as many processes: start them with torchrun "
-            "--nproc-per-node 2, or call torch.distributed.init_process_group",
+            "--memory-shards (2) needs as many processes: torchrun --nproc-per-node 2 with "
+            "fairseq-eval-lm, or with torch.distributed.init_process_group in Python",
         ),
     ],
 )

@@ -209,8 +209,21 @@ def test_a_bank_knows_whose_keys_it_holds(build):
     for model in (longmem, memtrm):
         read(model, document(1, SEGMENT))
     expected = longmem.decoder.backbone_fingerprint.numpy().tobytes().hex()
-    assert longmem.decoder.memory.bank.fingerprint == expected
+    assert longmem.decoder.memory.bank.fingerprint == f"{expected} layer 3"
     assert memtrm.decoder.memory.bank.fingerprint == ""
+
+
+def test_memory_of_another_layer_is_refused(build, tmp_path):
+    path, model = str(tmp_path / "memory"), build()
+    read(model, document(1, SEGMENT))
+    model.decoder.memory.save(path, training=False)
+    backbone = model.decoder.memory.bank.fingerprint[:16]
+    with pytest.raises(ValueError) as error:
+        build(retrieval_layer_index=1).decoder.memory.load(path, training=False)
+    assert str(error.value) == (
+        f"{path} holds keys of the backbone {backbone} layer 3, not of {backbone} layer 1: encode the "
+        "documents again with this backbone"
+    )
 
 
 def test_memory_goes_on_from_a_file(build, tmp_path):

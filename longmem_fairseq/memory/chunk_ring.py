@@ -39,7 +39,7 @@ class ChunkRing:
             on disk, else where they are searched
         directory: of the files of storage ``disk``
         device: of the model
-        fingerprint: of the backbone whose keys and values these are, hexadecimal
+        fingerprint: of the backbone whose keys and values these are, hexadecimal, and its layer
         tensors: buffers to use in place instead of new ones, by the names of :meth:`state_dict`
 
     Raises:

@@ -195,6 +195,11 @@ def check_fingerprint(memory: str, found: str, expected: str) -> None:
     """Raises ValueError where *memory* is of the backbone *found*, not *expected*; "" is any."""
     if found and expected and found != expected:
         raise ValueError(
-            f"{memory} holds keys of the backbone {found[:16]}, not of {expected[:16]}: encode the "
-            "documents again with this backbone"
+            f"{memory} holds keys of the backbone {_short(found)}, not of {_short(expected)}: encode "
+            "the documents again with this backbone"
         )
+
+
+def _short(fingerprint: str) -> str:
+    """Sixteen digits of SHA-256, and what stands behind all 64."""
+    return fingerprint[:16] + fingerprint[64:]

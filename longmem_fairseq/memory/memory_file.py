@@ -3,10 +3,10 @@
 N banks, H heads, S stored slots, c chunk_size in tokens, D head_dim.
 
 Header: ``format`` (2), the sizes and the fill of :meth:`MemoryBank.header`, ``fingerprint`` of the
-backbone (hexadecimal, empty if unknown), and ``checksums`` (CRC-32 of every tensor, and of the JSON
-text of the rest as ``header``). Tensors: those of :meth:`MemoryBank.state_dict`; files of format 1
-have no ``token_ids``. The file of one shard of a bank (see :mod:`shard_files`) also says ``shard`` and
-``num_shards``, and holds the keys and values of that shard alone.
+backbone (hexadecimal, and its layer; empty if unknown), and ``checksums`` (CRC-32 of every tensor,
+and of the JSON text of the rest as ``header``). Tensors: those of :meth:`MemoryBank.state_dict`; files
+of format 1 have no ``token_ids``. The file of one shard of a bank (see :mod:`shard_files`) also says
+``shard`` and ``num_shards``, and holds the keys and values of that shard alone.
 
 Reading a file executes nothing. But the tensors ``index.*`` of an approximate index are bytes that
 faiss (C++) parses when a bank is loaded with the same index: load one only from files you trust.

@@ -202,8 +202,8 @@ def check_shards(num_shards: int, memory_size: int, chunk_size: int) -> None:
     check_divisible(memory_size, chunk_size, num_shards)
     if not dist.is_initialized():
         raise ValueError(
-            f"--memory-shards ({num_shards}) needs as many processes: start them with "
-            f"torchrun --nproc-per-node {num_shards}, or call torch.distributed.init_process_group"
+            f"--memory-shards ({num_shards}) needs as many processes: torchrun --nproc-per-node "
+            f"{num_shards} with fairseq-eval-lm, or with torch.distributed.init_process_group in Python"
         )
     if dist.get_world_size() != num_shards:
         raise ValueError(

@@ -7,6 +7,7 @@ from typing import Dict, Tuple
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
+from fairseq.models import FairseqLanguageModel
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -20,7 +21,7 @@ def fingerprint(state_dict: Dict[str, Tensor]) -> Tensor:
     """
     digest = hashlib.sha256()
     for name in sorted(state_dict):
-        tensor = state_dict[name].float().contiguous()
+        tensor = state_dict[name].float().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy())
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
@@ -29,6 +30,13 @@ def fingerprint(state_dict: Dict[str, Tensor]) -> Tensor:
 def hexadecimal(fingerprint: Tensor) -> str:
     """A fingerprint for people and for files."""
     return fingerprint.cpu().numpy().tobytes().hex()
+
+
+def identify_memory(model: FairseqLanguageModel) -> None:
+    """A MemTRM is its own backbone: where it is not trained any more, its memories are its own."""
+    memory = getattr(model.decoder, "memory", None)
+    if memory is not None and not memory.options["fingerprint"]:
+        memory.options["fingerprint"] = hexadecimal(fingerprint(model.decoder.state_dict()))
 
 
 def dictionary_hash(dictionary: Dictionary) -> str:

@@ -151,7 +151,8 @@ def build_memory(
     Args:
         backbone: its shape
         tokens_per_sample: tokens of a segment
-        fingerprint: of the frozen backbone, hexadecimal; "" for one that is trained
+        fingerprint: of the frozen backbone, hexadecimal; "" for one that is trained. That of the
+            memory names the layer, too: keys of another one are as foreign as another backbone's
 
     Returns:
         None where the model is to have no memory.
@@ -193,7 +194,7 @@ def build_memory(
         "dtype": str(cfg.compute_dtype) if dtype == "compute" else dtype,
         "storage": str(cfg.memory_storage),
         "directory": cfg.memory_dir,
-        "fingerprint": fingerprint,
+        "fingerprint": fingerprint and f"{fingerprint} layer {cfg.retrieval_layer_index}",
     }
     num_heads, head_dim = key_value_sizes(backbone)
     num_slots = cfg.memory_size // cfg.chunk_size // cfg.memory_shards

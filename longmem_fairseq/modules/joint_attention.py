@@ -156,6 +156,10 @@ class JointAttention(nn.Module):
             retrieved = self._retrieve(queries, retrieve)
             if retrieved is not None:
                 attended = self._fuse(attended, queries, retrieved)
+            elif self.training:
+                # a gradient of zero, not none: optimizers tell them apart, and some of fairseq's
+                # wrappers for several processes turn the one into the other
+                attended = attended + 0 * self.gate.sum()
         attended = attended.transpose(1, 2).flatten(2)  # B x T x (H * D)
         return AttentionOutput(self.out_proj(attended), keys, values)
 

@@ -4,6 +4,7 @@ import torch
 from fairseq.tasks import FairseqTask
 
 from longmem_fairseq.data import lines_to_continue
+from longmem_fairseq.models.checkpoints import identify_memory
 
 
 class GenerationTask(FairseqTask):
@@ -28,6 +29,7 @@ class GenerationTask(FairseqTask):
         for model in models if self.cfg.memory is not None else ():
             if model.decoder.memory is None:
                 raise ValueError(f"--memory ({self.cfg.memory}) needs a model with a memory")
+            identify_memory(model)
             device = next(model.parameters()).device
             model.decoder.memory.load(self.cfg.memory, training=False, device=device)
         return super().build_generator(models, args, *more, **options)

@@ -247,7 +247,12 @@ class LongMemLanguageModelingTask(GenerationTask):
             )
         # a checkpoint may be older than an option of its model
         options = MODEL_DATACLASS_REGISTRY.get(ARCH_MODEL_NAME_REGISTRY.get(cfg._name))
-        for name, value in given_options(self.cfg).items():
+        given = given_options(self.cfg)
+        if given.get("memory_index", cfg.get("memory_index")) != cfg.get("memory_index"):
+            given.setdefault("memory_index_parameters", "")  # the checkpoint's are of its own index
+        if from_checkpoint and "no_memory" in given and "use_external_memory" in cfg:
+            cfg.use_external_memory = False  # the released switch of its training
+        for name, value in given.items():
             if name not in cfg and not hasattr(options, name):
                 raise ValueError(
                     f"{as_option(name)} ({value}) does not apply to a {cfg._name} model: leave it out"
