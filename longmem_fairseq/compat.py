@@ -8,6 +8,8 @@ fairseq tells a task of a save on the first rank alone, and of a load without mo
 functions are wrapped so that a task that has ``before_save``, ``after_save`` and ``after_load``
 hears of both in full, and one that has ``not_finite`` is asked where gradients became NaN.
 
+An epoch that goes on with another --update-freq is read to its end.
+
 A checkpoint is either whole or not there. fairseq copied ``checkpoint_last.pt`` in place, and wrote
 up to three times into one file where a disk was full.
 """
@@ -25,6 +27,7 @@ from pathlib import Path
 
 import torch
 from fairseq import checkpoint_utils
+from fairseq.data import iterators
 from fairseq.trainer import Trainer
 
 from longmem_fairseq.exported import read_exported
@@ -37,6 +40,7 @@ _original_load = checkpoint_utils.load_checkpoint
 _original_copy = checkpoint_utils.PathManager.copy
 _original_write = checkpoint_utils.torch_persistent_save
 _original_train_step = Trainer.train_step
+_original_group = iterators.GroupedIterator.__init__
 
 _UNFINISHED = ".tmp"
 
@@ -196,9 +200,20 @@ def _train_step(trainer, *args, **kwargs):
         return _original_train_step(trainer, *args, **kwargs)
     except FloatingPointError as error:
         where = getattr(trainer.task, "not_finite", lambda rank: None)(trainer.data_parallel_rank)
-        if where is None:
+        if where is None and trainer.data_parallel_world_size == 1:
             raise
+        where = where or f"{error}; the log of another rank may name the document"
         raise FloatingPointError(f"update {trainer.get_num_updates() + 1}: {where}") from error
+
+
+def _group(iterator, iterable, chunk_size, skip_remainder_batch=False):
+    """``GroupedIterator``, which counts the updates that are left of an epoch, also for a run that goes
+    on with another --update-freq: fairseq counted those of whole epochs, and left out the last batches.
+    """
+    _original_group(iterator, iterable, chunk_size, skip_remainder_batch)
+    if not skip_remainder_batch:
+        left = len(iterable) - getattr(iterable, "n", 0)
+        iterator.total = iterator.n + -(-left // chunk_size)
 
 
 checkpoint_utils.load_checkpoint_to_cpu = _load_checkpoint_to_cpu
@@ -207,4 +222,5 @@ checkpoint_utils.load_checkpoint = _load_checkpoint
 checkpoint_utils.PathManager.copy = staticmethod(_copy)
 checkpoint_utils.torch_persistent_save = _write
 Trainer.train_step = _train_step
+iterators.GroupedIterator.__init__ = _group
 torch.serialization.add_safe_globals([argparse.Namespace])

@@ -10,10 +10,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from longmem_fairseq.models.checkpoints import identify_memory
-from longmem_fairseq.tasks.config import MODEL_OPTIONS, ModelOptions
+from longmem_fairseq.tasks.config import MODEL_OPTIONS, TASK, ModelOptions
 from longmem_fairseq.tokenizers import Tokenizer, load_tokenizer
 
-TASK = "longmem_language_modeling"
 # what building a model raises whose configuration is damaged, or of other sizes than its weights
 _MISFITS = (
     OmegaConfBaseException,

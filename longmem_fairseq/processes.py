@@ -22,6 +22,7 @@ from fairseq.models import distributed_fairseq_model
 
 from longmem_fairseq.rank_evaluation import eval_lm_of_ranks
 from longmem_fairseq.sigterm import StopOnSigterm
+from longmem_fairseq.tasks.config import TASK, check_command
 
 _original_call_main = distributed_utils.call_main
 _original_main = distributed_utils.distributed_main
@@ -40,7 +41,7 @@ def use_cpus(cfg: DistributedTrainingConfig) -> None:
     """Settings for the processes of ``torchrun``, or of ``--distributed-*``, on CPUs.
 
     Raises:
-        ValueError: nothing says where the processes meet, or a --ddp-backend that needs GPUs
+        ValueError: nothing says where the processes meet
     """
     if cfg.distributed_init_method is None:
         if all(name in os.environ for name in _TORCHRUN):
@@ -61,12 +62,16 @@ def use_cpus(cfg: DistributedTrainingConfig) -> None:
         cfg.distributed_backend = "gloo"
     if cfg.ddp_backend in ("pytorch_ddp", "c10d"):
         cfg.ddp_backend = "legacy_ddp"
-    if cfg.ddp_backend not in ("legacy_ddp", "no_c10d"):
-        raise ValueError(f"--ddp-backend ({cfg.ddp_backend}) needs GPUs: leave it out")
 
 
 def _call_main(cfg, main, **kwargs):
-    """``fairseq.distributed.utils.call_main`` with the above, and an end by SIGTERM."""
+    """``fairseq.distributed.utils.call_main`` with the above, and an end by SIGTERM.
+
+    Raises:
+        ValueError: see :func:`use_cpus` and, for our task, :func:`check_command`
+    """
+    if getattr(cfg.task, "_name", None) == TASK:
+        check_command(cfg)
     if cfg.common.cpu or not torch.cuda.is_available():
         use_cpus(cfg.distributed_training)
     functions = main.__globals__  # of the command, which may have been started as __main__
@@ -83,9 +88,15 @@ def _distributed_main(device_id, main, cfg, kwargs):
 
     Raises:
         ConnectionError: another rank has ended, or does not answer
+        ValueError: fairseq-eval-lm is to read a shard, and its processes read shards already
     """
     if "eval_lm" in main.__globals__:  # fairseq-eval-lm, whose main calls it
         main.__globals__["eval_lm"] = eval_lm_of_ranks
+        if (cfg.dataset.num_shards, cfg.dataset.shard_id) != (1, 0):
+            raise ValueError(
+                f"--num-shards ({cfg.dataset.num_shards}) and --shard-id ({cfg.dataset.shard_id}) do "
+                "not go with several processes, each of which reads a shard: leave them out"
+            )
     try:
         _original_main(device_id, main, cfg, kwargs)
     except RuntimeError as error:

@@ -10,13 +10,14 @@ import shutil
 import pytest
 import torch
 from fairseq.data.indexed_dataset import MMapIndexedDataset
-from fairseq.dataclass.configs import DistributedTrainingConfig
+from fairseq.dataclass.configs import DatasetConfig, DistributedTrainingConfig, FairseqConfig
 from fairseq_cli import eval_lm
+from omegaconf import OmegaConf
 from torch.distributed import HashStore
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from longmem_fairseq import rank_evaluation
+from longmem_fairseq import processes, rank_evaluation
 from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRMConfig
@@ -181,33 +182,51 @@ def test_every_parameter_has_a_gradient_from_the_first_update_on(build, config):
         torch.distributed.destroy_process_group()
 
 
-def test_fully_sharded_is_refused(fit_here, runs, tmp_path):
-    with pytest.raises(ValueError, match=r"--ddp-backend \(fully_sharded\) is not supported"):
-        fit_here(f"{arguments_of(runs)} --ddp-backend fully_sharded", tmp_path, 2)
+def test_shards_of_shards_are_refused():
+    """fairseq-eval-lm would read the same documents in every process."""
+    for option in ({"num_shards": 2}, {"shard_id": 1}):
+        cfg = FairseqConfig(dataset=DatasetConfig(**option))
+        with pytest.raises(ValueError, match=r"--shard-id \(\d\) do not go with several processes"):
+            processes._distributed_main(0, eval_lm.main, cfg, {})
 
 
-@pytest.mark.parametrize(
-    "option, value, message",
-    [
-        (
-            "ddp_backend",
-            "slowmo",
-            "--ddp-backend (slowmo) is not supported: choose pytorch_ddp, or on a CPU legacy_ddp; "
-            "--zero-sharding os shards the optimizer's state",
-        ),
-        (
-            "pipeline_model_parallel",
-            True,
-            "--pipeline-model-parallel is not supported: every process holds the whole model",
-        ),
-        ("zero_sharding", "os", "--zero-sharding (os) needs fairscale: pip install fairscale"),
-    ],
-)
-def test_what_is_not_supported_is_refused_by_name(monkeypatch, option, value, message):
+@pytest.mark.parametrize("option", ["--ddp-backend fully_sharded", "--bf16", "--tpu"])
+def test_what_is_not_supported_is_refused_before_anything_else(fit_here, runs, tmp_path, option):
+    with pytest.raises(ValueError, match=f"{option.split()[0]}.* is not supported"):
+        fit_here(f"{arguments_of(runs)} {option}", tmp_path, 2)
+
+
+UNSUPPORTED = {
+    "--ddp-backend (slowmo) is not supported: choose pytorch_ddp, or on a CPU legacy_ddp; "
+    "--zero-sharding os shards the optimizer's state": "distributed_training.ddp_backend=slowmo",
+    "--pipeline-model-parallel is not supported: every process holds the whole "
+    "model": "distributed_training.pipeline_model_parallel=true",
+    "--zero-sharding (os) needs fairscale: pip install "
+    "fairscale": "distributed_training.zero_sharding=os",
+    "--use-bmuf is not supported: leave it out": "optimization.use_bmuf=true",
+    "--write-checkpoints-asynchronously is not supported: leave it "
+    "out": "checkpoint.write_checkpoints_asynchronously=true",
+}
+
+
+@pytest.mark.parametrize("message", UNSUPPORTED)
+def test_what_is_not_supported_is_refused_by_name(monkeypatch, message):
     monkeypatch.setattr(config, "find_spec", lambda package: None)  # whether it is here or not
-    options = {"ddp_backend": "pytorch_ddp", "zero_sharding": "none"}
-    options["pipeline_model_parallel"] = False
-    config.check_distributed(config.LongMemLanguageModelingConfig(**options))
+    cfg = OmegaConf.structured(FairseqConfig)
+    config.check_command(cfg)
+    cfg.merge_with_dotlist([UNSUPPORTED[message]])
     with pytest.raises(ValueError) as raised:
-        config.check_distributed(config.LongMemLanguageModelingConfig(**{**options, option: value}))
+        config.check_command(cfg)
     assert str(raised.value) == message
+
+
+def test_an_epoch_goes_on_with_another_update_frequency(fit_here, runs, tmp_path):
+    """23 batches, of which 5 or 22 were read: neither is a multiple of 4."""
+    for stop in (5, 22):
+        arguments = f"{arguments_of(runs)} --max-epoch 1"
+        fit_here(arguments, tmp_path / str(stop), stop)
+        last = fit_here(f"{arguments} --update-freq 4", tmp_path / str(stop), UPDATES)
+        meters = {key: meter for _, key, _, meter in last["extra_state"]["metrics"]["train"]}
+        assert meters["loss"]["count"] == num_tokens(runs)
+        assert last["extra_state"]["train_iterator"]["epoch"] == 2
+        assert last["optimizer_history"][-1]["num_updates"] == stop + -(-(23 - stop) // 4)

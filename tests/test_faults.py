@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 
+from longmem_fairseq import compat
 from longmem_fairseq.data import DocumentStreamDataset, IndexedDocuments
 from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
@@ -152,7 +154,9 @@ def first_read(data, token):
 
 
 @pytest.mark.parametrize("update_freq", [1, 2])
-def test_nan_is_reported_with_update_stream_and_document(fit_here, runs, tmp_path, update_freq):
+def test_nan_is_reported_with_update_stream_and_document(
+    fit_here, runs, tmp_path, update_freq, caplog
+):
     """A row of the embedding is NaN; masked attention makes it one of the whole segment."""
     firsts = {token: first_read(runs / "data1", token) for token in range(4, 44)}
     token = max(firsts, key=firsts.get)  # as late as possible
@@ -168,6 +172,22 @@ def test_nan_is_reported_with_update_stream_and_document(fit_here, runs, tmp_pat
     assert str(error.value) == (
         f"update {-(-batch // update_freq)}: the loss is nan at token {position} of document "
         f"{document} (counted from 0), in stream {stream} of rank 0"
+    )
+    assert "NaN detected in output of decoder.backbone.embed_tokens" in caplog.text  # fairseq's own
+
+
+def test_a_rank_whose_losses_are_finite_says_where_to_look(monkeypatch):
+    def train_step(trainer):
+        raise FloatingPointError("gradients are Nan/Inf")
+
+    monkeypatch.setattr(compat, "_original_train_step", train_step)
+    task = SimpleNamespace(not_finite=lambda rank: None)
+    trainer = SimpleNamespace(task=task, data_parallel_rank=0, data_parallel_world_size=2)
+    trainer.get_num_updates = lambda: 6
+    with pytest.raises(FloatingPointError) as error:
+        compat._train_step(trainer)
+    assert str(error.value) == (
+        "update 7: gradients are Nan/Inf; the log of another rank may name the document"
     )
 
 

@@ -34,10 +34,9 @@ def test_alibi_slopes_by_hand(num_heads, slopes):
 
 
 def test_alibi_bias_is_its_formula_for_segments_of_any_length():
-    module = CausalBias(4)
-    assert list(module.state_dict()) == []
+    biases = CausalBias(4)
     for num_tokens in (3, 7, 5, 1, 0):  # longer and shorter than the one that is kept
-        bias = module(num_tokens, torch.float32, torch.device("cpu"))
+        bias = biases(num_tokens, torch.float32, torch.device("cpu"))
         assert bias.shape == (4, num_tokens, num_tokens)
         for head, slope in enumerate([1 / 4, 1 / 16, 1 / 64, 1 / 256]):
             for query in range(num_tokens):
@@ -47,11 +46,10 @@ def test_alibi_bias_is_its_formula_for_segments_of_any_length():
 
 
 def test_half_precision_bias_comes_from_float32_slopes():
-    module = CausalBias(6)
-    expected = module(300, torch.float32, torch.device("cpu")).bfloat16()
-    assert torch.equal(module(300, torch.bfloat16, torch.device("cpu")), expected)
-    module.bfloat16()
-    bias = module(300, torch.float32, torch.device("cpu"))
+    biases = CausalBias(6)
+    expected = biases(300, torch.float32, torch.device("cpu")).bfloat16()
+    assert torch.equal(biases(300, torch.bfloat16, torch.device("cpu")), expected)
+    bias = biases(300, torch.float32, torch.device("cpu"))
     assert_close(bias[0, 299, 0], torch.tensor(-299 / 4))
 
 

@@ -196,22 +196,11 @@ def test_torchruns_environment_makes_one_training(monkeypatch):
     assert alone.distributed_init_method is None and not alone.distributed_no_spawn
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (
-            {"distributed_init_method": "tcp://localhost:1", "ddp_backend": "fully_sharded"},
-            "--ddp-backend (fully_sharded) needs GPUs: leave it out",
-        ),
-        (
-            {},
-            "--distributed-world-size (3) on CPUs needs torchrun, or --distributed-init-method and "
-            "--distributed-rank",
-        ),
-    ],
-)
-def test_what_cannot_work_on_cpus_is_refused_by_name(monkeypatch, options, message):
+def test_processes_that_nobody_joins_are_refused(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(ValueError) as error:
-        use_cpus(distributed(distributed_world_size=3, **options))
-    assert str(error.value) == message
+        use_cpus(distributed(distributed_world_size=3))
+    assert str(error.value) == (
+        "--distributed-world-size (3) on CPUs needs torchrun, or --distributed-init-method and "
+        "--distributed-rank"
+    )

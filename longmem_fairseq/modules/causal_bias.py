@@ -7,7 +7,7 @@ import math
 from typing import List
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def alibi_slopes(num_heads: int) -> List[float]:
@@ -23,8 +23,10 @@ def alibi_slopes(num_heads: int) -> List[float]:
     return slopes
 
 
-class CausalBias(nn.Module):
+class CausalBias:
     """-inf for future keys, else slope * (key - query); without ALiBi the slope is 0.
+
+    No module: fairseq looks for the first module whose output is infinite where a loss is NaN.
 
     Args:
         num_heads: H with ALiBi, whose penalty differs between heads; 0 without
@@ -33,13 +35,11 @@ class CausalBias(nn.Module):
     """
 
     def __init__(self, num_heads: int = 0, slope_scale: float = 1.0, window: int = 0):
-        super().__init__()
-        # a list: weights would be rounded in a model of half precision
         self.slopes = [s * slope_scale for s in alibi_slopes(num_heads)] if num_heads else [0.0]
         self.window = window
         self._bias = None  # of the longest segment so far: the last one of a document is shorter
 
-    def forward(
+    def __call__(
         self, num_tokens: int, dtype: torch.dtype, device: torch.device, num_before: int = 0
     ) -> Tensor:
         """Returns H x T x (P + T) (1 instead of H without ALiBi), for T tokens after P = *num_before*

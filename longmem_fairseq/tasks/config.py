@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from typing import Any, Dict, Optional
 
 from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass.configs import FairseqConfig
 from omegaconf import II, MISSING
 
 from longmem_fairseq.models.backbone import COMPUTE_DTYPE_CHOICES
@@ -16,6 +17,7 @@ from longmem_fairseq.models.memory_config import (
     MEMORY_STORAGE_CHOICES,
 )
 
+TASK = "longmem_language_modeling"
 _OVERRIDE = " (default when evaluating: as the checkpoint was trained)"
 
 
@@ -122,39 +124,38 @@ class LongMemLanguageModelingConfig(ModelOptions):
     )
     prefix_size: int = II("generation.prefix_size")
     train_subset: str = II("dataset.train_subset")
-    fp16: bool = II("common.fp16")
-    bf16: bool = II("common.bf16")
-    amp: bool = II("common.amp")
-    ddp_backend: str = II("distributed_training.ddp_backend")
-    zero_sharding: str = II("distributed_training.zero_sharding")
-    pipeline_model_parallel: bool = II("distributed_training.pipeline_model_parallel")
 
 
-def check_precision(cfg: LongMemLanguageModelingConfig) -> None:
-    """Raises ValueError for fairseq's own half precision.
+def check_command(cfg: FairseqConfig) -> None:
+    """Raises ValueError for what fairseq's commands offer and these models do not have.
 
-    Residuals and norms are float32 here. And where --amp overflows, fairseq's trainer reads the same
-    batch again, which would then be in the memory already.
+    That is before fairseq acts on it: for --bf16 it looks for a TPU, and where the package for
+    --write-checkpoints-asynchronously is missing it ends as if it had trained.
     """
-    for option, given in (("--fp16", cfg.fp16), ("--bf16", cfg.bf16), ("--amp", cfg.amp)):
-        if given is True:
+    common, distributed = cfg.common, cfg.distributed_training
+    # Residuals and norms are float32 here. And where --amp overflows, fairseq's trainer reads the same
+    # batch again, which would then be in the memory already.
+    for option, given in (("--fp16", common.fp16), ("--bf16", common.bf16), ("--amp", common.amp)):
+        if given:
             raise ValueError(
                 f"{option} is not supported: leave it out, and choose the type of the matrix products "
                 "with --compute-dtype"
             )
-
-
-def check_distributed(cfg: LongMemLanguageModelingConfig) -> None:
-    """Raises ValueError for what fairseq has for several processes and these models do not."""
-    backend = str(cfg.ddp_backend)
-    if backend not in ("pytorch_ddp", "c10d", "legacy_ddp", "no_c10d"):
+    if distributed.ddp_backend not in ("pytorch_ddp", "c10d", "legacy_ddp", "no_c10d"):
         raise ValueError(
-            f"--ddp-backend ({backend}) is not supported: choose pytorch_ddp, or on a CPU legacy_ddp; "
-            "--zero-sharding os shards the optimizer's state"
+            f"--ddp-backend ({distributed.ddp_backend}) is not supported: choose pytorch_ddp, or on a "
+            "CPU legacy_ddp; --zero-sharding os shards the optimizer's state"
         )
-    if cfg.pipeline_model_parallel:
+    if distributed.pipeline_model_parallel:
         raise ValueError(
             "--pipeline-model-parallel is not supported: every process holds the whole model"
         )
-    if str(cfg.zero_sharding) == "os" and find_spec("fairscale") is None:
+    if distributed.zero_sharding == "os" and find_spec("fairscale") is None:
         raise ValueError("--zero-sharding (os) needs fairscale: pip install fairscale")
+    for option, given in (
+        ("--tpu", common.tpu),
+        ("--use-bmuf", cfg.optimization.use_bmuf),
+        ("--write-checkpoints-asynchronously", cfg.checkpoint.write_checkpoints_asynchronously),
+    ):
+        if given:
+            raise ValueError(f"{option} is not supported: leave it out")

@@ -25,9 +25,8 @@ from longmem_fairseq.data import (
 )
 from longmem_fairseq.models.checkpoints import dictionary_hash
 from longmem_fairseq.tasks.config import (
+    TASK,
     LongMemLanguageModelingConfig,
-    check_distributed,
-    check_precision,
     given_options,
 )
 from longmem_fairseq.tasks.generation import GenerationTask
@@ -43,7 +42,7 @@ from longmem_fairseq.tokenizers import CheckpointIds, load_dictionary
 logger = logging.getLogger(__name__)
 
 
-@register_task("longmem_language_modeling", dataclass=LongMemLanguageModelingConfig)
+@register_task(TASK, dataclass=LongMemLanguageModelingConfig)
 class LongMemLanguageModelingTask(GenerationTask):
     """Feeds B contiguous streams of documents; see :class:`DocumentStreamDataset`."""
 
@@ -71,10 +70,8 @@ class LongMemLanguageModelingTask(GenerationTask):
     def setup_task(cls, cfg: LongMemLanguageModelingConfig, **unused):
         """
         Raises:
-            ValueError: see :func:`check_precision`, :func:`check_distributed`; or as the constructor
+            FileNotFoundError, ValueError: as the constructor
         """
-        check_precision(cfg)
-        check_distributed(cfg)
         return cls(cfg)
 
     @property
