@@ -238,12 +238,13 @@ def load_elsewhere(folder):
         ShardedBank.load(str(folder / "missing"))
     with pytest.raises(ValueError, match="its files were not saved together"):
         ShardedBank.load(str(folder / "mixed"))
-    message = "cannot be written" if dist.get_rank() else "another process could not write its part"
+    message = "cannot be written" if dist.get_rank() else "another process could not save its part"
     path = folder / "full"
     if dist.get_rank() == 1:
         path = folder / "no folder" / "full"
     with pytest.raises(OSError, match=message):
         many.save(str(path))
+    assert list(folder.glob("full*")) == []
 
 
 def test_files(tmp_path):

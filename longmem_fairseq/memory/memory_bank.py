@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from longmem_fairseq.memory.chunk_ring import ChunkRing
 from longmem_fairseq.memory.memory_file import write_memory_file
-from longmem_fairseq.memory.shard_files import read_part
+from longmem_fairseq.memory.shard_files import read_part, remove_other_parts
 from longmem_fairseq.memory.token_log import UNKNOWN, Source
 
 
@@ -88,10 +88,13 @@ class MemoryBank(ChunkRing):
     def save(self, path: str) -> None:
         """Writes the bank to a file, at once or not at all; see :mod:`memory_file`.
 
+        Then removes the files that shards have saved under the same *path*.
+
         Raises:
-            OSError: the file cannot be written
+            OSError: the file cannot be written, or one of those not removed
         """
         write_memory_file(path, self.header(), self.state_dict())
+        remove_other_parts(path, 1)
 
     @classmethod
     def load(

@@ -18,7 +18,8 @@ import os
 import shutil
 import tempfile
 import zlib
-from typing import Dict, Tuple
+from contextlib import contextmanager
+from typing import Dict, Iterator, Tuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,8 +36,9 @@ HEADER_KEY = "longmem_memory"
 MAPPED = ("chunk_keys", "keys", "values", "scales")  # what is not read as a whole
 
 
-def write_memory_file(path: str, header: Dict, tensors: Dict[str, Tensor]) -> None:
-    """Writes a file that is either whole or not there.
+@contextmanager
+def staged_memory_file(path: str, header: Dict, tensors: Dict[str, Tensor]) -> Iterator[str]:
+    """Writes a file beside *path*, for :func:`put_in_place`, and removes it if that is not called.
 
     Raises:
         OSError: there is no room, or no permission; an older file is left as it was
@@ -57,14 +59,29 @@ def write_memory_file(path: str, header: Dict, tensors: Dict[str, Tensor]) -> No
             shutil.copymode(usual, part)  # safetensors lets nobody else read it
             with open(part, "rb") as written:
                 os.fsync(written.fileno())
-            os.replace(part, path)
+            yield part
     except (SafetensorError, OSError) as error:  # the first is what its writer makes of the second
         raise OSError(f"{path}: cannot be written ({error})") from error
-    descriptor = os.open(folder, os.O_RDONLY)
+
+
+def put_in_place(part: str, path: str) -> None:
+    """Makes a staged file that of *path*, at once."""
+    os.replace(part, path)
+    descriptor = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
     try:
         os.fsync(descriptor)  # the new name too outlives a power cut
     finally:
         os.close(descriptor)
+
+
+def write_memory_file(path: str, header: Dict, tensors: Dict[str, Tensor]) -> None:
+    """Writes a file that is either whole or not there.
+
+    Raises:
+        OSError: there is no room, or no permission; an older file is left as it was
+    """
+    with staged_memory_file(path, header, tensors) as part:
+        put_in_place(part, path)
 
 
 def read_memory_file(path: str, verify: bool = True) -> Tuple[Dict, Dict[str, Tensor]]:

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import zlib
-from typing import Dict, Iterable, Tuple
+from typing import Dict, Iterable, List, Tuple
 
 import torch
 from torch import Tensor
@@ -62,12 +62,7 @@ def read_part(path: str, shard: int, num_shards: int, verify: bool) -> Tuple[Dic
 
 def _saved_shards(path: str) -> int:
     """How many files hold the memory *path*."""
-    folder, name = os.path.split(os.path.abspath(path))
-    found = {1} if os.path.isfile(path) else set()
-    for file in os.listdir(folder) if os.path.isdir(folder) else ():
-        match = re.fullmatch(re.escape(name) + r"\.\d+-of-([1-9]\d*)", file)
-        if match:
-            found.add(int(match[1]))
+    found = set(_saved_files(path))
     if not found:
         raise FileNotFoundError(f"{path}: no such memory file")
     if len(found) > 1:
@@ -77,6 +72,35 @@ def _saved_shards(path: str) -> int:
             "one"
         )
     return found.pop()
+
+
+def remove_other_parts(path: str, num_shards: int) -> None:
+    """Removes what other numbers of shards than *num_shards*, which is saved now, left of a memory.
+
+    A process that has mapped one of these files keeps what is in it.
+
+    Raises:
+        OSError: one cannot be removed
+    """
+    for saved, files in _saved_files(path).items():
+        if saved != num_shards:
+            for file in files:
+                os.remove(file)
+
+
+def _saved_files(path: str) -> Dict[int, List[str]]:
+    """The files named as :func:`part_path` does, by number of shards."""
+    found = {1: [path]} if os.path.isfile(path) else {}
+    folder, name = os.path.split(os.path.abspath(path))
+    for file in os.listdir(folder) if os.path.isdir(folder) else ():
+        match = re.fullmatch(re.escape(name) + r"\.(\d+)-of-(\d+)", file)
+        if match is None:
+            continue
+        shard, saved = int(match[1]), int(match[2])
+        whole = os.path.join(folder, file)
+        if shard < saved and file == part_path(name, shard, saved) and os.path.isfile(whole):
+            found.setdefault(saved, []).append(whole)
+    return found
 
 
 def _cut(parts: Dict[int, Dict], saved: int, stored: int, shard: int, num_shards: int) -> Dict:

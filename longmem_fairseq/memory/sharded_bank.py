@@ -4,7 +4,8 @@ B streams, T tokens, H heads, D head_dim, S slots of the whole bank, N shards, R
 query, c chunk_size in tokens, Q = B * H * T queries, U different chunks that were retrieved.
 """
 
-from typing import Dict, Optional, Sequence, Tuple
+from contextlib import ExitStack, contextmanager
+from typing import Dict, Iterator, Optional, Sequence, Tuple
 
 import torch
 import torch.distributed as dist
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from longmem_fairseq.memory.chunk_store import ChunkStore, Placement
 from longmem_fairseq.memory.memory_bank import MemoryBank
+from longmem_fairseq.memory.memory_file import put_in_place, staged_memory_file
 from longmem_fairseq.memory.retrieved import Retrieved
-from longmem_fairseq.memory.shard_files import identity, part_path
+from longmem_fairseq.memory.shard_files import identity, part_path, remove_other_parts
 
 # into one tensor: a list of them costs gloo several copies. Renamed in PyTorch 2.13
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -125,17 +127,37 @@ class ShardedBank(MemoryBank):
     def save(self, path: str) -> None:
         """Writes this part to a file of its own, see :mod:`shard_files`.
 
+        No file takes its place before all are written, and what other numbers of shards have saved
+        under the same *path* is removed after that.
+
         Raises:
-            OSError: the file of some process cannot be written
+            OSError: the file of some process cannot be written, or an older one not removed
+        """
+        file = part_path(path, self.shard, self.num_shards)
+        staged = staged_memory_file(file, self.header(), self.state_dict())
+        with ExitStack() as stack:
+            with self._together(path):
+                part = stack.enter_context(staged)
+            with self._together(path):
+                put_in_place(part, file)
+        with self._together(path):  # who reads the memory next finds none of the others
+            if self.shard == 0:
+                remove_other_parts(path, self.num_shards)
+
+    @contextmanager
+    def _together(self, path: str) -> Iterator[None]:
+        """A step of saving that ends when all processes have done it.
+
+        Raises:
+            OSError: one of them could not
         """
         error = None
         try:
-            super().save(part_path(path, self.shard, self.num_shards))
+            yield
         except OSError as caught:
             error = caught
-        written = _agree(error, 0, self.group, self.device)
-        if written != {0}:
-            raise error or OSError(f"{path}: another process could not write its part")
+        if -1 in _agree(error, 0, self.group, self.device):
+            raise error or OSError(f"{path}: another process could not save its part")
 
     @classmethod
     def load(
