@@ -15,14 +15,13 @@ Exact search leaves no index in a file, and reads none.
 
 import json
 import os
-import shutil
 import tempfile
 import zlib
-from typing import Dict, Tuple
+from typing import BinaryIO, Dict, Iterator, Tuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from longmem_fairseq.memory.chunk_store import DTYPES
@@ -33,15 +32,26 @@ READABLE = (1, 2)
 MOST = 2**40  # of anything that a header counts
 HEADER_KEY = "longmem_memory"
 MAPPED = ("chunk_keys", "keys", "values", "scales")  # what is not read as a whole
+BLOCK = 2**24  # bytes of a tensor that are written at a time
+DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
 
 
 def write_memory_file(path: str, header: Dict, tensors: Dict[str, Tensor]) -> None:
     """Writes a file that is either whole or not there.
 
+    Args:
+        tensors: of types in DTYPE_NAMES, on any device, contiguous or not; takes no copy of them
+
     Raises:
         OSError: there is no room, or no permission; an older file is left as it was
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"format": FORMAT, **header}
     checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
     checksums["header"] = _text_checksum(header)
@@ -49,22 +59,55 @@ def write_memory_file(path: str, header: Dict, tensors: Dict[str, Tensor]) -> No
     folder = os.path.dirname(os.path.abspath(path))
     prefix = f".{os.path.basename(path)}."
     try:
-        # in a folder of its own, because safetensors puts a file of any name beside what it writes
         with tempfile.TemporaryDirectory(prefix=prefix, suffix=".part", dir=folder) as beside:
-            part, usual = os.path.join(beside, "memory"), os.path.join(beside, "usual")
-            save_file(tensors, part, metadata=metadata)
-            open(usual, "w").close()
-            shutil.copymode(usual, part)  # safetensors lets nobody else read it
-            with open(part, "rb") as written:
-                os.fsync(written.fileno())
+            part = os.path.join(beside, "memory")
+            with open(part, "wb") as file:
+                _write(file, tensors, metadata)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(part, path)
-    except (SafetensorError, OSError) as error:  # the first is what its writer makes of the second
+    except OSError as error:
         raise OSError(f"{path}: cannot be written ({error})") from error
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)  # the new name too outlives a power cut
     finally:
         os.close(descriptor)
+
+
+def _write(file: BinaryIO, tensors: Dict[str, Tensor], metadata: Dict[str, str]) -> None:
+    """Writes what safetensors would, block by block.
+
+    Its own writer takes contiguous tensors, for which those of a bank that is not full would have to be
+    copied (up to release 0.7 it copies all); on disk they may be larger than main memory. The format:
+    https://github.com/huggingface/safetensors#format
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # aligned
+    entries, end = {"__metadata__": metadata}, 0
+    for name in order:
+        tensor, start = tensors[name], end
+        end += tensor.nbytes
+        entries[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        for block in _blocks(tensors[name]):
+            file.write(block)
+
+
+def _blocks(tensor: Tensor) -> Iterator[np.ndarray]:
+    """Its bytes from first to last, at most BLOCK at a time; on a CPU they are not copied."""
+    if not tensor.is_contiguous():
+        for part in tensor:
+            yield from _blocks(part)
+        return
+    for block in tensor.flatten().split(BLOCK // tensor.element_size()):
+        yield block.cpu().view(torch.uint8).numpy()
 
 
 def read_memory_file(path: str, verify: bool = True) -> Tuple[Dict, Dict[str, Tensor]]:
@@ -182,7 +225,10 @@ def _held_shape(header: Dict) -> Tuple[int, int]:
 
 
 def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.flatten().view(torch.uint8).numpy())
+    found = 0
+    for block in _blocks(tensor):
+        found = zlib.crc32(block, found)
+    return found
 
 
 def _text_checksum(header: Dict) -> int:
