@@ -47,7 +47,7 @@ setup(
         "torch>=2.6,<3",
         "numpy>=1.26",
         "sentencepiece>=0.2",
-        "safetensors>=0.5",  # memory files
+        "safetensors>=0.8",  # memory files; older ones copy what they write
         "zstandard>=0.22",  # .jsonl.zst corpora
         "tqdm>=4.66",
         "tensorboardX>=2.6",  # --tensorboard-logdir; without it fairseq complains at every import

@@ -1,6 +1,7 @@
 """MemoryBank against the slow obvious version: lists of tokens."""
 
 import json
+import tempfile
 
 import torch
 from hypothesis import settings
@@ -131,6 +132,18 @@ class BankAgainstLists(RuleBasedStateMachine):
         other.load_state_dict(header, state)
         self.bank.write(self.normal(7), self.normal(7))  # what was loaded is a copy
         self.bank = other
+
+    @rule()
+    def save_and_map(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.bank.save(f"{folder}/memory")
+            self.bank = MemoryBank.load(f"{folder}/memory", memory_map=True, **self.arguments)
+        assert self.bank.in_place
+
+    @rule()
+    def copy(self):
+        if self.scope == "stream":
+            self.bank = self.bank.select(range(self.streams))
 
     @rule(tokens=st.integers(1, 3), data=st.data())
     def retrieve(self, tokens, data):

@@ -92,9 +92,10 @@ def test_a_memory_of_files_serves_the_other_commands(call, load, folder):
     assert f"Memorised before: 2 documents; {tokens + 2} tokens held." in page
 
 
-def test_memorising_goes_on_with_what_was_saved(call, load):
+@pytest.mark.parametrize("option", ["", "|--memory-map"])
+def test_memorising_goes_on_with_what_was_saved(call, load, option):
     assert call("longmem-memorize|{longmem}|a.txt|--output|m").startswith("m: read 1 document of ")
-    said = call("longmem-memorize|{longmem}|b.txt|--memory|m|--output|m|--json")
+    said = call("longmem-memorize|{longmem}|b.txt|--memory|m|--output|m|--json" + option)
     lm, other = load(), load(memorised=False)
     other.load_memory("m")
     bank, expected = (used.memory.single_bank(used.device) for used in (other, lm))

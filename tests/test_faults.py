@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +20,7 @@ from fairseq.data import Dictionary
 
 from longmem_fairseq import compat
 from longmem_fairseq.data import DocumentStreamDataset, IndexedDocuments
-from longmem_fairseq.memory import MemoryBank
+from longmem_fairseq.memory import MemoryBank, memory_file
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from longmem_fairseq.tasks.update_losses import UpdateLosses
 from tests.training_runs import BACKBONE, TRAINING, assert_same_state, longmem, memory_files
@@ -132,6 +133,38 @@ def test_a_full_disk_leaves_the_memory_whole(tmp_path):
     assert str(error.value).startswith(f"{path}: cannot be written (")
     assert "File too large" in str(error.value)
     assert contents(tmp_path) == before
+
+
+@contextmanager
+def memory_limit(num_bytes):
+    """Allocating more fails; files that are mapped and shared do not count."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    in_use = 1024 * int(status["VmData"].split()[0])
+    resource.setrlimit(resource.RLIMIT_DATA, (in_use + num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def test_a_memory_on_disk_is_saved_without_a_copy_in_main_memory(tmp_path, monkeypatch):
+    """It may be larger than that. It is not full, and its keys and values are 30 MiB each."""
+    monkeypatch.setattr(memory_file, "IN_MEMORY", 2**20)
+    path = str(tmp_path / "memory.safetensors")
+    sizes = {"memory_size": 2**16, "chunk_size": 8, "k": 8}
+    bank = MemoryBank(1, 2, 64, **sizes, storage="disk", directory=str(tmp_path))
+    tokens = torch.randn(1, 2, 2**12, 64)
+    for number in range(15):
+        bank.write(tokens + number, tokens - number)
+    with memory_limit(2**23):
+        bank.save(path)
+    loaded = MemoryBank.load(path, memory_map=True)
+    assert loaded.store.keys.shape == (1, 2, 15 * 2**9, 8, 64)
+    for number in range(15):
+        here = slice(number * 2**9, (number + 1) * 2**9)
+        assert torch.equal(loaded.store.keys[:, :, here].flatten(2, 3), tokens + number)
+        assert torch.equal(loaded.store.values[:, :, here].flatten(2, 3), tokens - number)
 
 
 def first_read(data, token):

@@ -210,7 +210,8 @@ def test_inclusions_have_a_largest_size():
         extract_arxiv.assembled({**files, "10": "a"}, "0")
 
 
-def test_a_memory_that_promises_more_than_there_is(tmp_path):
+@pytest.mark.parametrize("memory_map", [False, True])
+def test_a_memory_that_promises_more_than_there_is(tmp_path, memory_map):
     seeds.memory(tmp_path)
     header = json.loads((tmp_path / "header.json").read_text())
     header.update(num_written=[0, 0], num_pending=[0, 0], memory_size=2**38, sources=[[], []])
@@ -221,7 +222,7 @@ def test_a_memory_that_promises_more_than_there_is(tmp_path):
         {**{name: torch.zeros(shape) for name, shape in shapes.items()}, "token_ids": _no_ids()},
     )
     with watched(tmp_path), pytest.raises(ValueError, match="cannot be made: choose a smaller"):
-        MemoryBank.load(str(tmp_path / "memory"))
+        MemoryBank.load(str(tmp_path / "memory"), memory_map=memory_map)
 
 
 def _no_ids():

@@ -40,7 +40,8 @@ class ChunkRing:
         directory: of the files of storage ``disk``
         device: of the model
         fingerprint: of the backbone whose keys and values these are, hexadecimal, and its layer
-        tensors: buffers to use in place instead of new ones, by the names of :meth:`state_dict`
+        tensors: buffers to read in place, by the names of :meth:`state_dict`, instead of new ones; they
+            may have room for no more than what is stored
 
     Raises:
         ValueError: a size or a name does not fit
@@ -94,8 +95,8 @@ class ChunkRing:
         self.device = torch.device(device or "cpu")
         self.num_slots = memory_size // chunk_size
         num_banks = num_streams if scope == "stream" else 1
-        self.num_own_slots = self.num_slots // self.num_shards
-        slots = (num_banks, num_heads, self.num_own_slots)
+        num_own_slots = self.num_slots // self.num_shards
+        slots = (num_banks, num_heads, num_own_slots)
         placement = Placement(storage, self.device, directory, tensors)
         self.store = ChunkStore(slots, chunk_size, head_dim, dtype, placement)
         if index not in ("torch", "flat"):
@@ -104,7 +105,7 @@ class ChunkRing:
             placement = placement._replace(storage="device")
         self.chunk_keys = placement.buffer("chunk_keys", (*slots, head_dim), torch.float32)
         self.chunk_keys = self.chunk_keys.to(placement.device or "cpu")  # from a file's mapping
-        self.index = make_index(self.chunk_keys, index, index_parameters)
+        self.index = make_index(self.chunk_keys, num_own_slots, index, index_parameters)
         pending = (num_banks, num_heads, chunk_size, head_dim)
         pending_dtype = torch.float32 if dtype == "int8" else DTYPES[dtype]
         self.pending_keys = torch.zeros(pending, dtype=pending_dtype, device=self.device)
@@ -214,7 +215,7 @@ class ChunkRing:
                     f"{name} of shape {tuple(tensor.shape)} do not go with keys of {tuple(keys.shape)}"
                 )
         tokens = [keys.size(2)] * keys.size(0) if valid is None else valid.sum(dim=1).tolist()
-        self._check_room(tokens if self.scope == "stream" else [sum(tokens)])
+        self._make_room(tokens if self.scope == "stream" else [sum(tokens)])
         if token_ids is None:
             token_ids = torch.full((keys.size(0), keys.size(2)), UNKNOWN)
         for row, stored in enumerate(tokens):
@@ -225,8 +226,8 @@ class ChunkRing:
                 row_ids = row_ids[valid[row].to(row_ids.device)]
             self._append(bank, row_keys, row_values, row_ids)
 
-    def _check_room(self, tokens: List[int]) -> None:
-        """Raises ValueError if the index cannot make room for so many *tokens* of the first banks."""
+    def _make_room(self, tokens: List[int]) -> None:
+        """Before so many *tokens* of the first banks: raises ValueError if its index has no room."""
         if self.index.can_remove:
             return
         for bank, new in enumerate(tokens):
@@ -268,7 +269,7 @@ class ChunkRing:
         if keys.size(1) == 0:
             return
         numbers = torch.arange(first + skipped, first + kept, self.num_shards)
-        slots = (numbers // self.num_shards % self.num_own_slots).to(self.chunk_keys.device)
+        slots = (numbers // self.num_shards % self.chunk_keys.size(2)).to(self.chunk_keys.device)
         means = keys.float().mean(dim=2)  # H x own x D
         self.chunk_keys[bank][:, slots] = means.to(self.chunk_keys.device)
         self.index.write(bank, slots, stored_before, self.num_own_chunks[bank])
@@ -278,7 +279,7 @@ class ChunkRing:
     def _first_rows(self, bank: int) -> Tensor:
         """The row of the store where each head of a bank begins, H x 1."""
         heads = torch.arange(self.num_heads).view(-1, 1)
-        return (bank * self.num_heads + heads) * self.num_own_slots
+        return (bank * self.num_heads + heads) * self.chunk_keys.size(2)
 
     @torch.no_grad()
     def retrieve(

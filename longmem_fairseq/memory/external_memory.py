@@ -54,8 +54,7 @@ class ExternalMemory:
         self.flush()
         self.retrieval_seconds, self.retrieved_chunks = 0.0, None
         bank = self.banks.get(training)
-        # it was loaded before the model was moved, or lies in a file that is as large as what it holds
-        if bank is not None and (bank.device != device or (bank.in_place and not self.read_only)):
+        if bank is not None and bank.device != device:  # it was loaded before the model was moved
             bank = self.banks[training] = self._moved(bank, device)
         if self.read_only and bank is not None:
             self.bank = bank
@@ -79,8 +78,7 @@ class ExternalMemory:
 
     def _moved(self, bank: MemoryBank, device: torch.device) -> MemoryBank:
         moved = self._new_bank(bank.num_streams, device)
-        header = {**bank.header(), "memory_size": moved.memory_size}
-        moved.load_state_dict(header, bank.state_dict())
+        moved.load_state_dict(bank.header(), bank.state_dict())
         return moved
 
     def retrieve(self, queries: Tensor) -> Optional[Retrieved]:

@@ -22,6 +22,7 @@ class FactoryIndex(ChunkIndex):
 
     Args:
         chunk_keys: N x H x S x D, float32
+        num_slots: that a bank may come to have; those in a file end with what is stored
         description: for ``faiss.index_factory``, such as ``IVF1024,Flat`` or ``HNSW32``, see
             https://github.com/facebookresearch/faiss/wiki/The-index-factory
         parameters: for ``faiss.ParameterSpace``, such as ``nprobe=32`` or ``efSearch=64``
@@ -31,18 +32,17 @@ class FactoryIndex(ChunkIndex):
             grows, or the bank is too small for the index ever to be trained
     """
 
-    def __init__(self, chunk_keys: Tensor, description: str, parameters: str = ""):
+    def __init__(self, chunk_keys: Tensor, num_slots: int, description: str, parameters: str = ""):
         super().__init__(chunk_keys)
         self.faiss = import_faiss()
         self.description, self.parameters = description, parameters
         self.exact = TorchIndex(chunk_keys)
         self.indices: Dict[int, List] = {}  # bank -> an index for each head, once trained
-        self.num_needed, self.can_remove = self._examine()
+        self.num_needed, self.can_remove = self._examine(num_slots)
 
-    def _examine(self):
+    def _examine(self, slots: int):
         """Chunks that training takes, and whether chunks can be removed again."""
-        index, (slots, head_dim) = self._make(), self.chunk_keys.shape[2:]
-        needed = 0
+        index, head_dim, needed = self._make(), self.chunk_keys.size(3), 0
         if index.is_trained:
             try:
                 index.add_with_ids(np.zeros((1, head_dim), dtype=np.float32), np.zeros(1, np.int64))
@@ -190,7 +190,7 @@ class FactoryIndex(ChunkIndex):
         return index
 
 
-def make_index(chunk_keys: Tensor, name: str, parameters: str = "") -> ChunkIndex:
+def make_index(chunk_keys: Tensor, num_slots: int, name: str, parameters: str = "") -> ChunkIndex:
     """The index called *name*: ``torch``, ``flat``, or a description for :class:`FactoryIndex`.
 
     Raises:
@@ -203,9 +203,9 @@ def make_index(chunk_keys: Tensor, name: str, parameters: str = "") -> ChunkInde
                 "which is exact"
             )
         return TorchIndex(chunk_keys) if name == "torch" else FlatIndex(chunk_keys)
-    return FactoryIndex(chunk_keys, name, parameters)
+    return FactoryIndex(chunk_keys, num_slots, name, parameters)
 
 
 def check_index(name: str, parameters: str, head_dim: int, num_slots: int) -> None:
     """Raises what :func:`make_index` would, without a bank; takes no memory."""
-    make_index(torch.empty(1).expand(1, 1, num_slots, head_dim), name, parameters)
+    make_index(torch.empty(1, 1, 0, head_dim), num_slots, name, parameters)

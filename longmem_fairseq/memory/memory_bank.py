@@ -4,7 +4,7 @@ N banks, H heads, D head_dim, S slots, c chunk_size in tokens, n rows of one gat
 """
 
 import copy
-from typing import Dict, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,11 @@ from longmem_fairseq.memory.token_log import UNKNOWN, Source
 
 
 class MemoryBank(ChunkRing):
-    """Keys and values of what every stream has read; :class:`ChunkRing` describes its arguments."""
+    """Keys and values of what every stream has read; :class:`ChunkRing` describes its arguments.
+
+    A bank that is mapped (see :meth:`load`) is like any other, but that its buffers end with what is
+    stored. They are never written: whatever writes lets it leave its file first.
+    """
 
     def select(self, banks: Sequence[int]) -> "MemoryBank":
         """A new bank with a stream for each of *banks*, which starts as a copy of it.
@@ -35,6 +39,7 @@ class MemoryBank(ChunkRing):
         Args:
             other: of the same options
         """
+        self._leave_file()
         stored = other.num_own_chunks[bank]
         buffers = {**self.store.buffers(), "chunk_keys": self.chunk_keys}
         for name, buffer in {**other.store.buffers(), "chunk_keys": other.chunk_keys}.items():
@@ -63,7 +68,7 @@ class MemoryBank(ChunkRing):
         self._check_same(other.header(), ("num_streams", "num_heads", "head_dim", "scope"))
         check_fingerprint("a memory", other.fingerprint, self.fingerprint)
         held = [sum(tokens) for tokens in zip(other.num_tokens, other.num_pending, strict=True)]
-        self._check_room(held)
+        self._make_room(held)
         for bank, written in enumerate(other.num_written):
             if held[bank] == 0:
                 continue
@@ -84,6 +89,23 @@ class MemoryBank(ChunkRing):
             waiting = (other.pending_keys, other.pending_values)
             keys, values = (tensor[bank, :, pending] for tensor in waiting)
             self._append(bank, keys, values, log.read(range(written * size, other.held(bank).stop)))
+
+    def _make_room(self, tokens: List[int]) -> None:
+        super()._make_room(tokens)
+        self._leave_file()
+
+    def _leave_file(self) -> None:
+        """Moves a mapped bank into buffers of its own, of full size.
+
+        Raises:
+            ValueError: there is no room for them; this bank is left as it was
+        """
+        if not self.in_place:
+            return
+        with torch.inference_mode(False):  # they are written later, too
+            own = self.select(range(len(self.num_written)))
+        self.store, self.chunk_keys, self.index = own.store, own.chunk_keys, own.index
+        self.in_place = False
 
     def save(self, path: str) -> None:
         """Writes the bank to a file, at once or not at all; see :mod:`memory_file`.
@@ -110,9 +132,9 @@ class MemoryBank(ChunkRing):
         Args:
             fingerprint: of the backbone that will read it; "" for any
             memory_map: leave keys and values in the file, from which only what is searched or
-                retrieved is read. Their checksums are not compared, the bank is as large as what is
-                stored, and what is written to it stays in main memory. (A bank of fewer than k
-                tokens is read, and so is one that other shards wrote.)
+                retrieved is read, until something is written to the bank: then it is read into
+                buffers of its own. Their checksums are not compared. (A bank that other shards wrote
+                is read at once.)
             part: which part of the bank to take, of how many
             options: further arguments of :class:`MemoryBank`, such as index or storage; those that
                 the file has too, except k, must be the same
@@ -131,16 +153,11 @@ class MemoryBank(ChunkRing):
                 )
         check_fingerprint(path, header["fingerprint"], fingerprint)
         sizes = {name: header[name] for name in ("num_streams", *names, "k", "fingerprint")}
-        stored = tensors["keys"].size(2) * part[1] * header["chunk_size"]
-        if memory_map and stored >= options.get("k", header["k"]):
-            header["memory_size"] = options["memory_size"] = stored
-            options["tensors"] = tensors
-        bank = cls(**{**sizes, **options})
+        bank = cls(**{**sizes, **options}, tensors=tensors if memory_map else None)
         try:
             bank.load_state_dict(header, tensors)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        bank.options["memory_size"] = sizes["memory_size"]  # of what is made from it: with room
         return bank
 
     def state_dict(self) -> Dict[str, Tensor]:
@@ -170,6 +187,8 @@ class MemoryBank(ChunkRing):
         names = ("num_streams", "num_heads", "head_dim", "memory_size", "chunk_size", "scope")
         self._check_same(header, (*names, "dtype"))
         check_fingerprint("the memory", header["fingerprint"], self.fingerprint)
+        if self.store.keys is not state["keys"]:
+            self._leave_file()
         own = {"chunk_keys": self.chunk_keys, **self.store.buffers()}
         for name, buffer in own.items():
             if buffer is not state[name]:

@@ -26,13 +26,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longmem_fairseq.memory.chunk_store import DTYPES
+from longmem_fairseq.memory.chunk_store import DTYPES, Placement
 from longmem_fairseq.memory.token_log import UNKNOWN
 
 FORMAT = 2
 READABLE = (1, 2)
 MOST = 2**40  # of anything that a header counts
 HEADER_KEY = "longmem_memory"
+IN_MEMORY = 2**28  # bytes, of a tensor that has to be copied to be saved
 MAPPED = ("chunk_keys", "keys", "values", "scales")  # what is not read as a whole
 
 
@@ -43,16 +44,16 @@ def staged_memory_file(path: str, header: Dict, tensors: Dict[str, Tensor]) -> I
     Raises:
         OSError: there is no room, or no permission; an older file is left as it was
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"format": FORMAT, **header}
-    checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
-    checksums["header"] = _text_checksum(header)
-    metadata = {HEADER_KEY: json.dumps({**header, "checksums": checksums})}
     folder = os.path.dirname(os.path.abspath(path))
     prefix = f".{os.path.basename(path)}."
     try:
         # in a folder of its own, because safetensors puts a file of any name beside what it writes
         with tempfile.TemporaryDirectory(prefix=prefix, suffix=".part", dir=folder) as beside:
+            tensors = {name: _contiguous(name, t, beside) for name, t in tensors.items()}
+            checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
+            checksums["header"] = _text_checksum(header)
+            metadata = {HEADER_KEY: json.dumps({**header, "checksums": checksums})}
             part, usual = os.path.join(beside, "memory"), os.path.join(beside, "usual")
             save_file(tensors, part, metadata=metadata)
             open(usual, "w").close()
@@ -62,6 +63,23 @@ def staged_memory_file(path: str, header: Dict, tensors: Dict[str, Tensor]) -> I
             yield part
     except (SafetensorError, OSError) as error:  # the first is what its writer makes of the second
         raise OSError(f"{path}: cannot be written ({error})") from error
+
+
+def _contiguous(name: str, tensor: Tensor, folder: str) -> Tensor:
+    """The tensor as safetensors takes it: of a bank that is not full a copy, and if that is large in a
+    file of *folder*, because a bank on disk may be larger than main memory.
+
+    Raises:
+        OSError: there is no room
+    """
+    tensor = tensor.detach().cpu()
+    if tensor.is_contiguous():
+        return tensor
+    place = Placement("disk" if tensor.nbytes > IN_MEMORY else "host", directory=folder)
+    try:
+        return place.buffer(name, tuple(tensor.shape), tensor.dtype).copy_(tensor)
+    except ValueError as error:
+        raise OSError(str(error.__cause__)) from error
 
 
 def put_in_place(part: str, path: str) -> None:

@@ -5,6 +5,8 @@ from typing import List, NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from longmem_fairseq.memory.chunk_store import Placement
+
 UNKNOWN = -1  # the id of a token of which nobody said what it is
 
 
@@ -24,11 +26,14 @@ class TokenLog:
 
     Args:
         size: how many ids are kept
+
+    Raises:
+        ValueError: no machine keeps so many
     """
 
     def __init__(self, size: int):
         # token t is at t % size; zeros take no memory before they are written, nor are they read
-        self.ids = torch.zeros(size, dtype=torch.int32)
+        self.ids = Placement().buffer("token ids", (size,), torch.int32)
         self.sources: List[Source] = []
 
     def write(self, first: int, ids: Tensor) -> None:
