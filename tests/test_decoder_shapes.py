@@ -2,14 +2,18 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
 from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.modules import CausalBias, Int8Linear, JointAttention, Rotary
+from longmem_fairseq.modules.joint_attention import causal_attention
+from longmem_fairseq.modules.rotary import cos_sin
 from tests.small_models import SEGMENT, SIZES, document, read
 
 HEADS, KV_HEADS, HEAD_DIM, EMBED_DIM, TOKENS = 6, 2, 8, 20, 7
@@ -41,8 +45,8 @@ def test_sliding_window_by_hand():
 def test_rotary_by_hand():
     """As rotations of complex numbers, in the first channels of a head."""
     rotary, x = Rotary(4, base=100.0), torch.randn(1, 1, 3, 6)
-    turned = rotary(x, torch.tensor([0, 5, 2]))
-    for token, position in enumerate((0, 5, 2)):
+    turned = rotary(x, range(3, 9, 2))
+    for token, position in enumerate((3, 5, 7)):
         for pair, frequency in enumerate((1.0, 0.1)):
             number = complex(x[0, 0, token, pair], x[0, 0, token, pair + 2])
             angle = torch.tensor(position * frequency)
@@ -50,6 +54,39 @@ def test_rotary_by_hand():
             found = complex(turned[0, 0, token, pair], turned[0, 0, token, pair + 2])
             assert abs(found - expected) < 1e-5
     assert torch.equal(turned[..., 4:], x[..., 4:])
+
+
+LLAMA3 = (
+    '{"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, '
+    '"original_max_position_embeddings": 64}'
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scaling", ["", '{"rope_type": "linear", "factor": 8}', LLAMA3])
+def test_layers_share_the_angles_of_rotary_bit_for_bit(scaling, dtype):
+    """Whether they are computed or there already, in whatever mode they were."""
+    cos_sin.cache_clear()
+    x = torch.randn(2, 3, 5, 8, dtype=dtype)
+    channels = torch.arange(0, 6, 2).float()
+    frequencies = 1.0 / (500.0 ** (channels / 6))
+    if "linear" in scaling:
+        frequencies = frequencies / 8.0
+    if "llama3" in scaling:
+        kept = ((64.0 * frequencies / (2 * torch.pi) - 1.0) / 3.0).clamp(0, 1)
+        frequencies = (1 - kept) * frequencies / 8.0 + kept * frequencies
+    for positions in (range(40, 45), range(7, 8), range(0, 5)):
+        angles = torch.tensor(positions).float().view(-1, 1) * frequencies
+        cos, sin = angles.cos(), angles.sin()
+        turned = [x[..., :3] * cos - x[..., 3:6] * sin, x[..., 3:6] * cos + x[..., :3] * sin]
+        expected = torch.cat([*turned, x[..., 6:]], dim=-1).to(dtype)
+        with torch.inference_mode():
+            assert torch.equal(Rotary(6, 500.0, scaling)(x, positions), expected)
+        trained = x.clone().requires_grad_()
+        found = Rotary(6, 500.0, scaling)(trained, positions)  # as another layer's
+        assert torch.equal(found, expected)
+        found.sum().backward()
+    assert (cos_sin.cache_info().misses, cos_sin.cache_info().hits) == (3, 3)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +109,39 @@ def attentions(**options):
         state[name] = rows.repeat_interleave(GROUP, dim=0).flatten(0, 1)
     copied.load_state_dict(state)
     return grouped, copied
+
+
+def local_attention(tokens=300):
+    """Queries in two blocks, keys and values of fewer heads, and a bias."""
+    queries, keys, values = (
+        torch.randn(2, n, tokens, HEAD_DIM) for n in (HEADS, KV_HEADS, KV_HEADS)
+    )
+    return queries, keys, values, CausalBias(HEADS)(tokens, torch.float32, queries.device)
+
+
+@pytest.mark.parametrize("is_cuda", [False, True])
+def test_groups_attend_as_their_repeated_heads_do(is_cuda, monkeypatch):
+    queries, keys, values, bias = local_attention()
+    repeated = [t.repeat_interleave(GROUP, dim=1) for t in (keys, values)]
+    expected = causal_attention(queries, *repeated, bias)
+    asked, attention = [], F.scaled_dot_product_attention
+
+    def recorded(queries, keys, values, attn_mask, enable_gqa):
+        asked.append((keys.size(1), values.size(1), enable_gqa))
+        return attention(queries, keys, values, attn_mask, enable_gqa=enable_gqa)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", is_cuda)  # where these tensors say they are
+    assert_close(causal_attention(queries, keys, values, bias), expected)
+    assert asked == 2 * [(HEADS, HEADS, False) if is_cuda else (KV_HEADS, KV_HEADS, True)]
+
+
+@pytest.mark.gpu
+def test_groups_on_a_gpu_do_without_all_scores():
+    tensors = local_attention()
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):  # an error where this cannot be
+        attended = causal_attention(*(tensor.cuda() for tensor in tensors))
+    assert_close(attended.cpu(), causal_attention(*tensors), atol=1e-3, rtol=1e-3)
 
 
 def bank(num_heads, keys, values):
@@ -105,7 +175,7 @@ def test_a_memory_at_a_distance_is_one_of_rotated_keys():
     asked = asked[0].view_as(queries)
     keys = memory.repeat_interleave(GROUP, dim=1)
     for position in (0, 100):
-        at = [torch.tensor([position + distance]), torch.tensor([position])]
+        at = [range(first, first + 1) for first in (position + distance, position)]
         scores = module.rotary(queries, at[0]) @ module.rotary(keys, at[1]).transpose(2, 3)
         assert_close(asked @ keys.transpose(2, 3), scores, atol=1e-3, rtol=0)
 

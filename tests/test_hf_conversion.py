@@ -59,7 +59,7 @@ def test_logits_states_keys_and_values_are_equal(pair, length):
     states = [*encoded.hidden_states[:-1], normed]
     for state, its in zip(states, expected.hidden_states, strict=True):
         assert_close(state, its, atol=1e-4, rtol=0)
-    turned = ours.layers[LAYER].self_attn._turned(encoded.keys, torch.arange(length))
+    turned = ours.layers[LAYER].self_attn._turned(encoded.keys, range(length))
     cached = expected.past_key_values.layers[LAYER]
     for own, its in ((turned, cached.keys), (encoded.values, cached.values)):
         if own.size(1) < its.size(1):  # Falcon repeats the heads of a group

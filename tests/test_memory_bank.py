@@ -240,3 +240,45 @@ def test_the_state_is_not_a_copy():
     bank.write(*numbered(8, 10))
     assert views["keys"].flatten().tolist() == [8, 9, 2, 3, 4, 5, 6, 7]
     assert copies["keys"].flatten().tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("storage", ["device", "host"])
+@pytest.mark.parametrize("scope", ["stream", "batch"])
+def test_a_bank_on_a_gpu_is_that_of_a_cpu(scope, storage):
+    torch.manual_seed(1)
+    options = {"memory_size": 24, "chunk_size": 2, "k": 8, "scope": scope}
+    banks = [
+        MemoryBank(3, 2, 4, **options),
+        MemoryBank(3, 2, 4, **options, storage=storage, device=torch.device("cuda")),
+    ]
+    for step in range(6):
+        keys, values = torch.randn(2, 3, 2, 7, 4)
+        valid, ids = torch.rand(3, 7) < (0.7, 1)[step % 2], torch.randint(99, (3, 7))
+        queries, rows = torch.randn(3, 2, 5, 4), torch.tensor([step == 3, False, step == 3])
+        for bank in banks:
+            bank.reset(rows.to(bank.device))
+            bank.write(*(tensor.to(bank.device) for tensor in (keys, values, valid, ids)))
+        for asked in (None, [0, 1, 0] if scope == "stream" else [0, 0, 0]):
+            expected, found = (bank.retrieve(queries.to(bank.device), asked) for bank in banks)
+            assert found.chunks.is_cuda and torch.equal(found.chunks.cpu(), expected.chunks)
+            for tensor, other in zip(found.tokens(), expected.tokens(), strict=True):
+                assert torch.equal(tensor.cpu(), other)
+    assert banks[0].header() == banks[1].header()
+    states = [bank.state_dict() for bank in banks]
+    for name, tensor in states[0].items():
+        assert_close(states[1][name].cpu(), tensor)
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_gpu_row_by_row():
+    bank = MemoryBank(3, 2, 4, memory_size=24, chunk_size=2, k=8, device=torch.device("cuda"))
+    keys, values = torch.randn(2, 3, 2, 7, 4, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            bank.write(keys, values)
+            found = bank.retrieve(keys)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert found.chunks.shape == (3, 2, 7, 4)

@@ -1,6 +1,10 @@
 """The exact searches of longmem_fairseq/memory/search.py against a sort of all products."""
 
+import functools
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -270,6 +274,37 @@ def test_search_is_exact_inside_autocast(cls):
     with torch.autocast("cpu", torch.bfloat16):
         found = cls(keys).search(0, queries, 300, 300)
     assert torch.equal(found, cls(keys).search(0, queries, 300, 300))
+
+
+def test_banks_of_a_gpu_share_what_faiss_needs_of_it_and_search_there(monkeypatch):
+    """With a stub of faiss, and tensors that only say that they are on a GPU."""
+    current, used = [], []
+
+    @contextmanager
+    def use(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    def knn_gpu(resources, queries, keys, count, metric):
+        used.append((resources, *current))
+        return (queries @ keys.T).topk(count)
+
+    stub = SimpleNamespace(METRIC_INNER_PRODUCT=0, StandardGpuResources=object, knn_gpu=knn_gpu)
+    once = functools.cache(search.gpu_resources.__wrapped__)
+    monkeypatch.setattr(search, "gpu_resources", once)
+    monkeypatch.setattr(search, "import_faiss", lambda: stub)
+    monkeypatch.setitem(sys.modules, "faiss.contrib.torch_utils", ModuleType("torch_utils"))
+    monkeypatch.setattr(torch.cuda, "device", use)
+    keys, queries = filled([9, 9], 9), torch.randn(HEADS, QUERIES, HEAD_DIM)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "is_cuda", True)
+        found = [FlatIndex(keys).search(bank, queries, 9, 4) for bank in (0, 1)]
+    for bank, slots in enumerate(found):
+        assert torch.equal(slots, (queries @ keys[bank].transpose(1, 2)).topk(4).indices)
+    assert used == 2 * HEADS * [(once(keys.device), queries.device)]
+    one, other = (torch.device("cuda", number) for number in (0, 1))
+    assert once(one) is once(one) is not once(other)
 
 
 @pytest.mark.gpu

@@ -142,14 +142,14 @@ class ChunkRing:
 
         With scope ``batch`` the rows share one bank, which is forgotten once every row is marked.
         """
-        if rows is None:
-            rows = torch.ones(self.num_streams, dtype=torch.bool)
+        marked = [True] * self.num_streams if rows is None else rows.tolist()
         if self.scope == "batch":
-            rows = (rows.all() & (len(rows) > 0)).view(1)
-        for bank in rows.nonzero().flatten().tolist():
-            self.num_written[bank] = self.num_pending[bank] = 0
-            self.logs[bank].sources = []
-            self.index.reset(bank)
+            marked = [len(marked) > 0 and all(marked)]
+        for bank, forget in enumerate(marked):
+            if forget:
+                self.num_written[bank] = self.num_pending[bank] = 0
+                self.logs[bank].sources = []
+                self.index.reset(bank)
 
     @property
     def sources(self) -> List[List[Source]]:
@@ -214,16 +214,20 @@ class ChunkRing:
                 raise ValueError(
                     f"{name} of shape {tuple(tensor.shape)} do not go with keys of {tuple(keys.shape)}"
                 )
+        if valid is not None:
+            valid = valid.cpu()  # at once: every copy from a GPU waits for all that it has to do
         tokens = [keys.size(2)] * keys.size(0) if valid is None else valid.sum(dim=1).tolist()
         self._make_room(tokens if self.scope == "stream" else [sum(tokens)])
         if token_ids is None:
             token_ids = torch.full((keys.size(0), keys.size(2)), UNKNOWN)
+        token_ids = token_ids.cpu()
         for row, stored in enumerate(tokens):
             bank = row if self.scope == "stream" else 0
             row_keys, row_values, row_ids = keys[row], values[row], token_ids[row]
             if stored < keys.size(2):
-                row_keys, row_values = row_keys[:, valid[row]], row_values[:, valid[row]]
-                row_ids = row_ids[valid[row].to(row_ids.device)]
+                places = valid[row].nonzero().flatten()
+                row_ids, places = row_ids[places], places.to(keys.device)
+                row_keys, row_values = row_keys[:, places], row_values[:, places]
             self._append(bank, row_keys, row_values, row_ids)
 
     def _make_room(self, tokens: List[int]) -> None:
@@ -268,17 +272,18 @@ class ChunkRing:
         keys, values = keys[:, own], values[:, own]
         if keys.size(1) == 0:
             return
-        numbers = torch.arange(first + skipped, first + kept, self.num_shards)
-        slots = (numbers // self.num_shards % self.chunk_keys.size(2)).to(self.chunk_keys.device)
+        device = self.chunk_keys.device
+        numbers = torch.arange(first + skipped, first + kept, self.num_shards, device=device)
+        slots = numbers // self.num_shards % self.chunk_keys.size(2)
         means = keys.float().mean(dim=2)  # H x own x D
-        self.chunk_keys[bank][:, slots] = means.to(self.chunk_keys.device)
+        self.chunk_keys[bank][:, slots] = means.to(device)
         self.index.write(bank, slots, stored_before, self.num_own_chunks[bank])
-        rows = self._first_rows(bank).to(slots.device) + slots  # H x own
+        rows = self._first_rows(bank, device) + slots  # H x own
         self.store.write(rows.flatten(), keys.flatten(0, 1), values.flatten(0, 1))
 
-    def _first_rows(self, bank: int) -> Tensor:
+    def _first_rows(self, bank: int, device: Optional[torch.device] = None) -> Tensor:
         """The row of the store where each head of a bank begins, H x 1."""
-        heads = torch.arange(self.num_heads).view(-1, 1)
+        heads = torch.arange(self.num_heads, device=device).view(-1, 1)
         return (bank * self.num_heads + heads) * self.chunk_keys.size(2)
 
     @torch.no_grad()
@@ -306,12 +311,12 @@ class ChunkRing:
         chunks = torch.empty(shape, dtype=torch.long, device=queries.device)
         for bank in sorted(set(banks)):  # one search for all rows that ask the same bank
             rows = [row for row, asked in enumerate(banks) if asked == bank]
-            asked = queries[rows].transpose(0, 1).flatten(1, 2)  # H x rows * T x D
+            asked = torch.cat([queries[row] for row in rows], dim=1)  # H x rows * T x D
             found = self.index.search(bank, asked, num_stored[bank], num_retrieved)
-            found = found.view(heads, len(rows), tokens, num_retrieved)
-            chunks[rows] = found.transpose(0, 1)
-        first = torch.stack([self._first_rows(bank) for bank in banks])  # B x H x 1
-        rows = chunks.clamp(min=0) + first.unsqueeze(-1).to(chunks.device)  # B x H x T x R
+            for row, own in zip(rows, found.chunk(len(rows), dim=1), strict=True):
+                chunks[row] = own
+        first = torch.stack([self._first_rows(bank, chunks.device) for bank in banks])  # B x H x 1
+        rows = chunks.clamp(min=0) + first.unsqueeze(-1)  # B x H x T x R
         return Retrieved(chunks, rows, self.store)
 
     def _check_rows(self, name: str, tensor: Tensor, any_number: bool = False) -> None:

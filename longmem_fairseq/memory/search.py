@@ -3,7 +3,9 @@
 N banks, H heads, Q queries, S slots, D head_dim, R chunks to retrieve.
 """
 
+import functools
 import logging
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Dict, List, Optional, Tuple
@@ -19,6 +21,7 @@ QUERIES_AT_ONCE = 16  # at least: a product with fewer waits for its keys (measu
 THREADS_FROM = 2**24  # products, from which on starting threads (0.2 ms) does not matter
 GROUP = 8  # rows of which only the maximum is looked at first (measured: 4 and 16 are not faster)
 GROUPS_FROM = 2**15  # scores, below which a look at all of them takes less time than six operations
+GPU_LOCK = threading.Lock()  # what faiss needs of a GPU may be used by one thread at a time
 
 
 class ChunkIndex:
@@ -261,10 +264,7 @@ class FlatIndex(ChunkIndex):
     def __init__(self, chunk_keys: Tensor):
         super().__init__(chunk_keys)
         self.faiss = import_faiss()
-        if chunk_keys.is_cuda:
-            import faiss.contrib.torch_utils  # noqa: F401  (lets faiss read CUDA tensors in place)
-
-            self.resources = self.faiss.StandardGpuResources()
+        self.resources = gpu_resources(chunk_keys.device) if chunk_keys.is_cuda else None
 
     def _search(self, bank: int, queries: Tensor, stored: int, found: Tensor) -> None:
         metric = self.faiss.METRIC_INNER_PRODUCT
@@ -272,12 +272,22 @@ class FlatIndex(ChunkIndex):
             asked = queries[head].contiguous()
             keys = self.chunk_keys[bank, head, :stored]
             if queries.is_cuda:
-                knn = self.faiss.knn_gpu
-                found[head] = knn(self.resources, asked, keys, found.size(-1), metric=metric)[1]
+                knn = self.faiss.knn_gpu  # on the current device, in PyTorch's stream there
+                with GPU_LOCK, torch.cuda.device(queries.device):
+                    slots = knn(self.resources, asked, keys, found.size(-1), metric=metric)[1]
+                found[head] = slots
             else:
                 knn = self.faiss.knn
                 slots = knn(asked.numpy(), keys.numpy(), found.size(-1), metric=metric)[1]
                 found[head] = torch.from_numpy(slots)
+
+
+@functools.cache
+def gpu_resources(device: torch.device):
+    """What faiss needs of a GPU, up to 1.5 GiB of its memory included: one for all banks."""
+    import faiss.contrib.torch_utils  # noqa: F401  (lets faiss read CUDA tensors in place)
+
+    return import_faiss().StandardGpuResources()
 
 
 def import_faiss():

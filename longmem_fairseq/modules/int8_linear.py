@@ -13,7 +13,8 @@ class Int8Linear(nn.Module):
 
     Only storage is quantised: the products are computed in *dtype*, in which whole numbers up to 127
     are exact, and scaled afterwards. The matrix in *dtype* lives as long as the product takes. Inputs
-    are divided by 128 first, which is exact too: a sum in float16 may reach 65,504.
+    are divided by 128 first: a sum in float16 may reach 65,504. That is exact too, except in float16
+    for inputs below 128 * 6.1e-5, which become subnormal and lose their last bits.
 
     Args:
         linear: with the weights to keep

@@ -141,7 +141,7 @@ class JointAttention(nn.Module):
         queries = self.q_norm(queries).to(queries.dtype)
         keys, values = self.keys_values(x, cache)
         start = 0 if cache is None else cache.num_tokens
-        positions = torch.arange(start, start + x.size(1), device=x.device)
+        positions = range(start, start + x.size(1))
         turned_keys = self._turned(keys, positions)
         past = (turned_keys, values) if cache is None else cache.extend(x, turned_keys, values)
         attended = causal_attention(
@@ -152,7 +152,8 @@ class JointAttention(nn.Module):
         )
         if retrieve is not None:
             if self.memory_distance > 0:
-                queries = self._turned(queries, positions.new_tensor([self.memory_distance]))
+                at = range(self.memory_distance, self.memory_distance + 1)
+                queries = self._turned(queries, at)
             retrieved = self._retrieve(queries, retrieve)
             if retrieved is not None:
                 attended = self._fuse(attended, queries, retrieved)
@@ -170,7 +171,7 @@ class JointAttention(nn.Module):
         keys, values = self._split_heads(self.k_proj(seen)), self._split_heads(self.v_proj(x))
         return self.k_norm(keys).to(values.dtype), values
 
-    def _turned(self, x: Tensor, positions: Tensor) -> Tensor:
+    def _turned(self, x: Tensor, positions: range) -> Tensor:
         return x if self.rotary is None else self.rotary(x, positions)
 
     def _retrieve(
@@ -218,6 +219,10 @@ def causal_attention(
         bias: H x T x (P + T) (or 1 instead of H), additive
         softcap: see :class:`JointAttention`
     """
+    if keys.is_cuda and keys.size(1) != queries.size(1) and softcap == 0:
+        # with a mask, few CUDA kernels know groups; the one that is always there writes out all scores
+        group = queries.size(1) // keys.size(1)
+        keys, values = (tensor.repeat_interleave(group, dim=1) for tensor in (keys, values))
     blocks, num_before = [], keys.size(2) - queries.size(2)
     for start in range(0, max(1, queries.size(2)), QUERY_BLOCK):
         stop = start + QUERY_BLOCK

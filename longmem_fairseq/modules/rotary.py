@@ -3,8 +3,11 @@
 B streams, T tokens, H heads, D head_dim, n channels that are rotated.
 """
 
+import functools
 import json
 import math
+from dataclasses import dataclass
+from typing import Tuple
 
 import torch
 from torch import Tensor
@@ -20,11 +23,12 @@ SCALINGS = {
 }
 
 
+@dataclass(frozen=True)
 class Rotary:
     """Turns pairs of channels (i, i + n/2) of queries and keys by their position.
 
-    A score then depends on the distance of query and key alone. It holds no tensors: what it needs is
-    computed from the positions.
+    A score then depends on the distance of query and key alone. It holds no tensors: layers whose
+    rotaries are equal share what :func:`cos_sin` computes from the positions.
 
     Args:
         num_channels: n, the first channels of a head; the others stay as they are
@@ -37,17 +41,20 @@ class Rotary:
         ValueError: an odd number of channels, or another rule
     """
 
-    def __init__(self, num_channels: int, base: float = 10000.0, scaling: str = ""):
-        if num_channels < 2 or num_channels % 2 != 0:
-            raise ValueError(f"--rotary-dim ({num_channels}) must be even, and at least 2")
-        self.num_channels, self.base = num_channels, base
-        self.scaling = parse_scaling(scaling)
+    num_channels: int
+    base: float = 10000.0
+    scaling: str = ""
+
+    def __post_init__(self):
+        if self.num_channels < 2 or self.num_channels % 2 != 0:
+            raise ValueError(f"--rotary-dim ({self.num_channels}) must be even, and at least 2")
+        parse_scaling(self.scaling)
 
     def frequencies(self) -> Tensor:
         """Radians per token of every pair, n/2."""
         channels = torch.arange(0, self.num_channels, 2, device="cpu").float()
         frequencies = 1.0 / (self.base ** (channels / self.num_channels))
-        rule = self.scaling
+        rule = parse_scaling(self.scaling)
         if rule.get("rope_type") == "linear":
             return frequencies / rule["factor"]
         if rule.get("rope_type") == "llama3":
@@ -59,15 +66,28 @@ class Rotary:
             return (1 - kept) * frequencies / rule["factor"] + kept * frequencies
         return frequencies
 
-    def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, positions: range) -> Tensor:
         """B x H x T x D, turned to *positions* (T, or 1 for all the same), in the type of *x*."""
-        frequencies = self.frequencies().to(x.device)
-        angles = positions.to(x.device).float().view(-1, 1) * frequencies  # T x n/2
-        cos, sin = angles.cos(), angles.sin()
+        cos, sin = cos_sin(self, positions, x.device)
         half = self.num_channels // 2
         first, second = x[..., :half], x[..., half : self.num_channels]
         turned = [first * cos - second * sin, second * cos + first * sin]  # float32 or beyond
         return torch.cat([*turned, x[..., self.num_channels :]], dim=-1).to(x.dtype)
+
+
+@functools.lru_cache(maxsize=4)  # a forward asks for at most three, and for each many times
+def cos_sin(rotary: Rotary, positions: range, device: torch.device) -> Tuple[Tensor, Tensor]:
+    """Of the angles by which *rotary* turns, T x n/2 each."""
+    with torch.inference_mode(False):  # they may serve a training later
+        tokens = torch.arange(positions.start, positions.stop, positions.step, device=device)
+        angles = tokens.float().view(-1, 1) * frequencies_on(rotary, device)
+        return angles.cos(), angles.sin()
+
+
+@functools.cache  # copying them makes the CPU wait for the GPU
+def frequencies_on(rotary: Rotary, device: torch.device) -> Tensor:
+    """Those of *rotary*: computed on the CPU, so that they are the same numbers on every device."""
+    return rotary.frequencies().to(device)
 
 
 def parse_scaling(text: str) -> dict:
