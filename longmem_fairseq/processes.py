@@ -91,12 +91,12 @@ def _distributed_main(device_id, main, cfg, kwargs):
         ValueError: fairseq-eval-lm is to read a shard, and its processes read shards already
     """
     if "eval_lm" in main.__globals__:  # fairseq-eval-lm, whose main calls it
-        main.__globals__["eval_lm"] = eval_lm_of_ranks
         if (cfg.dataset.num_shards, cfg.dataset.shard_id) != (1, 0):
             raise ValueError(
                 f"--num-shards ({cfg.dataset.num_shards}) and --shard-id ({cfg.dataset.shard_id}) do "
                 "not go with several processes, each of which reads a shard: leave them out"
             )
+        main.__globals__["eval_lm"] = eval_lm_of_ranks
     try:
         _original_main(device_id, main, cfg, kwargs)
     except RuntimeError as error:
