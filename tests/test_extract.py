@@ -222,6 +222,15 @@ def test_a_folder_of_papers_that_is_not_ours_is_never_replaced(tmp_path, capsys)
     assert "1 paper, 0 left out" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tar"])
+def test_an_archive_is_read_as_what_it_is_called(tmp_path, name):
+    """The head of an .xz may ask for any amount of memory."""
+    with tarfile.open(tmp_path / name, "w:xz") as archive:
+        archive.addfile(tarfile.TarInfo("main.tex"))
+    with pytest.raises(ValueError, match=f"{name}: damaged archive"):
+        list(extract_arxiv.latex_papers(tmp_path, keep_comments=False))
+
+
 @pytest.mark.parametrize(
     "name, content, message",
     [
