@@ -219,7 +219,7 @@ def causal_attention(
         bias: H x T x (P + T) (or 1 instead of H), additive
         softcap: see :class:`JointAttention`
     """
-    if keys.is_cuda and keys.size(1) != queries.size(1) and softcap == 0:
+    if keys.size(1) != queries.size(1) and (keys.is_cuda or softcap > 0):
         # with a mask, few CUDA kernels know groups; the one that is always there writes out all scores
         group = queries.size(1) // keys.size(1)
         keys, values = (tensor.repeat_interleave(group, dim=1) for tensor in (keys, values))
@@ -241,8 +241,6 @@ def causal_attention(
 
 def _softcapped(queries, keys, values, mask, softcap: float) -> Tensor:
     # written out: PyTorch's attention adds a mask, and can do nothing else to the scores
-    group = queries.size(1) // keys.size(1)
-    keys, values = (tensor.repeat_interleave(group, dim=1) for tensor in (keys, values))
     scores = queries @ keys.transpose(-2, -1) * queries.size(-1) ** -0.5  # B x H x T x (P + T)
     scores = softcap * torch.tanh(scores / softcap) + mask
     return torch.softmax(scores, dim=-1).to(values.dtype) @ values
