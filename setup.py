@@ -34,6 +34,8 @@ setup(
         "console_scripts": [
             "longmem-memorize = longmem_fairseq.commands.memorize:cli",
             "longmem-generate = longmem_fairseq.commands.generate:cli",
+            "longmem-convert = longmem_fairseq.commands.convert:cli",
+            "longmem-prepare = longmem_fairseq.commands.prepare:cli",
             "longmem-inspect = longmem_fairseq.commands.inspector:cli",
         ]
     },

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from longmem_fairseq import LongMem
-from longmem_fairseq.cli import run
 from longmem_fairseq.commands.options import load_model, make_parser, read_texts
+from longmem_fairseq.utils.cli import run
 
 EARLY = slice(300, 400)  # steps to compare the last hundred with
 

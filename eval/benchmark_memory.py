@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 import machine
-from longmem_fairseq.allocator import give_back_freed_memory
-from longmem_fairseq.cli import run
 from longmem_fairseq.memory import DTYPES, STORAGES, MemoryBank, bytes_per_token
 from longmem_fairseq.memory.search import TorchIndex
 from longmem_fairseq.modules import memory_attention
+from longmem_fairseq.utils.allocator import give_back_freed_memory
+from longmem_fairseq.utils.cli import run
 
 BLOCK = 16384  # tokens written at a time
 STREAMED = 65536  # tokens of the bank that --stream-tokens go through

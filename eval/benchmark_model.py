@@ -27,10 +27,10 @@ import matplotlib
 from torch import nn
 
 import machine
-from longmem_fairseq.cli import run
 from longmem_fairseq.memory import check_sizes
 from longmem_fairseq.models.backbone import COMPUTE_DTYPES
 from longmem_fairseq.modules import joint_attention
+from longmem_fairseq.utils.cli import run
 from random_model import (
     BACKBONE,
     LONGMEM,

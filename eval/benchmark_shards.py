@@ -24,9 +24,9 @@ import torch.multiprocessing
 
 import machine
 from benchmark_memory import Keys, write_all
-from longmem_fairseq.cli import run
 from longmem_fairseq.memory import DTYPES, MemoryBank, ShardedBank, check_index, check_sizes
 from longmem_fairseq.memory.sharded_bank import all_gather_single, check_divisible
+from longmem_fairseq.utils.cli import run
 
 STAGES = ("search", "merge", "fetch")
 MESSAGE = 2**24  # bytes of each process, to measure the connection

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 import model_options
 from item_log import ItemLog
-from longmem_fairseq.cli import check_positive, run
-from longmem_fairseq.text_files import parse_json
+from longmem_fairseq.utils.cli import check_positive, run
+from longmem_fairseq.utils.text_files import parse_json
 from model_options import numbers
 from prompt_reader import PromptReader
 from results import Stopwatch, append_result, file_hash

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from longmem_fairseq.cli import check_positive, run
+from longmem_fairseq.utils.cli import check_positive, run
 from results import append_result, check_results
 from stream_scoring import load_model
 

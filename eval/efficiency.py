@@ -19,9 +19,9 @@ import torch
 import benchmark_model
 import machine
 from item_log import ItemLog
-from longmem_fairseq.cli import check_positive, run
 from longmem_fairseq.memory import check_sizes
 from longmem_fairseq.models.backbone import COMPUTE_DTYPES
+from longmem_fairseq.utils.cli import check_positive, run
 from model_options import numbers
 from random_model import BACKBONE, LONGMEM, PRESETS, model_config
 from results import append_result, check_results, code_hash, commit

@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 import model_options
 from item_log import ItemLog
-from longmem_fairseq.cli import check_positive, run
 from longmem_fairseq.tasks.config import given_options
-from longmem_fairseq.text_files import chance_of, read_json
+from longmem_fairseq.utils.cli import check_positive, run
+from longmem_fairseq.utils.text_files import chance_of, read_json
 from results import (
     Stopwatch,
     append_result,

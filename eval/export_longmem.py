@@ -18,10 +18,10 @@ from typing import Any, Dict, List, Optional, Sequence
 from fairseq import checkpoint_utils
 
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "preprocess"))
-from longmem_fairseq.cli import run  # noqa: E402
-from longmem_fairseq.exported import WEIGHTS_FILE, write_exported  # noqa: E402
+from longmem_fairseq.models.exported import WEIGHTS_FILE, write_exported  # noqa: E402
 from longmem_fairseq.tokenizers.folder import copy_vocabulary  # noqa: E402
-from output_folder import check_new, replaced_folder  # noqa: E402
+from longmem_fairseq.utils.cli import run  # noqa: E402
+from longmem_fairseq.utils.output_folder import check_new, replaced_folder  # noqa: E402
 from results import decimal, read_json_lines  # noqa: E402
 
 SHOWN = (

@@ -26,7 +26,7 @@ from tqdm import tqdm
 import model_options
 from icl_tasks import TASKS, Example, Task, is_right, read_examples
 from item_log import ItemLog
-from longmem_fairseq.cli import check_positive, run
+from longmem_fairseq.utils.cli import check_positive, run
 from model_options import check_demonstrations, numbers
 from prompt_reader import Demonstrations, PromptReader
 from results import Stopwatch, append_result, file_hash

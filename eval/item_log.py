@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 from typing import Dict, Optional
 
-from longmem_fairseq.text_files import parse_json
+from longmem_fairseq.utils.text_files import parse_json
 from results import whole_lines
 
 

@@ -18,7 +18,7 @@ from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optiona
 
 import torch
 
-from longmem_fairseq.allocator import give_back_freed_memory, keep_freed_memory
+from longmem_fairseq.utils.allocator import give_back_freed_memory, keep_freed_memory
 from results import check_output, commit
 
 

@@ -8,9 +8,9 @@ import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 
 from longmem_fairseq import LongMem
-from longmem_fairseq.cli import as_option
 from longmem_fairseq.models.checkpoints import fingerprint
 from longmem_fairseq.tasks.config import ModelOptions, given_options
+from longmem_fairseq.utils.cli import as_option
 from results import check_results, code_hash, commit
 
 # where results go, and how fast: not what they are

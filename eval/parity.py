@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "preprocess"))
-from convert_longmem_checkpoint import convert, load_safely  # noqa: E402
-from longmem_fairseq.cli import run  # noqa: E402
+from longmem_fairseq.commands.convert_released import convert, load_safely  # noqa: E402
+from longmem_fairseq.utils.cli import run  # noqa: E402
 from stream_scoring import load_model  # noqa: E402
 
 MAX_LOGIT_DIFFERENCE = 1e-4

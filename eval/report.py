@@ -17,7 +17,7 @@ from typing import Dict, List, Optional
 
 import report_plots
 import report_tables
-from longmem_fairseq.cli import run
+from longmem_fairseq.utils.cli import run
 from report_labels import SHOWN, told_apart
 from results import check_output, check_results, read_json_lines
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Dict, List, Optional, Union
 
 import longmem_fairseq
-from longmem_fairseq.text_files import parse_json
+from longmem_fairseq.utils.text_files import parse_json
 
 ROOT = Path(__file__).resolve().parent.parent
 

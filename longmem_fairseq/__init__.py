@@ -5,8 +5,9 @@
 criterion ``longmem_cross_entropy``.
 """
 
-from longmem_fairseq import compat, criterions, models, processes, tasks
-from longmem_fairseq.hub_interface import LongMem
+from longmem_fairseq import criterions, models, tasks
+from longmem_fairseq.api.hub_interface import LongMem
+from longmem_fairseq.fairseq_patches import checkpoints, processes
 
 __version__ = "0.1.0"
-__all__ = ["LongMem", "compat", "criterions", "models", "processes", "tasks"]
+__all__ = ["LongMem", "checkpoints", "criterions", "models", "processes", "tasks"]

@@ -24,9 +24,9 @@ from typing import BinaryIO, Dict, Iterator, Optional, Sequence, Tuple
 
 from tqdm import tqdm
 
-from corpus_source import RECORD_SUFFIXES, SPLITS, json_records
-from longmem_fairseq.cli import counted, run
-from output_folder import check_new, replaced_folder
+from longmem_fairseq.corpus.source import RECORD_SUFFIXES, SPLITS, json_records
+from longmem_fairseq.utils.cli import counted, run
+from longmem_fairseq.utils.output_folder import check_new, replaced_folder
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 # what stands before a comment: no backslash, or pairs of them

@@ -22,11 +22,11 @@ from typing import Dict, List, Optional, Sequence
 
 from tqdm import tqdm
 
-from corpus_source import SPLITS
 from gutenberg_text import strip_boilerplate, unwrap, with_ascii_punctuation
-from longmem_fairseq.cli import as_option, run
-from longmem_fairseq.text_files import read_text
-from output_folder import check_new, replaced_folder
+from longmem_fairseq.corpus.source import SPLITS
+from longmem_fairseq.utils.cli import as_option, run
+from longmem_fairseq.utils.output_folder import check_new, replaced_folder
+from longmem_fairseq.utils.text_files import read_text
 
 FIELDS = ("id", "title", "author", "year", "file", "words", "characters")
 

@@ -21,10 +21,10 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from tqdm import tqdm
 
-from corpus_source import json_records
 from gutenberg_text import unwrap, with_ascii_punctuation, wrap_column
-from longmem_fairseq.cli import check_positive, counted, run
-from longmem_fairseq.text_files import read_text
+from longmem_fairseq.corpus.source import json_records
+from longmem_fairseq.utils.cli import check_positive, counted, run
+from longmem_fairseq.utils.text_files import read_text
 
 NUMBER = r"(?:[IVXLC]+|\d+|(?:the )?[a-z]+(?:[- ][a-z]+)?)"
 HEADING = re.compile(

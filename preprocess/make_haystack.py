@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import make_recall_corpus
-from longmem_fairseq.cli import run
-from longmem_fairseq.text_files import read_text
+from longmem_fairseq.utils.cli import run
+from longmem_fairseq.utils.text_files import read_text
 from recall_words import NAMES, RELATIONS
 
 REPEATED = (

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import recall_words
-from longmem_fairseq.cli import run
-from output_folder import is_up_to_date, replaced_folder
+from longmem_fairseq.utils.cli import run
+from longmem_fairseq.utils.output_folder import is_up_to_date, replaced_folder
 from recall_words import FILLER, NAMES, RELATIONS
 
 SPLITS = ("train", "valid", "test")

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from fairseq.data import Dictionary, indexed_dataset
 
-from longmem_fairseq.cli import counted, run
 from longmem_fairseq.tokenizers.checkpoint_ids import IDS_FILE
 from longmem_fairseq.tokenizers.folder import copy_vocabulary
-from output_folder import is_up_to_date, replaced_folder
+from longmem_fairseq.utils.cli import counted, run
+from longmem_fairseq.utils.output_folder import is_up_to_date, replaced_folder
 
 FORMAT = 2
 TOKENS_PER_DOCUMENT = 8192

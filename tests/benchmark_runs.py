@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from item_log import ItemLog
-from longmem_fairseq import LongMem, cli
+from longmem_fairseq import LongMem
+from longmem_fairseq.utils import cli
 
 TIMES = ("seconds",)
 

@@ -5,7 +5,7 @@ import json
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 from fairseq.data.indexed_dataset import MMapIndexedDataset
 
-import prepare_corpus
+from longmem_fairseq.commands.prepare import main as prepare_corpus
 from longmem_fairseq.tokenizers import load_dictionary
 from longmem_fairseq.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 
@@ -25,9 +25,7 @@ ODD_TEXTS = {
 
 
 def prepare(source, dest, *options):
-    prepare_corpus.main(
-        ["--source", str(source), "--dest", str(dest), "--vocab-size", VOCAB, *options]
-    )
+    prepare_corpus(["--source", str(source), "--dest", str(dest), "--vocab-size", VOCAB, *options])
     return json.loads((dest / "manifest.json").read_text())
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import sentencepiece
 
-from longmem_fairseq.cli import run
+from longmem_fairseq.utils.cli import run
 from tests.corpora import PLAIN, prepare, write_gpt2_files, write_splits
 
 

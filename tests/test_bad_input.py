@@ -12,23 +12,21 @@ import sys
 
 import pytest
 
-import convert_longmem_checkpoint
 import copying
 import evaluate
 import parity
-import prepare_corpus
 import report
-from longmem_fairseq.cli import run
-from longmem_fairseq.commands import generate, inspector, memorize
+from longmem_fairseq.commands import convert_released, generate, inspector, memorize, prepare
+from longmem_fairseq.utils.cli import run
 from tests.bad_inputs import BACKBONE, EXECUTES, LONGMEM, MEMORY, call_fairseq
 
 PROGRAMS = {
     "evaluate.py": evaluate.main,
     "copying.py": copying.main,
     "report.py": report.main,
-    "convert_longmem_checkpoint.py": convert_longmem_checkpoint.main,
+    "convert_longmem_checkpoint.py": convert_released.main,
     "parity.py": parity.main,
-    "prepare_corpus.py": prepare_corpus.main,
+    "prepare_corpus.py": prepare.main,
     "longmem-memorize": memorize.main,
     "longmem-generate": generate.main,
     "longmem-inspect": inspector.main,

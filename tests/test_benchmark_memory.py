@@ -8,8 +8,8 @@ import torch
 
 import benchmark_memory
 import machine
-from longmem_fairseq import cli
 from longmem_fairseq.memory import MemoryBank
+from longmem_fairseq.utils import cli
 
 SMALL = [
     *("benchmark_memory.py", "--quick", "--sizes", "4096", "--heads", "2", "--head-dim", "8"),

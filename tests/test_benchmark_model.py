@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import benchmark_model
 import machine
 import random_model
-from longmem_fairseq import cli
+from longmem_fairseq.utils import cli
 
 CPU = torch.device("cpu")
 SMALL = [

@@ -6,7 +6,7 @@ import pytest
 
 import benchmark_shards
 import machine
-from longmem_fairseq import cli
+from longmem_fairseq.utils import cli
 
 SMALL = (
     "benchmark_shards.py --processes 2 --sizes 4096 --heads 2 --head-dim 8 --repeats 1 "

@@ -8,8 +8,8 @@ import torch
 from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
 
 import evaluate
-import prepare_corpus
 import report
+from longmem_fairseq.commands.prepare import main as prepare_corpus
 from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines
 from tests.corpora import items_of
 from tests.model_folders import WINDOW, story
@@ -28,7 +28,7 @@ def corpus(tmp_path_factory, models):
 
 def prepare(source, dest, *options):
     arguments = ["--source", source, "--dest", dest, *options]
-    prepare_corpus.main(list(map(str, arguments)))
+    prepare_corpus(list(map(str, arguments)))
 
 
 def test_a_corpus_in_the_vocabulary_of_a_model(corpus, models):
@@ -56,7 +56,7 @@ def test_bad_vocabularies_are_one_line(
 ):
     more = [part.format(model=models["longmem"]) for part in more]
     arguments = ("--source", corpus.parent / "text", "--dest", tmp_path / "out", *more)
-    main = prepare_corpus.main
+    main = prepare.main
     assert message in assert_one_line(monkeypatch, capsys, main, "prepare_corpus.py", *arguments)
 
 

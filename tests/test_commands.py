@@ -11,8 +11,8 @@ from unittest import mock
 import pytest
 
 from longmem_fairseq import LongMem
-from longmem_fairseq.cli import run
 from longmem_fairseq.commands import generate, inspector, memorize
+from longmem_fairseq.utils.cli import run
 from tests.model_folders import DOCUMENTS, story
 
 COMMANDS = {

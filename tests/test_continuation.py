@@ -5,7 +5,7 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 
 from longmem_fairseq import LongMem
-from longmem_fairseq.generation import most_likely
+from longmem_fairseq.api.generation import most_likely
 from tests.model_folders import WINDOW, story
 
 KINDS = ("backbone", "longmem", "memtrm")

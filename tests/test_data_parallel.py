@@ -17,7 +17,7 @@ from torch.distributed import HashStore
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from longmem_fairseq import processes, rank_evaluation
+from longmem_fairseq.fairseq_patches import processes, rank_evaluation
 from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRMConfig

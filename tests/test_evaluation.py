@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 
 import evaluate
 import report
-from longmem_fairseq import cli
 from longmem_fairseq.models.longmem import LongMemConfig
+from longmem_fairseq.utils import cli
 from stream_scoring import DocumentScores
 from tests.small_models import MEMORY, SEGMENT
 

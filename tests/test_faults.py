@@ -18,8 +18,8 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 
-from longmem_fairseq import compat
 from longmem_fairseq.data import DocumentStreamDataset, IndexedDocuments
+from longmem_fairseq.fairseq_patches import checkpoints as compat
 from longmem_fairseq.memory import MemoryBank, memory_file
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from longmem_fairseq.tasks.update_losses import UpdateLosses

@@ -1,4 +1,4 @@
-"""preprocess/convert_hf_checkpoint.py: what it reads, and what it refuses in one line."""
+"""preprocess/convert_checkpoint.py: what it reads, and what it refuses in one line."""
 
 import hashlib
 import json
@@ -10,10 +10,10 @@ import torch
 
 pytest.importorskip("tokenizers", reason="needs the extra hf")
 
-import convert_hf_checkpoint  # noqa: E402
-from hf_families import FAMILIES  # noqa: E402
-from longmem_fairseq.cli import run  # noqa: E402
+from longmem_fairseq.commands.convert import main as convert_checkpoint  # noqa: E402
+from longmem_fairseq.conversion.families import FAMILIES  # noqa: E402
 from longmem_fairseq.tokenizers import load_tokenizer  # noqa: E402
+from longmem_fairseq.utils.cli import run  # noqa: E402
 from tests.hf_models import VOCAB, make_model  # noqa: E402
 from tests.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
 from tests.malicious import Malicious  # noqa: E402
@@ -45,7 +45,7 @@ def weights(folder):
 
 
 def convert(model, dest, *options):
-    convert_hf_checkpoint.main(["--model", str(model), "--dest", str(dest), *options])
+    convert_checkpoint(["--model", str(model), "--dest", str(dest), *options])
     return weights(dest)
 
 
@@ -54,13 +54,13 @@ def refused(model, tmp_path, monkeypatch, capsys):
     """Runs the program; returns its one line of errors."""
 
     def call(*options, folder=model):
-        arguments = ["convert_hf_checkpoint.py", "--model", str(folder), *options]
+        arguments = ["convert_checkpoint.py", "--model", str(folder), *options]
         monkeypatch.setattr(sys, "argv", [*arguments, "--dest", str(tmp_path / "dest")])
         with pytest.raises(SystemExit) as exited:
-            run(convert_hf_checkpoint.main)
+            run(convert_checkpoint)
         assert exited.value.code == 2 and not (tmp_path / "dest").exists()
         (line,) = capsys.readouterr().err.splitlines()
-        return line.removeprefix("convert_hf_checkpoint.py: error: ")
+        return line.removeprefix("convert_checkpoint.py: error: ")
 
     return call
 
@@ -122,7 +122,7 @@ def test_gemma_3_that_also_sees_is_read_as_its_language_model(tmp_path, capsys):
     text["rope_scaling"] = {"factor": 8.0, "rope_type": "linear"}
     config = {"model_type": "gemma3", "eos_token_id": [1, 106], "text_config": text}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    convert_hf_checkpoint.main(["--model", str(tmp_path), "--dry-run"])
+    convert_checkpoint(["--model", str(tmp_path), "--dry-run"])
     attention = 64 * 256 * (8 + 4 + 4 + 8) + 2 * 256
     frozen = 12 * (attention + 3 * 64 * 96 + 4 * 64) + 64 + (262208 + 3) * (64 + 1)
     assert f"12 layers, {frozen:,} frozen parameters" in capsys.readouterr().out
@@ -151,7 +151,7 @@ def test_the_dry_run_of_a_7b_model_loads_nothing(tmp_path, capsys):
         **{"bos_token_id": 1, "eos_token_id": 2, "rope_scaling": None},
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    convert_hf_checkpoint.main(["--model", str(tmp_path), "--dry-run"])
+    convert_checkpoint(["--model", str(tmp_path), "--dry-run"])
     lines = capsys.readouterr().out.splitlines()
     block = 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096
     rows = 2 * (32000 + 2) * 4096 + 32000 + 2  # two special symbols it lacks, and the head's bias

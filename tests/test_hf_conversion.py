@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 pytest.importorskip("tokenizers", reason="needs the extra hf")
 
-import convert_hf_checkpoint  # noqa: E402
+from longmem_fairseq.commands.convert import main as convert_checkpoint  # noqa: E402
 from longmem_fairseq.models.checkpoints import load_backbone  # noqa: E402
 from longmem_fairseq.modules import LocalCache  # noqa: E402
 from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds  # noqa: E402
@@ -19,7 +19,7 @@ LAYER = 2  # whose keys and values are compared; with a sliding window where a f
 
 def convert(folder, dest, *options):
     arguments = ["--model", str(folder), "--dest", str(dest), "--tokens-per-sample", str(WINDOW)]
-    convert_hf_checkpoint.main([*arguments, "--no-tokenizer", *options])
+    convert_checkpoint([*arguments, "--no-tokenizer", *options])
     return load(dest)
 
 

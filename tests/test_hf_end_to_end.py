@@ -15,10 +15,12 @@ pytest.importorskip("tokenizers", reason="needs the extra hf")
 from fairseq_cli import eval_lm, train  # noqa: E402
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 
-import convert_hf_checkpoint  # noqa: E402
-import prepare_corpus  # noqa: E402
 from longmem_fairseq import LongMem  # noqa: E402
-from longmem_fairseq.commands import generate  # noqa: E402
+from longmem_fairseq.commands import (
+    convert,  # noqa: E402
+    generate,  # noqa: E402
+    prepare,  # noqa: E402
+)
 from longmem_fairseq.models.checkpoints import fingerprint  # noqa: E402
 from longmem_fairseq.tasks import LongMemLanguageModelingTask  # noqa: E402
 from longmem_fairseq.tasks.config import LongMemLanguageModelingConfig  # noqa: E402
@@ -41,7 +43,7 @@ def converted(request, tmp_path):
     changes = {"vocab_size": tokenizer.get_vocab_size() + 3, "bos_token_id": 1, "eos_token_id": 2}
     make_model(name, tmp_path / "hf", tokenizer, **changes)
     backbone, data, text = tmp_path / "backbone", tmp_path / "data", tmp_path / "text"
-    convert_hf_checkpoint.main(["--model", str(tmp_path / "hf"), "--dest", str(backbone)])
+    convert.main(["--model", str(tmp_path / "hf"), "--dest", str(backbone)])
     for split, documents in (("train", 4), ("valid", 1), ("test", 2)):
         (text / split).mkdir(parents=True)
         for number in range(documents):
@@ -49,7 +51,7 @@ def converted(request, tmp_path):
             page = page.replace("e\u0301", "e").replace("\0", "")
             (text / split / f"{number}.txt").write_bytes(page.encode())
     arguments = ["--source", text, "--dest", data, "--vocabulary", backbone]
-    prepare_corpus.main([str(argument) for argument in arguments])
+    prepare.main([str(argument) for argument in arguments])
     return backbone, data
 
 
@@ -127,7 +129,7 @@ def test_a_text_begins_as_with_the_models_own_tokenizer(name, adds, tmp_path):
     changes = {"vocab_size": tokenizer.get_vocab_size(), "bos_token_id": 1, "eos_token_id": 2}
     original = make_model(name, tmp_path / "hf", tokenizer, **changes)
     folder, text = tmp_path / "backbone", "the best mat of all worlds"
-    convert_hf_checkpoint.main(["--model", str(tmp_path / "hf"), "--dest", str(folder)])
+    convert.main(["--model", str(tmp_path / "hf"), "--dest", str(folder)])
     own = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "hf")(text)["input_ids"]
     ids = torch.tensor([own if adds else [2, *own]])
     assert ids[0, 0] == (1 if adds else 2)
@@ -144,7 +146,7 @@ def test_a_model_without_a_tokenizer_takes_ids_and_no_texts(tmp_path, monkeypatc
     original = make_model("qwen2", tmp_path / "hf")
     folder = tmp_path / "backbone"
     arguments = ["--model", str(tmp_path / "hf"), "--dest", str(folder), "--no-tokenizer"]
-    convert_hf_checkpoint.main(arguments)
+    convert.main(arguments)
     lm = LongMem.from_pretrained(folder, tokens_per_sample=SEGMENT)
     ids = torch.randint(original.config.vocab_size, (2, SEGMENT))
     with torch.no_grad():

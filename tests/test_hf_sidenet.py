@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 pytest.importorskip("tokenizers", reason="needs the extra hf")
 
-import convert_hf_checkpoint  # noqa: E402
+from longmem_fairseq.commands import convert  # noqa: E402
 from longmem_fairseq.models.checkpoints import load_backbone  # noqa: E402
 from longmem_fairseq.models.memtrm import MemTRMConfig  # noqa: E402
 from longmem_fairseq.tasks import LongMemLanguageModelingTask  # noqa: E402
@@ -25,7 +25,7 @@ def converted(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     make_model(request.param, folder / "hf")
     arguments = ["--model", str(folder / "hf"), "--dest", str(folder / "ours"), "--no-tokenizer"]
-    convert_hf_checkpoint.main(arguments)
+    convert.main(arguments)
     cfg = LongMemLanguageModelingConfig(data=str(folder / "ours"), tokens_per_sample=SEGMENT)
     return LongMemLanguageModelingTask(cfg), str(folder / "ours" / "checkpoint.pt")
 

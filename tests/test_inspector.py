@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from longmem_fairseq import LongMem
-from longmem_fairseq.hub_interface import THIS_TEXT, TokenReading
+from longmem_fairseq.api.hub_interface import THIS_TEXT, TokenReading
+from longmem_fairseq.api.passages import Passage
 from longmem_fairseq.inspector import Inspection, inspect_text, make_page
 from longmem_fairseq.inspector.inspection import gain_by_distance
-from longmem_fairseq.passages import Passage
 from tests.model_folders import WINDOW, story
 
 DATA = re.compile(r'(?<=id="data">)(.*?)(?=</script>)')

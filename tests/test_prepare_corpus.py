@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import make_recall_corpus
-from corpus_split import split_by_rank
+from longmem_fairseq.corpus.split import split_by_rank
 from longmem_fairseq.tokenizers import load_dictionary
 from tests.corpora import (
     ODD_TEXTS,

@@ -16,8 +16,8 @@ from fairseq.dataclass.configs import DistributedTrainingConfig
 from fairseq_cli import train
 from omegaconf import OmegaConf
 
-from longmem_fairseq import processes
-from longmem_fairseq.processes import use_cpus
+from longmem_fairseq.fairseq_patches import processes
+from longmem_fairseq.fairseq_patches.processes import use_cpus
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from tests.training_runs import TRAINING, assert_same_state, longmem
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 import make_recall_corpus
-from longmem_fairseq.cli import run
+from longmem_fairseq.utils.cli import run
 from recall_words import NAMES, RELATIONS
 
 SMALL = ["--train-documents", "6", "--train-words", "3000"]

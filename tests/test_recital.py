@@ -7,8 +7,8 @@ import pytest
 from fairseq.data import Dictionary, data_utils
 
 import make_recital
-from longmem_fairseq import cli
 from longmem_fairseq.tokenizers.folder import VOCABULARY_FILES
+from longmem_fairseq.utils import cli
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import torch
 from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
 from fairseq_cli import eval_lm
 
-import convert_longmem_checkpoint
 import parity
 from longmem_fairseq import LongMem
+from longmem_fairseq.commands import convert_released
 from longmem_fairseq.models.checkpoints import load_backbone
 from stream_scoring import load_model
 from tests.corpora import items_of, prepare, write_gpt2_files, write_splits
@@ -55,7 +55,7 @@ def convert(fixture, dest, longmem=True, more=()):
     if longmem:
         options["longmem"] = "longmem.pt"
     arguments = [f"--{option}={fixture / name}" for option, name in options.items()]
-    convert_longmem_checkpoint.main([*arguments, f"--dest={dest}", *more])
+    convert_released.main([*arguments, f"--dest={dest}", *more])
     return dest
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import results
-from longmem_fairseq.text_files import chance_of
+from longmem_fairseq.utils.text_files import chance_of
 from tests.benchmark_runs import lines
 
 

@@ -12,11 +12,11 @@ import torch
 import zstandard
 from fairseq import checkpoint_utils
 
-import corpus_source
 import extract_arxiv
 import make_chapterbreak
-from hf_files import weight_files
 from longmem_fairseq import LongMem
+from longmem_fairseq.conversion.files import weight_files
+from longmem_fairseq.corpus import source as corpus_source
 from longmem_fairseq.inspector import inspect_text, make_page
 from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
@@ -86,7 +86,7 @@ def test_tasks_of_others_are_refused(model):
 
 def test_code_that_comes_with_a_tokenizer_is_not_run(tmp_path):
     pytest.importorskip("transformers", reason="needs the extra hf")
-    import convert_hf_checkpoint
+    from longmem_fairseq.commands import convert
 
     executed = tmp_path / "executed"
     code = f"import os; os.mkdir({str(executed)!r})\nclass T: pass\n"
@@ -95,7 +95,7 @@ def test_code_that_comes_with_a_tokenizer_is_not_run(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "vocab.json").write_text("{}")
     with watched(tmp_path), pytest.raises(ValueError, match="transformers cannot read its tok"):
-        convert_hf_checkpoint.older_tokenizer(tmp_path)
+        convert.older_tokenizer(tmp_path)
     assert not executed.exists()
 
 

@@ -8,14 +8,14 @@ continuation, unless --temperature says to draw it.
 
 import json
 
-from longmem_fairseq.cli import as_option, run
+from longmem_fairseq.api.generation import check_generation
 from longmem_fairseq.commands.options import (
     check_argument,
     load_model,
     make_parser,
     read_texts,
 )
-from longmem_fairseq.generation import check_generation
+from longmem_fairseq.utils.cli import as_option, run
 
 
 def main() -> None:

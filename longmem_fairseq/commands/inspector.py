@@ -9,7 +9,6 @@ passages that each head read to predict it.
 import json
 from pathlib import Path
 
-from longmem_fairseq.cli import counted, run
 from longmem_fairseq.commands.options import (
     check_output,
     load_model,
@@ -17,6 +16,7 @@ from longmem_fairseq.commands.options import (
     read_texts,
 )
 from longmem_fairseq.inspector import inspect_text, make_page
+from longmem_fairseq.utils.cli import counted, run
 
 
 def main() -> None:

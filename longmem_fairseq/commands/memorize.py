@@ -8,13 +8,13 @@ saved before.
 
 import json
 
-from longmem_fairseq.cli import counted, run
 from longmem_fairseq.commands.options import (
     check_output,
     load_model,
     make_parser,
     read_texts,
 )
+from longmem_fairseq.utils.cli import counted, run
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from typing import Dict, List, NamedTuple, Optional
 
 import numpy as np
 
-from longmem_fairseq.hub_interface import THIS_TEXT, LongMem, TokenReading
+from longmem_fairseq.api.hub_interface import THIS_TEXT, LongMem, TokenReading
 
 SHORTEST = 64  # tokens; nearer passages are counted together
 NOTHING, ELSEWHERE = "nothing read", "another document"

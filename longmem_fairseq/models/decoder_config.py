@@ -1,6 +1,6 @@
 """The shape of a decoder: every option that its weights depend on.
 
-The defaults are the paper's GPT-2*; ``preprocess/convert_hf_checkpoint.py`` sets the others for other
+The defaults are the paper's GPT-2*; ``preprocess/convert_checkpoint.py`` sets the others for other
 families of language models.
 """
 

@@ -9,9 +9,9 @@ import torch
 from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor
 
-from longmem_fairseq.allocator import give_back_freed_memory
 from longmem_fairseq.memory import ExternalMemory, MemoryFork, Retrieved
 from longmem_fairseq.modules import LocalCache
+from longmem_fairseq.utils.allocator import give_back_freed_memory
 
 Retrieve = Callable[[Tensor], Optional[Retrieved]]
 

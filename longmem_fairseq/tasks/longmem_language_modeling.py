@@ -16,8 +16,6 @@ from fairseq.models import (
 from fairseq.tasks import register_task
 from omegaconf import open_dict
 
-from longmem_fairseq.allocator import keep_freed_memory
-from longmem_fairseq.cli import as_option
 from longmem_fairseq.data import (
     DocumentStreamDataset,
     IndexedDocuments,
@@ -38,6 +36,8 @@ from longmem_fairseq.tasks.resume import (
 )
 from longmem_fairseq.tasks.update_losses import UpdateLosses
 from longmem_fairseq.tokenizers import CheckpointIds, load_dictionary
+from longmem_fairseq.utils.allocator import keep_freed_memory
+from longmem_fairseq.utils.cli import as_option
 
 logger = logging.getLogger(__name__)
 

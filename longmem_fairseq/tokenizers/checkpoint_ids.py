@@ -7,7 +7,7 @@ from typing import Dict, Optional, Union
 import numpy as np
 from fairseq.data import Dictionary
 
-from longmem_fairseq.text_files import parse_json
+from longmem_fairseq.utils.text_files import parse_json
 
 IDS_FILE = "ids.json"
 SPECIALS = ("bos", "pad", "eos", "unk")  # the first four indices of every fairseq dictionary

@@ -9,9 +9,9 @@ import numpy as np
 from fairseq.data import Dictionary
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 
-from longmem_fairseq.text_files import parse_json, read_text
 from longmem_fairseq.tokenizers.checkpoint_ids import IDS_FILE, CheckpointIds
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer
+from longmem_fairseq.utils.text_files import parse_json, read_text
 
 TOKENIZER_FILE = "tokenizer.json"
 SPACE_PIECE = "\u2581"  # how tokenizers that came from SentencePiece write a space
@@ -43,7 +43,7 @@ class HFTokenizer(Tokenizer):
         if self.ids is None:
             raise FileNotFoundError(
                 f"{folder} has a {TOKENIZER_FILE} but no ids.json: make the folder with "
-                "preprocess/convert_hf_checkpoint.py"
+                "preprocess/convert_checkpoint.py"
             )
         self.text = read_text(path)
         self.tokenizer = parsed_tokenizer(path, self.text)

@@ -11,7 +11,12 @@ from fairseq.data import Dictionary
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from convert_longmem_checkpoint import BACKBONE_NAMES, PRETRAINED, SIDENET_HEAD, SIDENET_NAMES
+from longmem_fairseq.commands.convert_released import (
+    BACKBONE_NAMES,
+    PRETRAINED,
+    SIDENET_HEAD,
+    SIDENET_NAMES,
+)
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.longmem import LongMemConfig, SideNetDecoder
 from tests.fuzz import seeds

@@ -17,14 +17,14 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-import prepare_corpus
 from item_log import ItemLog
-from longmem_fairseq.exported import write_exported
+from longmem_fairseq.commands import prepare
+from longmem_fairseq.conversion.model_folder import save_model
 from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.memory.memory_file import HEADER_KEY, MAPPED
+from longmem_fairseq.models.exported import write_exported
 from longmem_fairseq.models.memtrm import MemTRMConfig, MemTRMDecoder
 from longmem_fairseq.tokenizers import CheckpointIds, SentencePieceTokenizer
-from model_folder import save_model
 from tests.corpora import PLAIN, write_gpt2_files
 
 DOCUMENT = "The cat sat on caf\u00e9 \u4e2d\U0001f600,\n\tand so on.  "
@@ -182,7 +182,7 @@ def evaluated(folder: Path) -> None:
     (source / "test.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (source / "corpus.json").write_text('{"chance": 0.5}')
     options = ["--source", str(source), "--dest", str(folder / "data")]
-    prepare_corpus.main([*options, "--vocabulary", str(folder)])
+    prepare.main([*options, "--vocabulary", str(folder)])
 
 
 def book(folder: Path) -> None:

@@ -13,27 +13,27 @@ from unittest import mock
 import torch
 
 import chapterbreak
-import convert_longmem_checkpoint
 import evaluate
 import extract_gutenberg
-import hf_files
 import icl_tasks
 import make_chapterbreak
 import needle
 import parity
 import report
 import squad
-from corpus_source import Source
 from extract_arxiv import latex_papers
 from item_log import ItemLog
 from longmem_fairseq import LongMem
+from longmem_fairseq.commands.convert_released import main as convert_longmem
+from longmem_fairseq.conversion import files as hf_files
+from longmem_fairseq.corpus.source import Source
 from longmem_fairseq.data import DocumentStreamDataset, IndexedDocuments
 from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.memory.shard_files import read_part
-from longmem_fairseq.text_files import parse_json
 from longmem_fairseq.tokenizers import load_dictionary, load_tokenizer
 from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2Tokenizer
-from output_folder import is_up_to_date
+from longmem_fairseq.utils.output_folder import is_up_to_date
+from longmem_fairseq.utils.text_files import parse_json
 from stream_scoring import load_model
 from tests.fuzz import converted_seeds, seeds
 from tests.fuzz.seeds import DOCUMENT, SYMBOLS
@@ -103,11 +103,11 @@ def use_binary(folder: Path) -> None:
 
 
 def convert(folder: Path) -> None:
-    import convert_hf_checkpoint  # needs no extra, but takes a second
+    from longmem_fairseq.commands import convert  # needs no extra, but takes a second
 
     shutil.rmtree(folder / "dest", ignore_errors=True)
     for options in (["--dry-run"], ["--dest", str(folder / "dest")]):
-        convert_hf_checkpoint.main(["--model", str(folder / "hf"), *options])
+        convert.main(["--model", str(folder / "hf"), *options])
 
 
 def check_sums(folder: Path) -> None:
@@ -126,7 +126,7 @@ def convert_released(folder: Path) -> None:
     shutil.rmtree(folder / "dest", ignore_errors=True)
     files = {"backbone": "backbone.pt", "longmem": "longmem.pt", "dict": "dict.txt", "dest": "dest"}
     options = [f"--{option}={folder / name}" for option, name in files.items()]
-    convert_longmem_checkpoint.main(options)
+    convert_longmem(options)
     longmem = folder / "dest" / "longmem"
     model, _ = load_model(str(longmem / "checkpoint.pt"), str(longmem))
     for start in (True, False):

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from longmem_fairseq.text_files import chance_of, parse_json, read_json, read_text, text_of
+from longmem_fairseq.utils.text_files import chance_of, parse_json, read_json, read_text, text_of
 
 SPLITS = ("train", "valid", "test")
 TEXT_SUFFIX = ".txt"

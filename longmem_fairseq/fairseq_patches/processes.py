@@ -20,8 +20,8 @@ from fairseq.distributed import DistributedTimeoutWrapper
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import distributed_fairseq_model
 
-from longmem_fairseq.rank_evaluation import eval_lm_of_ranks
-from longmem_fairseq.sigterm import StopOnSigterm
+from longmem_fairseq.fairseq_patches.rank_evaluation import eval_lm_of_ranks
+from longmem_fairseq.fairseq_patches.sigterm import StopOnSigterm
 from longmem_fairseq.tasks.config import TASK, check_command
 
 _original_call_main = distributed_utils.call_main

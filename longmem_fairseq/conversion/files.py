@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from longmem_fairseq.compat import clear_errors
-from longmem_fairseq.text_files import read_json
+from longmem_fairseq.fairseq_patches.checkpoints import clear_errors
+from longmem_fairseq.utils.text_files import read_json
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference
 # What a conversion can use: not the same weights once more in other formats.

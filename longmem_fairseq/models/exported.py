@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from longmem_fairseq.text_files import parse_json
+from longmem_fairseq.utils.text_files import parse_json
 
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator
 
-from longmem_fairseq.text_files import parse_json
+from longmem_fairseq.utils.text_files import parse_json
 
 
 def check_new(dest: Path) -> None:

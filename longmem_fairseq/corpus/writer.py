@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from fairseq.data import indexed_dataset
 
-from corpus_encoding import EncodedDocument
+from longmem_fairseq.corpus.encoding import EncodedDocument
 
 
 def write_split(

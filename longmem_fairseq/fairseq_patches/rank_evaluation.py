@@ -11,8 +11,8 @@ from fairseq.data import Dictionary
 from fairseq.models import BaseFairseqModel
 from fairseq.sequence_scorer import SequenceScorer
 
-from longmem_fairseq.cli import as_option
 from longmem_fairseq.memory import ShardedBank
+from longmem_fairseq.utils.cli import as_option
 
 logger = logging.getLogger(__name__)
 

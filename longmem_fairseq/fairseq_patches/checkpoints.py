@@ -30,7 +30,7 @@ from fairseq import checkpoint_utils
 from fairseq.data import iterators
 from fairseq.trainer import Trainer
 
-from longmem_fairseq.exported import read_exported
+from longmem_fairseq.models.exported import read_exported
 
 logger = logging.getLogger(__name__)
 

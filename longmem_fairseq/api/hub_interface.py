@@ -11,14 +11,14 @@ from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 import torch
 from torch import Tensor
 
-from longmem_fairseq.generation import PromptedModel, check_generation, continue_prompt
+from longmem_fairseq.api.generation import PromptedModel, check_generation, continue_prompt
+from longmem_fairseq.api.passages import Passage, read_passages
+from longmem_fairseq.api.pretrained import load_pretrained
+from longmem_fairseq.api.reading import progress_bar, read_segments
 from longmem_fairseq.memory import ExternalMemory, MemoryFork
 from longmem_fairseq.modules import token_losses
-from longmem_fairseq.passages import Passage, read_passages
-from longmem_fairseq.pretrained import load_pretrained
-from longmem_fairseq.reading import progress_bar, read_segments
-from longmem_fairseq.text_files import Text, named_texts, read_text
 from longmem_fairseq.tokenizers import Tokenizer
+from longmem_fairseq.utils.text_files import Text, named_texts, read_text
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from typing import Callable, Dict, NamedTuple, Tuple
 
 from torch import Tensor
 
-import hf_options
-from hf_options import Config
+from longmem_fairseq.conversion import options as hf_options
+from longmem_fairseq.conversion.options import Config
 
 # causal masks and wavelengths that older versions saved with the weights
 UNUSED = re.compile(r"\.(attn|(self_)?attention|self_attn)\.((masked_)?bias|rotary_emb\.inv_freq)$")

@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
 """Make a backbone of a Hugging Face language model, with its dictionary and tokenizer.
 
 Example:
-    python preprocess/convert_hf_checkpoint.py --model Qwen/Qwen2.5-0.5B --dest models/qwen
+    python preprocess/convert_checkpoint.py --model Qwen/Qwen2.5-0.5B --dest models/qwen
     python preprocess/prepare_corpus.py --source books --dest data/books --vocabulary models/qwen
 
 --model is a folder, or else the name of a repository on the Hugging Face hub, which is downloaded.
@@ -20,23 +19,23 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from hf_estimate import estimate
-from hf_families import FAMILIES, Family
-from hf_files import (
+from longmem_fairseq.conversion.estimate import estimate
+from longmem_fairseq.conversion.families import FAMILIES, Family
+from longmem_fairseq.conversion.files import (
     check_hashes,
     model_folder,
     tensors,
     weight_files,
     whole_number,
 )
-from longmem_fairseq.cli import check_positive, run
+from longmem_fairseq.conversion.model_folder import check_fits, save_model
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.decoder_config import MOST_CHANNELS, MOST_LAYERS, key_value_sizes
-from longmem_fairseq.text_files import parse_json, read_json, read_text
 from longmem_fairseq.tokenizers.checkpoint_ids import SPECIALS, CheckpointIds
 from longmem_fairseq.tokenizers.hf_tokenizer import panics_as_errors, parsed_tokenizer
-from model_folder import check_fits, save_model
-from output_folder import check_new, replaced_folder
+from longmem_fairseq.utils.cli import check_positive, run
+from longmem_fairseq.utils.output_folder import check_new, replaced_folder
+from longmem_fairseq.utils.text_files import parse_json, read_json, read_text
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WINDOW = 1024
@@ -318,5 +317,5 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     convert(get_parser().parse_args(argv))
 
 
-if __name__ == "__main__":
+def cli() -> None:
     run(main)

@@ -5,7 +5,7 @@ import itertools
 import random
 from typing import Iterator, List, Sequence
 
-from corpus_source import SPLITS, Document, Source
+from longmem_fairseq.corpus.source import SPLITS, Document, Source
 
 MAX_TRAINING_CHARACTERS = 30_000_000  # for SentencePiece; more text changes hardly a piece
 

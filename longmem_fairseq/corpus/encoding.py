@@ -5,7 +5,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 import numpy as np
 
-from corpus_source import Document
+from longmem_fairseq.corpus.source import Document
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer
 
 

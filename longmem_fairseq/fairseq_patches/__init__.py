@@ -1,0 +1,1 @@
+"""What fairseq 0.12 is patched for."""
