@@ -56,7 +56,6 @@ def test_bad_vocabularies_are_one_line(
 ):
     more = [part.format(model=models["longmem"]) for part in more]
     arguments = ("--source", corpus.parent / "text", "--dest", tmp_path / "out", *more)
-    main = prepare.main
     assert message in assert_one_line(
         monkeypatch, capsys, prepare_corpus, "prepare_corpus.py", *arguments
     )
