@@ -50,8 +50,8 @@ class LongMemConfig(MemoryConfig):
     no_sidenet: bool = field(
         default=False,
         metadata={
-            "help": "no SideNet: the backbone alone with a --pointer, of which --pointer trained is all "
-            "that is trained"
+            "help": "no SideNet: the backbone alone with a --pointer; --pointer trained is then all that "
+            "is trained"
         },
     )
     sidenet_init: SIDENET_INIT_CHOICES = field(
@@ -192,9 +192,7 @@ class SideNetDecoder(MemoryDecoder):
                 queries = self.search_keys(states[self.search_layer])  # B x T x E
                 found = retrieve(queries.unsqueeze(1))
                 retrieve = partial(_already, found)
-            x = self._run_sidenet(
-                states, self.backbone.biases(src_tokens, caches), retrieve, caches
-            )
+            x = self._run_sidenet(states, biases, retrieve, caches)
             x = self.layer_norm(x[:, first:])
             logits, pointer = self.backbone.output_layer(x), None
             if self.pointer is not None and found is not None:
