@@ -23,6 +23,7 @@ from tqdm import tqdm
 import model_options
 from item_log import ItemLog
 from longmem_fairseq.tasks.config import given_options
+from longmem_fairseq.utils.allocator import keep_freed_memory
 from longmem_fairseq.utils.cli import check_positive, run
 from longmem_fairseq.utils.text_files import chance_of, read_json
 from results import (
@@ -90,6 +91,7 @@ def main() -> None:
         )
     check_results("--results", args.results)
     options = given_options(args)
+    keep_freed_memory()
     model, task = load_model(args.path, args.data, args.tokens_per_sample, args.device, **options)
     model_options.check_memory_options(args, model)
     use_memory(model, args.memory)

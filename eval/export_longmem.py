@@ -18,6 +18,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from fairseq import checkpoint_utils
 
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "preprocess"))
+from longmem_fairseq.fairseq_patches import install
 from longmem_fairseq.models.exported import WEIGHTS_FILE, write_exported  # noqa: E402
 from longmem_fairseq.tokenizers.folder import copy_vocabulary  # noqa: E402
 from longmem_fairseq.utils.cli import run  # noqa: E402
@@ -87,6 +88,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = get_parser().parse_args(argv)
     check_new(args.dest)
     results = [] if args.results is None else result_table(args.results)
+    install()
     state = checkpoint_utils.load_checkpoint_to_cpu(str(args.checkpoint))
     name = str(state["cfg"]["model"]["_name"])
     if name != "longmem":

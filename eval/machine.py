@@ -94,7 +94,7 @@ def set_up(args: argparse.Namespace) -> None:
     """The settings of a process."""
     logging.getLogger().setLevel(logging.WARNING)  # importing fairseq leaves it at DEBUG
     torch.manual_seed(1)
-    keep_freed_memory()  # as the task does
+    keep_freed_memory()  # as our commands do
     if args.threads:
         torch.set_num_threads(args.threads)
         with suppress(ImportError):  # not needed by every --memory-index
