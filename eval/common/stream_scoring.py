@@ -17,11 +17,11 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
+from eval.common.results import read_json_lines
 from longmem_fairseq.fairseq_patches import install
 from longmem_fairseq.modules import row_blocks, token_losses
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
-from results import read_json_lines
 
 MEMORIES = ("own", "empty", "other")
 # of a question, in tokens but for the number of its document
