@@ -7,8 +7,7 @@ import pytest
 import torch
 from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
 
-import evaluate
-import report
+from eval import evaluate, report
 from longmem_fairseq.commands.prepare import main as prepare_corpus
 from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines
 from tests.corpora import items_of
