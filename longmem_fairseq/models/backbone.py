@@ -24,6 +24,7 @@ from longmem_fairseq.modules import (
     DecoderBlock,
     LocalCache,
     Rotary,
+    SearchKeys,
     quantise,
 )
 
@@ -32,6 +33,7 @@ COMPUTE_DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+MOST_SEARCH_DIM = 256  # principal components that are kept with a converted backbone
 COMPUTE_DTYPE_CHOICES = ChoiceEnum(list(COMPUTE_DTYPES))
 
 
@@ -40,10 +42,15 @@ class LongMemBackboneConfig(DecoderConfig):
     dropout: float = field(
         default=0.0, metadata={"help": "dropout probability of both branches of a block"}
     )
-    compute_dtype: COMPUTE_DTYPE_CHOICES = field(
-        default="float32",
-        metadata={"help": "type of the matrix products (autocast); trained weights stay float32"},
+    compute_dtype: MOST_SEARCH_DIM = (
+        256  # principal components that are kept with a converted backbone
     )
+
+
+COMPUTE_DTYPE_CHOICES = field(
+    default="float32",
+    metadata={"help": "type of the matrix products (autocast); trained weights stay float32"},
+)
 
 
 class BackboneOutput(NamedTuple):
@@ -104,6 +111,9 @@ class BackboneDecoder(MemoryDecoder):
         self.output_projection = nn.Linear(
             cfg.embed_dim, len(dictionary), bias=not cfg.no_head_bias
         )
+        self.search_keys = None
+        if cfg.fitted_search_layer > 0:
+            self.search_keys = SearchKeys(cfg.embed_dim, min(cfg.embed_dim, MOST_SEARCH_DIM))
         self.tie_head()
         self._init_parameters()
 
