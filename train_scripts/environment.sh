@@ -33,7 +33,7 @@ longmem_environment() {
   # faiss-cpu must not go on top of faiss-gpu.
   if python -I -m pip show --quiet faiss-gpu 2>/dev/null; then
     extra=${extra/#cpu/gpu}
-    if [[ "$extra" != gpu ]]; then extra+=-gpu; fi
+    if [[ "$extra" != gpu && "$extra" != hf ]]; then extra+=-gpu; fi
   fi
 
   missing=$(python -I "$root/train_scripts/missing_requirements.py" "$root" "$extra") || return

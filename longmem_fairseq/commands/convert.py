@@ -21,14 +21,9 @@ from torch import Tensor
 
 from longmem_fairseq.conversion.estimate import estimate
 from longmem_fairseq.conversion.families import FAMILIES, Family
-from longmem_fairseq.conversion.files import (
-    check_hashes,
-    model_folder,
-    tensors,
-    weight_files,
-    whole_number,
-)
+from longmem_fairseq.conversion.files import check_hashes, whole_number
 from longmem_fairseq.conversion.model_folder import check_fits, save_model
+from longmem_fairseq.conversion.source import Checkpoint, open_checkpoint
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.decoder_config import MOST_CHANNELS, MOST_LAYERS, key_value_sizes
 from longmem_fairseq.tokenizers.checkpoint_ids import SPECIALS, CheckpointIds
@@ -51,7 +46,7 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", required=True, help="folder with config.json and weights, or a hub id")
+    add("--model", required=True, help="folder with config.json and weights, GGUF file, or hub id")
     add("--dest", type=Path, help="new or empty folder to write")
     add("--dtype", choices=tuple(DTYPES), help="of the matrices written (default: as they are)")
     add(
@@ -171,7 +166,7 @@ def dictionary_rows(tensor: Tensor, ids: CheckpointIds) -> Tensor:
 
 
 def convert_weights(
-    folder: Path,
+    checkpoint: Checkpoint,
     family: Family,
     config: Dict[str, Any],
     cfg: LongMemBackboneConfig,
@@ -180,24 +175,23 @@ def convert_weights(
 ) -> Dict[str, Tensor]:
     """The state dict of our decoder; vectors (norms, biases) are float32 in any case."""
     weights: Dict[str, Tensor] = {}
-    for path, names in weight_files(folder).items():
-        for name, tensor in tensors(path, names):
-            ours = family.our_name(name)
-            if not ours or (cfg.tied_head and ours.startswith("output_projection.")):
-                continue
-            try:
-                changed = family.change(ours, tensor, config)
-                parts = dict(separated(ours, changed, cfg))
-                for name_of_rows in ROWS_OF_IDS & parts.keys():
-                    parts[name_of_rows] = dictionary_rows(parts[name_of_rows], ids)
-            except (RuntimeError, LookupError, TypeError, ArithmeticError) as error:
-                raise ValueError(
-                    f"{path}: {name} of shape {tuple(tensor.shape)} does not fit config.json ({error})"
-                ) from None
-            for part_name, part in parts.items():
-                stored = torch.float32 if part.dim() < 2 else dtype or part.dtype
-                # a copy: what is saved with a view is all that it is a view of
-                weights[part_name] = part.to(stored, copy=True).contiguous()
+    for path, name, theirs, tensor in checkpoint.weights(config):
+        ours = family.our_name(theirs)
+        if not ours or (cfg.tied_head and ours.startswith("output_projection.")):
+            continue
+        try:
+            changed = family.change(ours, tensor, config)
+            parts = dict(separated(ours, changed, cfg))
+            for name_of_rows in ROWS_OF_IDS & parts.keys():
+                parts[name_of_rows] = dictionary_rows(parts[name_of_rows], ids)
+        except (RuntimeError, LookupError, TypeError, ArithmeticError) as error:
+            raise ValueError(
+                f"{path}: {name} of shape {tuple(tensor.shape)} does not fit config.json ({error})"
+            ) from None
+        for part_name, part in parts.items():
+            stored = torch.float32 if part.dim() < 2 else dtype or part.dtype
+            # a copy: what is saved with a view is all that it is a view of
+            weights[part_name] = part.to(stored, copy=True).contiguous()
     if cfg.tied_head and "embed_tokens.weight" in weights:
         weights["output_projection.weight"] = weights["embed_tokens.weight"]
     if len(ids.absent) > 0:
@@ -282,7 +276,14 @@ def convert(args: argparse.Namespace) -> None:
             raise ValueError("--dest is missing: a new or empty folder to write")
         check_new(dest)
     check_positive(args, "tokens_per_sample")
-    folder = model_folder(args.model, args.dry_run)
+    with_tokenizer = not (args.no_tokenizer or args.dry_run)
+    with open_checkpoint(args.model, args.dry_run, with_tokenizer) as checkpoint:
+        convert_checkpoint(args, checkpoint)
+
+
+def convert_checkpoint(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
+    """Writes --dest, or prints what it would need."""
+    dest, folder = args.dest, checkpoint.folder
     config = read_config(folder)
     family = FAMILIES[config["model_type"]]
     tokenizer, unk = None, None
@@ -299,11 +300,11 @@ def convert(args: argparse.Namespace) -> None:
             print("\n".join(estimate(cfg, ids.dictionary(), window)))
         return
     if args.sha256 is not None:
-        check_hashes(folder, args.sha256, list(weight_files(folder)))
+        check_hashes(args.sha256, checkpoint.files())
     with errors_of_config(), torch.device("meta"):
         decoder = BackboneDecoder(OmegaConf.structured(cfg), ids.dictionary(), window)
-    weights = convert_weights(folder, family, config, cfg, ids, DTYPES.get(args.dtype))
-    check_fits(folder, weights, decoder)
+    weights = convert_weights(checkpoint, family, config, cfg, ids, DTYPES.get(args.dtype))
+    check_fits(checkpoint.source, weights, decoder)
     with replaced_folder(dest) as new:
         text = "".join(f"{symbol} 1\n" for symbol in ids.symbols)
         save_model(new, cfg, weights, window, text)
