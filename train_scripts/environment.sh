@@ -52,7 +52,12 @@ longmem_install() (
   trap 'rm -f "$constraints"' EXIT
   sed "${torch:+s/^torch==.*/torch==$torch/}" constraints.txt >"$constraints"
   python -m pip install --quiet -c "$constraints" torch numpy cython "setuptools>=64" wheel || return
-  python -m pip install --quiet -c "$constraints" --no-build-isolation -e ".[$2]"
+  python -m pip install --quiet -c "$constraints" --no-build-isolation -e ".[$2]" || return
+  # fairseq's metadata asks for torchaudio, of which only a task for speech makes use. The one of PyPI needs
+  # CUDA, and beside a torch without it no model class of transformers can be imported.
+  if ! python -I -c "import torchaudio" 2>/dev/null; then
+    python -m pip uninstall --quiet --yes torchaudio
+  fi
 )
 
 longmem_environment "${1:?the extra to install, one of cpu, gpu, test, dev}"
