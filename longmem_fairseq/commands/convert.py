@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from longmem_fairseq.conversion.estimate import estimate
-from longmem_fairseq.conversion.families import FAMILIES, Family
+from longmem_fairseq.conversion.families import FAMILIES, Family, join_heads, unknown
 from longmem_fairseq.conversion.files import (
     check_hashes,
     model_folder,
@@ -41,7 +41,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 WINDOW = 1024
 MOST_IDS = 2**20
 _MISFITS = (RuntimeError, TypeError, AttributeError, ArithmeticError, OmegaConfBaseException)
-ROWS_OF_IDS = {"embed_tokens.weight", "output_projection.weight"}
+ROWS_OF_IDS = {"embed_tokens.weight", "output_projection.weight", "output_projection.bias"}
 # The head's bias of fairseq's special symbols that the model does not have: they are never predicted.
 ABSENT_BIAS = -1e4
 
@@ -78,14 +78,11 @@ def read_config(folder: Path) -> Dict[str, Any]:
         config = {**specials, **config["text_config"], "model_type": "gemma3_text"}
     config.setdefault("vocab_size", 262208)  # which Gemma 3 leaves out
     if str(config.get("model_type")) not in FAMILIES:
-        raise ValueError(
-            f"{path}: model_type {config.get('model_type')} is unknown, expected one of "
-            f"{', '.join(FAMILIES)}"
-        )
+        raise ValueError(f"{path}: {unknown(config)}")
     if config.get("quantization_config"):
         raise ValueError(f"{path}: its weights are quantised: give the model as it was before that")
     whole_number(config, "vocab_size", MOST_IDS)
-    for name in ("num_hidden_layers", "n_layer"):
+    for name in ("num_hidden_layers", "num_layers", "n_layer"):
         if name in config:
             whole_number(config, name, MOST_LAYERS)
     return config
@@ -127,11 +124,11 @@ def backbone_config(
         ValueError: config.json lacks an option, or has one of another kind
     """
     with errors_of_config():
+        options = {"no_head_bias": len(ids.absent) == 0, **family.options(config)}
         cfg = LongMemBackboneConfig(
             _name="longmem_backbone",
             tied_head=config.get("tie_word_embeddings", family.tied),
-            no_head_bias=len(ids.absent) == 0,
-            **family.options(config),
+            **options,
         )
         cfg = OmegaConf.to_object(OmegaConf.structured(cfg))  # which checks the types
     numbers = {name: value for name, value in vars(cfg).items() if type(value) is int}
@@ -144,7 +141,11 @@ def backbone_config(
 def separated(
     name: str, tensor: Tensor, cfg: LongMemBackboneConfig
 ) -> Iterator[Tuple[str, Tensor]]:
-    """Queries, keys and values apart, where *name* is all three; see :class:`Family`."""
+    """What *name* is in one, apart; see :class:`Family`."""
+    if ".gate_up." in name:
+        for projection, part in zip(("gate_proj", "fc1"), tensor.chunk(2), strict=True):
+            yield name.replace("gate_up", projection), part
+        return
     if ".qkv." not in name:
         yield name, tensor
         return
@@ -165,7 +166,7 @@ def dictionary_rows(tensor: Tensor, ids: CheckpointIds) -> Tensor:
         raise ValueError(
             f"the embedding has {tensor.size(0)} rows, and config.json a vocab_size of {ids.num_ids}"
         )
-    rows = tensor.new_zeros(len(ids.to_checkpoint), tensor.size(1))
+    rows = tensor.new_zeros(len(ids.to_checkpoint), *tensor.shape[1:])
     rows[torch.from_numpy(ids.to_dictionary).long()] = tensor
     return rows
 
@@ -183,7 +184,7 @@ def convert_weights(
     for path, names in weight_files(folder).items():
         for name, tensor in tensors(path, names):
             ours = family.our_name(name)
-            if not ours or (cfg.tied_head and ours.startswith("output_projection.")):
+            if not ours or (cfg.tied_head and ours == "output_projection.weight"):
                 continue
             try:
                 changed = family.change(ours, tensor, config)
@@ -198,12 +199,12 @@ def convert_weights(
                 stored = torch.float32 if part.dim() < 2 else dtype or part.dtype
                 # a copy: what is saved with a view is all that it is a view of
                 weights[part_name] = part.to(stored, copy=True).contiguous()
+    join_heads(weights)
     if cfg.tied_head and "embed_tokens.weight" in weights:
         weights["output_projection.weight"] = weights["embed_tokens.weight"]
     if len(ids.absent) > 0:
-        bias = torch.zeros(len(ids.to_checkpoint))
+        bias = weights.setdefault("output_projection.bias", torch.zeros(len(ids.to_checkpoint)))
         bias[torch.from_numpy(ids.absent)] = ABSENT_BIAS
-        weights["output_projection.bias"] = bias
     return weights
 
 
