@@ -81,6 +81,9 @@ def weight_files(folder: Path) -> Dict[Path, Optional[List[str]]]:
         ValueError: the index is none, or names a file elsewhere
     """
     for name in WEIGHTS:
+        # first, as in transformers: beside it an index is what an earlier, larger save left
+        if (folder / name).is_file():
+            return {folder / name: None}
         index = folder / f"{name}.index.json"
         if index.is_file():
             shards: Dict[Path, Optional[List[str]]] = {}
@@ -97,8 +100,6 @@ def weight_files(folder: Path) -> Dict[Path, Optional[List[str]]]:
                 if not path.is_file():
                     raise FileNotFoundError(f"{path}: no such file, though {index.name} names it")
             return shards
-        if (folder / name).is_file():
-            return {folder / name: None}
     raise FileNotFoundError(f"{folder} has no weights: expected {' or '.join(WEIGHTS)}")
 
 

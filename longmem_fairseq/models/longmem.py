@@ -100,6 +100,7 @@ class SideNetDecoder(MemoryDecoder):
         self.reduction = reduction
         self.identity = str(cfg.sidenet_init) == "identity"
         self.padding_idx, self.window = backbone.padding_idx, backbone.window
+        self.rotary_rule = backbone.rotary_rule
         self.num_attention_layers = num_layers + num_layers // reduction
         options = {"layer_norm_eps": SIDENET_EPS, "dropout": cfg.dropout}
         options["activation"] = _activation(str(cfg.activation_fn), backbone.cfg)

@@ -5,7 +5,7 @@ from longmem_fairseq.modules.decoder_block import ACTIVATIONS, BLOCKS, DecoderBl
 from longmem_fairseq.modules.int8_linear import Int8Linear, quantise
 from longmem_fairseq.modules.joint_attention import JointAttention, LocalCache
 from longmem_fairseq.modules.memory_attention import memory_attention, memory_weights
-from longmem_fairseq.modules.norms import NORMS, RMSNorm
+from longmem_fairseq.modules.norms import NORMS, QK_NORMS, RMSNorm
 from longmem_fairseq.modules.rotary import Rotary
 from longmem_fairseq.modules.token_losses import row_blocks, token_losses
 
@@ -18,6 +18,7 @@ __all__ = [
     "JointAttention",
     "LocalCache",
     "NORMS",
+    "QK_NORMS",
     "RMSNorm",
     "Rotary",
     "alibi_slopes",
