@@ -133,6 +133,7 @@ class SideNetDecoder(MemoryDecoder):
         # without blocks of its own, the SideNet is the identity
         self.identity = str(cfg.sidenet_init) == "identity" or not self.has_sidenet
         self.padding_idx, self.window = backbone.padding_idx, backbone.window
+        self.rotary_rule = backbone.rotary_rule
         num_blocks = num_layers // reduction if self.has_sidenet else 0
         self.num_attention_layers = num_layers + num_blocks
         options = {"layer_norm_eps": SIDENET_EPS, "dropout": cfg.dropout}

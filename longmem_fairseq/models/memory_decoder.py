@@ -11,6 +11,7 @@ from torch import Tensor
 
 from longmem_fairseq.memory import ExternalMemory, MemoryFork, Retrieved
 from longmem_fairseq.modules import LocalCache, Pointer
+from longmem_fairseq.modules.rotary_scaling import Rule, length_that_counts
 from longmem_fairseq.utils.allocator import give_back_freed_memory
 
 Retrieve = Callable[[Tensor], Optional[Retrieved]]
@@ -71,13 +72,14 @@ class LocalWindow:
 class MemoryDecoder(FairseqIncrementalDecoder):
     """A decoder-only language model that may have a memory.
 
-    A subclass sets ``memory``, ``window`` and ``padding_idx`` and has :meth:`read`,
+    A subclass sets ``memory``, ``window``, ``rotary_rule`` and ``padding_idx`` and has :meth:`read`,
     :meth:`entries`, ``gate`` and ``num_attention_layers``.
     """
 
     memory: Optional[ExternalMemory] = None
     window: int  # W, tokens of a segment
     num_attention_layers: int
+    rotary_rule: Rule  # see parse_scaling
 
     def read(
         self,
@@ -166,7 +168,10 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         new = src_tokens[:, window.num_read :]
         window.num_read = src_tokens.size(1)
         tokens = torch.cat([window.tokens, new], dim=1)
-        if not window.caches or tokens.size(1) > self.window:
+        lengths = (window.tokens.size(1), tokens.size(1))
+        turned, turns = (length_that_counts(self.rotary_rule, length) for length in lengths)
+        # with the rules dynamic and longrope a longer text is another one from its first token on
+        if not window.caches or tokens.size(1) > self.window or turned != turns:
             # the oldest half makes room, and what stays is read anew as a segment of its own: so every
             # token sees what it would if the text before it had been memorised in such halves
             half = self.window - self.window // 2
