@@ -36,7 +36,7 @@ CASES = [  # family, its name in transformers, config.json, rope_scaling, length
 def test_angles_are_those_of_transformers(family, name, config, scaling, length):
     options = family({**config, "rope_scaling": scaling})
     rotary = Rotary(options["rotary_dim"], options["rotary_base"], options["rotary_scaling"])
-    if scaling.get("type") == "su":  # transformers renames it where it reads a file
+    if scaling.get("type") == "su":  # which transformers 5 refuses
         scaling = {**scaling, "type": "longrope"}
     theirs = getattr(transformers, f"{name}Config")(**config, rope_scaling=dict(scaling))
     module = getattr(transformers.models, name.lower())
