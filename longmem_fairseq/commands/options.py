@@ -10,6 +10,7 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 
 from longmem_fairseq.api.hub_interface import LongMem
 from longmem_fairseq.tasks.config import ModelOptions, given_options
+from longmem_fairseq.utils.cli import check_positive
 from longmem_fairseq.utils.text_files import matching_files, read_text, text_of
 
 
@@ -37,9 +38,20 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         action="store_true",
         help="leave the memory in its file instead of reading it",
     )
+    parser.add_argument(
+        "--special-tokens",
+        action="store_true",
+        help="read special tokens of the model that a text spells out (default: they are text)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    gen_parser_from_dataclass(parser.add_argument_group("model"), ModelOptions())
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--tokens-per-sample",
+        type=int,
+        help="tokens of the local window (default: as the checkpoint was trained)",
+    )
+    gen_parser_from_dataclass(group, ModelOptions())
     return parser
 
 
@@ -52,7 +64,11 @@ def load_model(args: argparse.Namespace) -> LongMem:
     """
     if args.memory_map and args.memory is None:
         raise ValueError("--memory-map needs --memory, the file that is to be mapped")
-    lm = LongMem.from_pretrained(args.model, args.device, **given_options(args))
+    check_positive(args, "tokens_per_sample")
+    options = given_options(args)
+    if args.tokens_per_sample is not None:
+        options["tokens_per_sample"] = args.tokens_per_sample
+    lm = LongMem.from_pretrained(args.model, args.device, **options)
     if args.memory is not None:
         lm.load_memory(args.memory, memory_map=args.memory_map)
     return lm
