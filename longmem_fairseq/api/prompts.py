@@ -59,6 +59,8 @@ def prompt_tokens(
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         # the template says all that the model is to read, the beginning too
         tokens = document_tokens(tokenizer, tokenizer.spelled_chat(messages), True, bare=True)
+    elif not isinstance(prompt, str):
+        raise ValueError("messages are a chat: give chat too, or a text for a prompt")
     else:
         tokens = document_tokens(tokenizer, prompt, special_tokens)
         spelled = [token for token in tokenizer.special_tokens if token in prompt]

@@ -65,23 +65,23 @@ def _environment():
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
+    def check_name(name: str) -> None:
+        if name.startswith("_"):
+            raise jinja2.exceptions.SecurityError(f"namespace with the attribute {name!r}")
+
     class Namespace(jinja2.utils.Namespace):
         """Without attributes of Python's own, which jinja2's lets a template set."""
 
         def __init__(*args, **kwargs):  # as jinja2's: `namespace(self=1)` is a name like any other
             self, *pairs = args
-            for name in (names := dict(*pairs, **kwargs)):
-                self._check(name)
+            names = dict(*pairs, **kwargs)
+            for name in names:
+                check_name(name)
             jinja2.utils.Namespace.__init__(self, names)
 
         def __setitem__(self, name: str, value: Any) -> None:
-            self._check(name)
+            check_name(name)
             super().__setitem__(name, value)
-
-        @staticmethod
-        def _check(name: str) -> None:
-            if name.startswith("_"):
-                raise jinja2.exceptions.SecurityError(f"namespace with the attribute {name!r}")
 
     environment.globals["raise_exception"] = raise_exception
     environment.globals["namespace"] = Namespace
