@@ -174,8 +174,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         if not window.caches or tokens.size(1) > self.window or turned != turns:
             # the oldest half makes room, and what stays is read anew as a segment of its own: so every
             # token sees what it would if the text before it had been memorised in such halves
-            half = self.window - self.window // 2
-            past = max(0, -(-(tokens.size(1) - self.window) // half) * half)
+            half, past = self._half, self.left_behind(tokens.size(1))
             if window.memory is not None:
                 for segment in tokens[:, :past].split(half, dim=1):
                     if segment.size(1) > 0:
@@ -186,6 +185,14 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         window.tokens = tokens
         retrieve = None if window.memory is None else window.memory.retrieve
         return self.read(new, retrieve, window.caches, -1 if last_only else 0)
+
+    @property
+    def _half(self) -> int:
+        return self.window - self.window // 2
+
+    def left_behind(self, length: int) -> int:
+        """How many of so many tokens a generation no longer has in its window, but in memory alone."""
+        return max(0, -(-(length - self.window) // self._half) * self._half)
 
     def start_generation(self, prompt: Tensor, num_hypotheses: int) -> Dict:
         """An incremental_state of hypotheses that have all read a prompt.
