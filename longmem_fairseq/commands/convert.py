@@ -22,6 +22,7 @@ from longmem_fairseq.conversion.estimate import estimate
 from longmem_fairseq.conversion.families import FAMILIES, Family, unknown
 from longmem_fairseq.conversion.files import check_hashes, whole_number
 from longmem_fairseq.conversion.model_folder import check_fits, save_model
+from longmem_fairseq.conversion.search_fit import fit_search_keys
 from longmem_fairseq.conversion.source import Checkpoint, open_checkpoint
 from longmem_fairseq.conversion.tokens import (
     checkpoint_ids,
@@ -31,6 +32,7 @@ from longmem_fairseq.conversion.tokens import (
 from longmem_fairseq.conversion.weights import convert_weights
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.decoder_config import MOST_CHANNELS, MOST_LAYERS
+from longmem_fairseq.tokenizers import load_tokenizer
 from longmem_fairseq.tokenizers.checkpoint_ids import SPECIALS, CheckpointIds
 from longmem_fairseq.utils.cli import check_positive, run
 from longmem_fairseq.utils.output_folder import check_new, replaced_folder
@@ -50,6 +52,13 @@ def get_parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="folder with config.json and weights, GGUF file, or hub id")
     add("--dest", type=Path, help="new or empty folder to write")
     add("--dtype", choices=tuple(DTYPES), help="of the matrices written (default: as they are)")
+    add(
+        "--search-tokens",
+        type=int,
+        default=4096,
+        help="tokens of text that the search keys of --memory-search hidden are fitted to, more than a "
+        "hidden state has channels; 0: none, and the backbone alone can have no memory (default: 4096)",
+    )
     add(
         "--tokens-per-sample", type=int, help="local window (default: 1,024, or what the model has)"
     )
@@ -117,8 +126,6 @@ def backbone_config(
     return cfg
 
 
-
-
 def convert(args: argparse.Namespace) -> None:
     """Writes --dest, complete or not at all.
 
@@ -163,6 +170,9 @@ def convert_checkpoint(args: argparse.Namespace, checkpoint: Checkpoint) -> None
         ids.save(new)
         if files.tokenizer is not None:
             (new / "tokenizer.json").write_text(files.tokenizer, encoding="utf-8")
+        if files.tokenizer is not None and args.search_tokens > 0:
+            fit_search_keys(cfg, weights, load_tokenizer(new), window, args.search_tokens)
+            save_model(new, cfg, weights, window, text)
     print(dest)
 
 

@@ -51,8 +51,8 @@ class LongMemConfig(MemoryConfig):
     no_sidenet: bool = field(
         default=False,
         metadata={
-            "help": "no SideNet: the backbone with a --pointer alone; --pointer trained is then all that "
-            "is trained"
+            "help": "no SideNet: the backbone with nothing but a --pointer, which is then all that "
+            "--pointer trained trains"
         },
     )
     sidenet_init: SIDENET_INIT_CHOICES = field(
