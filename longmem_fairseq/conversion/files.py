@@ -14,7 +14,7 @@ from longmem_fairseq.utils.text_files import read_json
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference
 # What a conversion can use: not the same weights once more in other formats.
-PATTERNS = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")
+PATTERNS = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt", "*.jinja")
 
 
 def model_folder(model: str, dry_run: bool) -> Path:
