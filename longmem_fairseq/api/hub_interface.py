@@ -131,7 +131,7 @@ class LongMem:
                 text = read_text(text) if isinstance(text, Path) else text
                 tokens = self._tokens(text, special_tokens)
                 for segment in tokens.split(self.window, dim=1):
-                    bank.write(*self.decoder.keys_values(segment), token_ids=segment)
+                    bank.write(**self.decoder.entries(segment)._asdict(), token_ids=segment)
                     bar.update(segment.size(1))
                 count += tokens.size(1) - 1
         if (forgotten := bank.held(0).start - oldest) > 0:

@@ -8,11 +8,11 @@ continuation, unless --temperature says to draw it.
 
 import json
 
-from longmem_fairseq.api.generation import check_generation
 from longmem_fairseq.commands.options import (
     check_argument,
     load_model,
     make_parser,
+    parse,
     read_texts,
 )
 from longmem_fairseq.utils.cli import as_option, run
@@ -46,7 +46,7 @@ def main() -> None:
         help="end before this string, or at this special token; may be repeated",
     )
     add("--chat", action="store_true", help="answer the text, with the model's own chat template")
-    args = parser.parse_intermixed_args()
+    args = parse(parser)
     if args.prompt is not None and args.texts:
         raise ValueError("--prompt and files of texts: give one of them")
     if args.prompt is None:
@@ -58,6 +58,8 @@ def main() -> None:
             raise ValueError(f"{name}: the prompt is empty")
     if args.chat and args.special_tokens:
         raise ValueError("--chat reads special tokens already: leave --special-tokens out")
+    from longmem_fairseq.api.generation import check_generation
+
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "beam", "seed", "stop")
     options = {name: getattr(args, name) for name in names}
     check_generation(**options, spelled=as_option)
