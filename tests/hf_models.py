@@ -119,7 +119,7 @@ MODELS = {  # name: (configuration class, options)
     "phi4-mini": (
         "Phi3",
         {**SMALL, "partial_rotary_factor": 0.75, "tie_word_embeddings": True}
-        | {"original_max_position_embeddings": 10, "rope_parameters": LONGROPE},
+        | {"original_max_position_embeddings": 5, "rope_parameters": LONGROPE},
     ),
     "olmo2": ("Olmo2", SMALL),
     "exaone4": ("Exaone4", {**SMALL, "sliding_window": 5, "sliding_window_pattern": 2}),

@@ -267,11 +267,10 @@ FAMILIES = {  # by the model_type of config.json
     "gemma2": Family(options.gemma2, "layers", GEMMA, change=change_gemma, tied=True),
     "gemma3_text": Family(options.gemma3, "layers", GEMMA, _LANGUAGE, change_gemma, tied=True),
 }
-# which models have options of config.json by these names
-FOREIGN = {
-    "a mixture of experts": r"(num|n)_(local_|routed_)?experts|moe_.+",
-    "a model that also sees or hears": r"(vision|audio|image)_config|(img|audio)_processor",
-    "a state-space model": r"mamba_.+|ssm_.+|state_size|rwkv_.+",
+FOREIGN = {  # what the model_type of other models is like, or the name of an option in config.json
+    "a mixture of experts": r".*moe|mixtral|(num|n)_(local_|routed_)?experts",
+    "a model that also sees or hears": r".*_vl|(vision|audio|image)_config|(img|audio)_processor",
+    "a state-space model": r".*(mamba|rwkv).*|ssm_.+|state_size|lru_width",
 }
 
 
@@ -279,6 +278,6 @@ def unknown(config: Config) -> str:
     """Why a config.json of no known family is refused."""
     kind = str(config.get("model_type"))
     for description, names in FOREIGN.items():
-        if any(re.fullmatch(names, str(name)) for name in config):
+        if any(re.fullmatch(names, str(name)) for name in (kind, *config)):
             return f"model_type {kind} is {description}, which cannot be converted"
     return f"model_type {kind} is unknown, expected one of {', '.join(FAMILIES)}"

@@ -114,8 +114,8 @@ def falcon(config: Config) -> Config:
 def gpt_neo(config: Config) -> Config:
     heads, num_layers = config["num_heads"], config["num_layers"]
     repeated = config.get("attention_types") or [[["global", "local"], 12]]
-    every = (kinds for kinds, times in repeated for _ in range(min(times, num_layers)))
-    kinds = list(islice(chain.from_iterable(every), num_layers))
+    every = (kinds for kinds, times in repeated for _ in range(min(times, num_layers + 1)))
+    kinds = list(islice(chain.from_iterable(every), num_layers + 1))
     if len(kinds) != num_layers or not set(kinds) <= {"global", "local"}:
         raise ValueError(
             f"config.json: attention_types ({repeated}) must be global and local ones of "

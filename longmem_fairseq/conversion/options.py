@@ -38,19 +38,16 @@ def activation(name: str) -> str:
     return ACTIVATIONS[name]
 
 
-def rotary(
-    config: Config, head_dim: int, share: float = 1.0, kind: str = "", base: float = 10000.0
-) -> Config:
+def rotary(config: Config, head_dim: int, share: float = 1.0, kind: str = "") -> Config:
     """Options of rotary positions, as configurations old and new spell them.
 
     Args:
         share: of the channels of a head, where config.json does not say
         kind: of the layers, where they differ
-        base: where config.json does not say
     """
     parameters = config.get("rope_parameters") or {}
     parameters = parameters.get(kind, parameters)
-    base = config.get("rope_theta", config.get("rotary_emb_base", base))
+    base = config.get("rope_theta", config.get("rotary_emb_base", 10000.0))
     share = config.get("partial_rotary_factor", config.get("rotary_pct", share))
     return {
         "positions": "rotary",

@@ -50,6 +50,10 @@ class Rotary:
         if rule.get("rope_type") == "yarn" and not (self.base > 1 and rule["factor"] >= 1):
             raise ValueError("--rotary-scaling yarn needs a factor of at least 1 and a larger base")
 
+    def frequencies(self, num_tokens: int = 0) -> Tensor:
+        """Radians per token of every pair, n/2, in a text of *num_tokens*."""
+        return frequencies(parse_scaling(self.scaling), self.base, self.num_channels, num_tokens)
+
     def __call__(self, x: Tensor, positions: range) -> Tensor:
         """B x H x T x D, turned to *positions* (T, or 1 for all the same), in the type of *x*.
 
@@ -78,5 +82,4 @@ def cos_sin(rotary: Rotary, positions: range, device: torch.device) -> Tuple[Ten
 @functools.lru_cache(maxsize=64)  # copying them makes the CPU wait for the GPU
 def frequencies_on(rotary: Rotary, num_tokens: int, device: torch.device) -> Tensor:
     """Those of *rotary*: computed on the CPU, so that they are the same numbers on every device."""
-    rule = parse_scaling(rotary.scaling)
-    return frequencies(rule, rotary.base, rotary.num_channels, num_tokens).to(device)
+    return rotary.frequencies(num_tokens).to(device)

@@ -36,7 +36,7 @@ def parse_scaling(text: str) -> Rule:
     try:
         rule = json.loads(text)
         numbers = {name: _number(name, rule[name]) for name in SCALINGS[rule["rope_type"]]}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise ValueError(
             f"--rotary-scaling ({text}) must be JSON with a rope_type of {', '.join(SCALINGS)} and its "
             "numbers"
