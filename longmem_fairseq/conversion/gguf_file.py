@@ -3,7 +3,7 @@
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Collection, Dict, Iterator, List, Tuple
 
 import torch
 from torch import Tensor
@@ -107,13 +107,14 @@ class GGUFFile:
             raise ValueError(f"{self.path} has {len(shapes)} tensors, expected {expected}")
         return shapes
 
-    def tensor(self, name: str) -> Optional[Tensor]:
-        """The values of one tensor, None where there is no such."""
-        for path, reader in zip(self.paths, self._readers, strict=True):
-            for tensor in reader.tensors:
-                if tensor.name == name:
-                    return self._values(path, tensor)
-        return None
+    def some_tensors(self, names: Collection[str]) -> Dict[str, Tensor]:
+        """The values of those of *names* that there are."""
+        return {
+            tensor.name: self._values(path, tensor)
+            for path, reader in zip(self.paths, self._readers, strict=True)
+            for tensor in reader.tensors
+            if tensor.name in names
+        }
 
     def tensors(self) -> Iterator[Tuple[Path, str, Tensor]]:
         """File, name and values of all tensors, in float32, one after another.

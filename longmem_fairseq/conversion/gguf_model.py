@@ -9,7 +9,7 @@ from torch import Tensor
 
 from longmem_fairseq.conversion.families import FAMILIES, Family
 from longmem_fairseq.conversion.gguf_config import (
-    FACTORS,
+    COMPUTED,
     architecture,
     generation_config,
     model_config,
@@ -17,9 +17,6 @@ from longmem_fairseq.conversion.gguf_config import (
 )
 from longmem_fairseq.conversion.gguf_file import GGUFFile, gguf_package
 from longmem_fairseq.conversion.gguf_tokenizer import tokenizer_json
-
-# computed from the configuration: by llama.cpp's converter, and by ours
-COMPUTED = {FACTORS, "rope_factors_long.weight", "rope_factors_short.weight"}
 
 
 def write_json_files(file: GGUFFile, folder: Path, with_tokenizer: bool) -> None:
@@ -31,7 +28,7 @@ def write_json_files(file: GGUFFile, folder: Path, with_tokenizer: bool) -> None
     metadata = file.metadata
     try:
         contents = {
-            "config": model_config(metadata, file.shapes, file.tensor(FACTORS)),
+            "config": model_config(metadata, file.shapes, file.some_tensors(COMPUTED)),
             "generation_config": generation_config(metadata),
             "tokenizer_config": tokenizer_config(metadata),
         }
@@ -53,15 +50,16 @@ def theirs_of_gguf(file: GGUFFile, family: Family, num_layers: int) -> Dict[str,
     arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
     table = gguf.get_tensor_name_map(arch, num_layers)
     found: Dict[str, str] = {}
-    # Falcon's one norm of a block is the first of these, and where it has two that of the MLP
-    for key in sorted(family.modules, key=lambda key: key == "*.ln_mlp"):
+    for (
+        key
+    ) in family.modules:  # where two are the same to llama.cpp, the later belongs to the family
+        # Falcon's one norm of a block has another name than the first of two
         if key == "*.ln_mlp" and "blk.0.attn_norm_2.weight" not in file.shapes:
             continue
         for prefix in ("", *family.prefixes, "".join(family.prefixes)):
             for layer in range(num_layers if key.startswith("*.") else 1):
-                block = f"{family.blocks}.{layer}."
-                theirs = prefix + key.replace("*.", block)
-                ours = table.get_name(theirs)
+                theirs = prefix + key.replace("*.", f"{family.blocks}.{layer}.")
+                ours = table.get_name(theirs.removesuffix(".norms.#"))
                 if ours is not None:
                     found[ours] = theirs
     return found
@@ -96,7 +94,12 @@ def gguf_weights(file: GGUFFile, config: Dict) -> Iterator[Tuple[Path, str, str,
             tensor = tensor.t()  # transformers' Conv1D
         if "norm" in module:
             tensor = tensor - arch.norm_offset
-        yield path, name, f"{theirs_of[module]}.{parameter}", tensor
+        theirs = theirs_of[module]
+        if theirs.endswith(".#"):  # one norm for each head
+            for head, row in enumerate(tensor):
+                yield path, name, f"{theirs[:-1]}{head}.{parameter}", row
+            continue
+        yield path, name, f"{theirs}.{parameter}", tensor
 
 
 def unpermuted(tensor: Tensor, heads: int) -> Tensor:
