@@ -72,6 +72,7 @@ def test_quantized_matrices(kind, tmp_path):
 def test_a_split_file_is_read_as_one(tmp_path):
     theirs = small_llama(tmp_path)
     write_gguf(theirs, tmp_path / "one.gguf")
+    (tmp_path / "split").mkdir()
     write_gguf(theirs, tmp_path / "split" / "model.gguf", split_max_tensors=15)
     parts = sorted((tmp_path / "split").iterdir())
     assert [path.name for path in parts] == [f"model-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
@@ -86,6 +87,7 @@ def refused(tmp_path, monkeypatch, capsys):
     def call(model, *options):
         arguments = ["longmem-convert", "--model", str(model), *options]
         monkeypatch.setattr(sys, "argv", [*arguments, "--dest", str(tmp_path / "dest")])
+        capsys.readouterr()  # the progress of transformers and gguf
         with pytest.raises(SystemExit) as exited:
             run(convert_checkpoint)
         assert exited.value.code == 2 and not (tmp_path / "dest").exists()
@@ -109,6 +111,7 @@ def test_damaged_files(tmp_path, refused):
 
 
 def test_a_part_that_is_missing(tmp_path, refused):
+    (tmp_path / "split").mkdir()
     write_gguf(small_llama(tmp_path), tmp_path / "split" / "model.gguf", split_max_tensors=15)
     parts = sorted((tmp_path / "split").iterdir())
     parts[1].unlink()
