@@ -9,6 +9,7 @@ from fairseq.models import FairseqLanguageModel
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from longmem_fairseq.fairseq_patches import install
 from longmem_fairseq.models.checkpoints import identify_memory
 from longmem_fairseq.tasks.config import MODEL_OPTIONS, TASK, ModelOptions
 from longmem_fairseq.tokenizers import Tokenizer, load_tokenizer
@@ -35,6 +36,7 @@ def load_pretrained(
     path: Path, device: Union[str, torch.device], overrides: Dict
 ) -> Tuple[FairseqLanguageModel, Tokenizer]:
     """Model, in evaluation mode, and tokenizer; see :meth:`LongMem.from_pretrained`."""
+    install()
     checkpoint = _find_checkpoint(path)
     known = (*MODEL_OPTIONS, "tokens_per_sample")
     for name in overrides:
@@ -44,6 +46,7 @@ def load_pretrained(
     nothing = {name: getattr(ModelOptions(), name) for name in MODEL_OPTIONS}
     task = {**nothing, **overrides, "data": str(checkpoint.parent)}
     state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint), {"task": task})
+    _give_memory(state, overrides)
     _check_task(checkpoint, state)
     try:
         (model,), _ = checkpoint_utils.load_model_ensemble([str(checkpoint)], state=state)
@@ -80,6 +83,15 @@ def _find_checkpoint(path: Path) -> Path:
             "there (train_scripts/copy_vocabulary.sh)"
         )
     return found
+
+
+def _give_memory(state: Dict, overrides: Dict) -> None:
+    """A backbone that was converted has a memory, without training, unless no_memory says otherwise."""
+    cfg = state.get("cfg")
+    fitted = OmegaConf.select(cfg, "model.fitted_search_layer") if cfg else None
+    if fitted and not overrides.get("no_memory") and overrides.get("memory_size") != 0:
+        if cfg.task.pointer is None:
+            cfg.task.pointer = "constant"
 
 
 def _check_task(checkpoint: Path, state: Dict) -> None:

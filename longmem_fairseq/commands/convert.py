@@ -12,7 +12,7 @@ tokenizer.json into --dest, all or nothing. Nothing that comes with a model is e
 import argparse
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, Optional, Sequence
 
 import torch
 from omegaconf import OmegaConf
@@ -22,15 +22,21 @@ from longmem_fairseq.conversion.estimate import estimate
 from longmem_fairseq.conversion.families import FAMILIES, Family, unknown
 from longmem_fairseq.conversion.files import check_hashes, whole_number
 from longmem_fairseq.conversion.model_folder import check_fits, save_model
+from longmem_fairseq.conversion.search_fit import fit_search_keys
 from longmem_fairseq.conversion.source import Checkpoint, open_checkpoint
+from longmem_fairseq.conversion.tokens import (
+    checkpoint_ids,
+    read_token_files,
+    without_impossible_tokens,
+)
 from longmem_fairseq.conversion.weights import convert_weights
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.decoder_config import MOST_CHANNELS, MOST_LAYERS
+from longmem_fairseq.tokenizers import load_tokenizer
 from longmem_fairseq.tokenizers.checkpoint_ids import SPECIALS, CheckpointIds
-from longmem_fairseq.tokenizers.hf_tokenizer import panics_as_errors, parsed_tokenizer
 from longmem_fairseq.utils.cli import check_positive, run
 from longmem_fairseq.utils.output_folder import check_new, replaced_folder
-from longmem_fairseq.utils.text_files import parse_json, read_json, read_text
+from longmem_fairseq.utils.text_files import read_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WINDOW = 1024
@@ -46,6 +52,13 @@ def get_parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="folder with config.json and weights, GGUF file, or hub id")
     add("--dest", type=Path, help="new or empty folder to write")
     add("--dtype", choices=tuple(DTYPES), help="of the matrices written (default: as they are)")
+    add(
+        "--search-tokens",
+        type=int,
+        default=4096,
+        help="tokens of text that the search keys of --memory-search hidden are fitted to, more than a "
+        "hidden state has channels; 0: none, and the backbone alone can have no memory (default: 4096)",
+    )
     add(
         "--tokens-per-sample", type=int, help="local window (default: 1,024, or what the model has)"
     )
@@ -67,7 +80,7 @@ def read_config(folder: Path) -> Dict[str, Any]:
     if config.get("model_type") == "gemma3" and isinstance(config.get("text_config"), dict):
         names = [f"{name}_token_id" for name in SPECIALS if f"{name}_token_id" in config]
         specials = {name: config[name] for name in names}
-        config = {**specials, **config["text_config"], "model_type": "gemma3_text"}
+        config = {**config["text_config"], **specials, "model_type": "gemma3_text"}
     config.setdefault("vocab_size", 262208)  # which Gemma 3 leaves out
     if str(config.get("model_type")) not in FAMILIES:
         raise ValueError(f"{path}: {unknown(config)}")
@@ -78,23 +91,6 @@ def read_config(folder: Path) -> Dict[str, Any]:
         if name in config:
             whole_number(config, name, MOST_LAYERS)
     return config
-
-
-def special_ids(config: Dict[str, Any], unk: Optional[int]) -> Dict[str, int]:
-    """The model's ids of fairseq's special symbols, each for one of them, the end of text first.
-
-    Raises:
-        ValueError: it has no end of text
-    """
-    found: Dict[str, int] = {}
-    for name in ("eos", "bos", "pad", "unk"):
-        id_ = unk if name == "unk" else config.get(f"{name}_token_id")
-        id_ = id_[0] if isinstance(id_, list) and id_ else id_
-        if isinstance(id_, int) and 0 <= id_ < config["vocab_size"] and id_ not in found.values():
-            found[name] = id_
-    if "eos" not in found:
-        raise ValueError("config.json: eos_token_id is missing: documents begin and end with it")
-    return found
 
 
 @contextmanager
@@ -130,69 +126,6 @@ def backbone_config(
     return cfg
 
 
-def read_tokenizer(folder: Path, config: Dict[str, Any]) -> Tuple[str, Optional[int]]:
-    """The text of tokenizer.json, and the id of its unknown token.
-
-    Raises:
-        FileNotFoundError: there is no tokenizer
-        ValueError: it is damaged, or has more tokens than the model
-    """
-    path = folder / "tokenizer.json"
-    text = read_text(path) if path.is_file() else older_tokenizer(folder)
-    try:
-        content = parse_json(text)
-        vocab = content["model"]["vocab"]
-        if isinstance(vocab, list):  # of a Unigram model: pieces and scores
-            vocab = {piece: id_ for id_, (piece, _) in enumerate(vocab)}
-        last = max([*vocab.values(), *(token["id"] for token in content["added_tokens"])])
-        unk = vocab.get(content["model"].get("unk_token"))
-        too_large = last >= config["vocab_size"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path} is not a tokenizer") from None
-    if too_large:
-        raise ValueError(
-            f"{path} has ids up to {last}, and the model an embedding of {config['vocab_size']} rows: "
-            "give the tokenizer it was trained with, or --no-tokenizer"
-        )
-    return text, unk
-
-
-def document_start(folder: Path, tokenizer: Optional[str], specials: Dict[str, int]) -> str:
-    """What stands before a document: bos, where the model's own tokenizer puts it before a text.
-
-    In some models (Gemma above all) much depends on it. tokenizer.json has the last word, as in
-    transformers 5, which ignores the add_bos_token of tokenizer_config.json beside it.
-    """
-    if tokenizer is None or "bos" not in specials:
-        return "eos"
-    first = parsed_tokenizer(folder / "tokenizer.json", tokenizer).encode("").ids[:1]
-    return "bos" if first == [specials["bos"]] else "eos"
-
-
-def older_tokenizer(folder: Path) -> str:
-    """tokenizer.json, made by transformers from the files of older tokenizers."""
-    older = ("tokenizer.model", "vocab.json", "merges.txt")
-    if not any((folder / name).is_file() for name in older):
-        raise FileNotFoundError(
-            f"{folder} has no tokenizer.json: --no-tokenizer converts the weights alone"
-        )
-    try:
-        from transformers import AutoTokenizer
-    except ImportError:
-        raise ValueError(
-            f"{folder} has an older tokenizer without tokenizer.json: to read it, pip install "
-            "transformers; or --no-tokenizer"
-        ) from None
-    options = {"trust_remote_code": False, "local_files_only": True}  # else it may ask, or download
-    try:
-        with panics_as_errors():
-            return AutoTokenizer.from_pretrained(str(folder), **options).backend_tokenizer.to_str()
-    except Exception as error:  # whatever the many tokenizers of transformers raise
-        raise ValueError(
-            f"{folder}: transformers cannot read its tokenizer ({error}); or --no-tokenizer"
-        ) from error
-
-
 def convert(args: argparse.Namespace) -> None:
     """Writes --dest, complete or not at all.
 
@@ -215,12 +148,9 @@ def convert_checkpoint(args: argparse.Namespace, checkpoint: Checkpoint) -> None
     dest, folder = args.dest, checkpoint.folder
     config = read_config(folder)
     family = FAMILIES[config["model_type"]]
-    tokenizer, unk = None, None
-    if not (args.no_tokenizer or args.dry_run):
-        tokenizer, unk = read_tokenizer(folder, config)
-    specials = special_ids(config, unk)
-    start = document_start(folder, tokenizer, specials)
-    ids = CheckpointIds(config["vocab_size"], specials, start)
+    files = read_token_files(folder, not (args.no_tokenizer or args.dry_run))
+    files = without_impossible_tokens(files, config["vocab_size"])
+    ids = checkpoint_ids(config, files)
     cfg = backbone_config(family, config, ids)
     most = cfg.max_positions or config.get("max_position_embeddings")
     window = args.tokens_per_sample or (min(WINDOW, most) if type(most) is int else WINDOW)
@@ -238,8 +168,11 @@ def convert_checkpoint(args: argparse.Namespace, checkpoint: Checkpoint) -> None
         text = "".join(f"{symbol} 1\n" for symbol in ids.symbols)
         save_model(new, cfg, weights, window, text)
         ids.save(new)
-        if tokenizer is not None:
-            (new / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+        if files.tokenizer is not None:
+            (new / "tokenizer.json").write_text(files.tokenizer, encoding="utf-8")
+        if files.tokenizer is not None and args.search_tokens > 0:
+            fit_search_keys(cfg, weights, load_tokenizer(new), window, args.search_tokens)
+            save_model(new, cfg, weights, window, text)
     print(dest)
 
 

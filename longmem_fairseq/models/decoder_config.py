@@ -27,6 +27,13 @@ class DecoderConfig(FairseqDataclass):
     num_attention_heads: int = field(
         default=16, metadata={"help": "attention heads; must divide --embed-dim unless --head-dim"}
     )
+    fitted_search_layer: int = field(
+        default=0,
+        metadata={
+            "help": "hidden state to which the checkpoint's own search keys were fitted when it was "
+            "converted (--memory-search hidden); 0: it has none"
+        },
+    )
     num_kv_heads: int = field(
         default=0,
         metadata={
