@@ -1,6 +1,7 @@
 """GGUF files: what is made of them computes what transformers computes with the model in them."""
 
 import hashlib
+import random
 import sys
 
 import pytest
@@ -108,6 +109,34 @@ def test_damaged_files(tmp_path, refused):
     assert refused(path).startswith(f"{path} is no GGUF file: it begins with b'GGML', expected")
     path.write_bytes(b"")
     assert refused(path).startswith(f"{path} is no GGUF file: it begins with b'', expected")
+
+
+def test_bytes_that_were_changed(tmp_path):
+    """Converted or refused: never another error, and never without end."""
+    path = tmp_path / "model.gguf"
+    write_gguf(small_llama(tmp_path), path)
+    whole = path.read_bytes()
+    chance = random.Random(5)
+    refusals = 0
+    for number in range(60):
+        changed = bytearray(whole)
+        for _ in range(chance.randint(1, 3)):
+            changed[chance.randrange(4, 3500)] = chance.choice([0, 1, 127, 255])
+        path.write_bytes(changed)
+        try:
+            convert(path, tmp_path / f"ours-{number}")
+        except (ValueError, FileNotFoundError):
+            refusals += 1
+    assert refusals > 40
+
+
+def test_an_array_of_false_length(tmp_path, refused):
+    path = tmp_path / "model.gguf"
+    write_gguf(small_llama(tmp_path), path, [("ggml.scores", [1.0, 2.0])])
+    whole = path.read_bytes()
+    place = whole.index(b"tokenizer.ggml.scores") + len("tokenizer.ggml.scores") + 8
+    path.write_bytes(whole[:place] + (2**60).to_bytes(8, "little") + whole[place + 8 :])
+    assert refused(path).startswith(f"{path} is damaged or truncated (")
 
 
 def test_a_part_that_is_missing(tmp_path, refused):

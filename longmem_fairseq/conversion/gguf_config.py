@@ -257,6 +257,8 @@ def _llama3_scaling(config: Config, channels: int, factors: Tensor) -> Config:
     Raises:
         ValueError: no original length gives these factors
     """
+    if 2 * factors.numel() != channels:
+        raise ValueError(f"{FACTORS} has {factors.numel()} numbers, expected {channels // 2}")
     base = config.get("rope_theta", 10000.0)
     plain = Rotary(channels, base).frequencies()
     rule = {

@@ -54,6 +54,19 @@ def gguf_models(folder: Path) -> List[Path]:
     ]
 
 
+def _strict_reader(gguf):
+    class Reader(gguf.GGUFReader):
+        """Which beyond the end of a file would read nothing, as often as a false length says."""
+
+        def _get(self, offset, dtype, count=1, *args, **kwargs):
+            found = super()._get(offset, dtype, count, *args, **kwargs)
+            if len(found) != count:
+                raise ValueError(f"it ends at byte {len(self.data):,}, and more was to follow")
+            return found
+
+    return Reader
+
+
 class GGUFFile:
     """A model in one or more GGUF files, memory-mapped.
 
@@ -81,7 +94,7 @@ class GGUFFile:
                 "--model is a folder, a GGUF file, or a hub id"
             )
         try:
-            return self._gguf.GGUFReader(path)
+            return _strict_reader(self._gguf)(path)
         except _DAMAGE as error:
             raise ValueError(f"{path} is damaged or truncated ({error})") from None
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from longmem_fairseq.conversion.families import FAMILIES, Family
 from longmem_fairseq.conversion.gguf_config import (
     COMPUTED,
+    Architecture,
     architecture,
     generation_config,
     model_config,
@@ -78,28 +79,42 @@ def gguf_weights(file: GGUFFile, config: Dict) -> Iterator[Tuple[Path, str, str,
     family = FAMILIES[config["model_type"]]
     num_layers = config.get("num_hidden_layers", config.get("n_layer"))
     theirs_of = theirs_of_gguf(file, family, num_layers)
-    heads = config.get("num_attention_heads", config.get("n_head"))
-    kv_heads = config.get("num_kv_heads") or config.get("num_key_value_heads") or heads
     for path, name, tensor in file.tensors():
         if name in COMPUTED:
             continue
         module, _, parameter = name.rpartition(".")
         if module not in theirs_of:
             raise ValueError(f"{path}: {name} is no tensor of this family")
-        if arch.permuted and module.endswith((".attn_q", ".attn_k")):
-            tensor = unpermuted(tensor, heads if module.endswith("q") else kv_heads)
-        if module.endswith(".attn_qkv") and config["model_type"] in ("bloom", "falcon", "gpt_neox"):
-            tensor = grouped(tensor, heads, kv_heads)
-        if config["model_type"] == "gpt2" and module.startswith("blk.") and tensor.dim() == 2:
-            tensor = tensor.t()  # transformers' Conv1D
-        if "norm" in module:
-            tensor = tensor - arch.norm_offset
         theirs = theirs_of[module]
+        try:
+            tensor = in_their_order(module, tensor, arch, config)
+        except (RuntimeError, ArithmeticError, TypeError) as error:
+            raise ValueError(
+                f"{path}: {name} of shape {tuple(tensor.shape)} does not fit its metadata ({error})"
+            ) from None
         if theirs.endswith(".#"):  # one norm for each head
             for head, row in enumerate(tensor):
                 yield path, name, f"{theirs[:-1]}{head}.{parameter}", row
-            continue
-        yield path, name, f"{theirs}.{parameter}", tensor
+        else:
+            yield path, name, f"{theirs}.{parameter}", tensor
+
+
+def in_their_order(module: str, tensor: Tensor, arch: Architecture, config: Dict) -> Tensor:
+    """What llama.cpp's converter changed, as it was before.
+
+    Args:
+        module: llama.cpp's name
+        config: config.json
+    """
+    heads = config.get("num_attention_heads", config.get("n_head"))
+    kv_heads = config.get("num_kv_heads") or config.get("num_key_value_heads") or heads
+    if arch.permuted and module.endswith((".attn_q", ".attn_k")):
+        return unpermuted(tensor, heads if module.endswith("q") else kv_heads)
+    if module.endswith(".attn_qkv") and arch.model_type in ("bloom", "falcon", "gpt_neox"):
+        return grouped(tensor, heads, kv_heads)
+    if arch.model_type == "gpt2" and module.startswith("blk.") and tensor.dim() == 2:
+        return tensor.t()  # transformers' Conv1D
+    return tensor - arch.norm_offset if "norm" in module else tensor
 
 
 def unpermuted(tensor: Tensor, heads: int) -> Tensor:
