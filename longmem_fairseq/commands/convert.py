@@ -1,10 +1,11 @@
-"""Make a backbone of a Hugging Face language model, with its dictionary and tokenizer.
+"""Make a backbone of a pretrained language model, with its dictionary and tokenizer.
 
 Example:
     python preprocess/convert_checkpoint.py --model Qwen/Qwen2.5-0.5B --dest models/qwen
     python preprocess/prepare_corpus.py --source books --dest data/books --vocabulary models/qwen
 
---model is a folder, or else the name of a repository on the Hugging Face hub, which is downloaded.
+--model is a folder of the Hugging Face hub, a GGUF file of llama.cpp (dequantized to float32), a folder
+that holds one, or else the name of a repository on the hub, which is downloaded.
 Writes checkpoint.pt, dict.txt, ids.json (the model's ids and their dictionary indices) and
 tokenizer.json into --dest, all or nothing. Nothing that comes with a model is executed.
 """
@@ -51,7 +52,11 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", required=True, help="folder with config.json and weights, GGUF file, or hub id")
     add("--dest", type=Path, help="new or empty folder to write")
-    add("--dtype", choices=tuple(DTYPES), help="of the matrices written (default: as they are)")
+    add(
+        "--dtype",
+        choices=tuple(DTYPES),
+        help="of the matrices written (default: as they are, float32 of a GGUF file)",
+    )
     add(
         "--search-tokens",
         type=int,
