@@ -123,7 +123,7 @@ class LongMem:
         with progress_bar("memorising", progress) as bar:
             for name, text in documents:
                 bank.begin_document(0, name or f"document {len(bank.sources[0]) + 1}", offset=-1)
-                tokens = self._tokens(read_text(text) if isinstance(text, Path) else text)
+                tokens = self.tokens(read_text(text) if isinstance(text, Path) else text)
                 for segment in tokens.split(self.window, dim=1):
                     bank.write(*self.decoder.keys_values(segment), token_ids=segment)
                     bar.update(segment.size(1))
@@ -189,7 +189,7 @@ class LongMem:
             ValueError: the text is empty
         """
         source, target = self._source_and_target(text)
-        fork = self._fork(1) if memory else None
+        fork = self.fork(1) if memory else None
         segments = read_segments(self.decoder, source, fork, progress=progress)
         losses = [
             token_losses(logits, expected, self.dictionary.pad())
@@ -215,7 +215,7 @@ class LongMem:
             raise ValueError(f"token_ids of shape {tuple(tokens.shape)}, expected B x T")
         if tokens.is_floating_point() or tokens.min() < 0 or tokens.max() >= size:
             raise ValueError(f"token_ids must be whole numbers from 0 to {size - 1}")
-        tokens, fork = tokens.long(), self._fork(tokens.size(0))
+        tokens, fork = tokens.long(), self.fork(tokens.size(0))
         if ids is None:
             return torch.cat(list(read_segments(self.decoder, tokens, fork)), dim=1)
         index = torch.from_numpy(ids.to_dictionary).long().to(self.device)
@@ -284,7 +284,7 @@ class LongMem:
         check_generation(max_new_tokens, temperature, top_k, top_p, beam, seed, stop)
         if not prompt:
             raise ValueError("the prompt is empty")
-        tokens = self._tokens(prompt)
+        tokens = self.tokens(prompt)
         devices = [self.device] if self.device.type == "cuda" else []
         with (
             torch.random.fork_rng(devices, enabled=seed is not None),
@@ -296,13 +296,13 @@ class LongMem:
             options = (max_new_tokens, temperature, top_k, top_p, beam)
             return continue_prompt(model, int(tokens[0, -1]), *options)
 
-    def _fork(self, rows: int) -> Optional[MemoryFork]:
+    def fork(self, rows: int) -> Optional[MemoryFork]:
         """The memory of texts that leave it as it is; None for a model without."""
         if self.decoder.memory is None:
             return None
         return self.memory.fork(rows, self.device, THIS_TEXT)
 
-    def _tokens(self, text: str) -> Tensor:
+    def tokens(self, text: str) -> Tensor:
         """1 x (1 + T): the beginning of a document, and its tokens.
 
         Raises:
@@ -319,7 +319,7 @@ class LongMem:
     def _source_and_target(self, text: str) -> Tuple[Tensor, Tensor]:
         if not text:
             raise ValueError("the text is empty")
-        tokens = self._tokens(text)
+        tokens = self.tokens(text)
         return tokens[:, :-1], tokens[:, 1:]
 
     def _check_not_frozen(self) -> None:

@@ -159,6 +159,10 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         window.reorder(torch.zeros(num_hypotheses, dtype=torch.long, device=prompt.device))
         return incremental_state
 
+    def generation_memory(self, incremental_state: Dict) -> Optional[MemoryFork]:
+        """The memory of a generation that has begun; None without memory."""
+        return incremental_state[self._state].memory
+
     def reorder_incremental_state(self, incremental_state: Dict, new_order: Tensor) -> None:
         """fairseq's beam search goes on with other hypotheses."""
         if self._state in incremental_state:

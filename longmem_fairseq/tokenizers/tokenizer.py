@@ -7,7 +7,7 @@ character offset to its token in the same way for every tokenizer.
 import codecs
 from functools import cached_property
 from pathlib import Path
-from typing import Dict, Iterable, List, Optional
+from typing import Callable, Dict, Iterable, List, Optional
 
 import numpy as np
 from fairseq.data import Dictionary
@@ -58,12 +58,17 @@ class Tokenizer:
 
         A character of several tokens is that of the last of them.
         """
+        decoded = self.decoder()
+        pieces = [decoded(int(i)) for i in indices]
+        if pieces:
+            pieces[-1] += decoded(None)
+        return pieces
+
+    def decoder(self) -> Callable[[Optional[int]], str]:
+        """Gives for one dictionary index after another the text that it adds; None: none follows."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         table = self._bytes_of_index
-        pieces = [decoder.decode(table.get(int(i), b"")) for i in indices]
-        if pieces:
-            pieces[-1] += decoder.decode(b"", final=True)
-        return pieces
+        return lambda index: decoder.decode(table.get(index, b""), final=index is None)
 
     def decode(self, indices: Iterable[int]) -> str:
         """Text of dictionary indices; those of no token (eos, padding) stand for nothing."""
