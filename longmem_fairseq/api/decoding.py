@@ -13,9 +13,7 @@ from torch import Tensor
 
 from longmem_fairseq.api.generation import most_likely
 from longmem_fairseq.api.hub_interface import LongMem
-from longmem_fairseq.memory import MemoryBank, Retrieved
-
-Look = Callable[[Tensor, Optional[Retrieved], MemoryBank], None]
+from longmem_fairseq.api.reading import Look
 
 
 class Token(NamedTuple):
@@ -81,7 +79,8 @@ def decode(
         draw: default: the most likely token
         top: how many of the most likely tokens to name
         ends: indices that end a row as the end of a document does
-        look: of one row alone: is shown what was searched for and found at every new token
+        look: of one row alone: is shown what was found for every new token; see
+            :func:`read_segments`; the new token is the last one of those that are read
 
     Returns:
         why each row ended: ``stop`` or ``length``
@@ -98,7 +97,8 @@ def decode(
     state = {}
     if look is not None and decoder.memory is not None:
         decoder(tokens[:, :-1], incremental_state=state)
-        decoder.generation_memory(state).look = look
+        window = decoder.generation_window(state)
+        window.memory.look = lambda *found: look(*found, window.num_new)
     while rows:
         log_probs = decoder(tokens, incremental_state=state)[0][:, -1].float().log_softmax(dim=-1)
         log_probs[:, dictionary.pad()] = float("-inf")  # as fairseq's generator does

@@ -13,11 +13,12 @@ from longmem_fairseq.tasks.config import ModelOptions, given_options
 from longmem_fairseq.utils.text_files import matching_files, read_text, text_of
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
+def make_parser(description: str, reads_texts: bool = True) -> argparse.ArgumentParser:
     """A parser of MODEL, TEXT... and the options of model and memory.
 
     Args:
         description: its first line says what the command does; the rest ends in an example
+        reads_texts: otherwise there are no TEXT... and no --json
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -25,19 +26,20 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "model", help="folder with checkpoint, dict.txt and tokenizer, or a checkpoint in it"
     )
-    parser.add_argument(
-        "texts",
-        nargs="*",
-        metavar="text",
-        help="text files in UTF-8, or patterns in quotes; - or none: standard input",
-    )
+    if reads_texts:
+        parser.add_argument(
+            "texts",
+            nargs="*",
+            metavar="text",
+            help="text files in UTF-8, or patterns in quotes; - or none: standard input",
+        )
+        parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument("--memory", help="memory file to start from (default: an empty memory)")
     parser.add_argument(
         "--memory-map",
         action="store_true",
         help="leave the memory in its file instead of reading it",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     gen_parser_from_dataclass(parser.add_argument_group("model"), ModelOptions())
     return parser
@@ -85,13 +87,18 @@ def check_argument(option: str, text: str) -> str:
 
 
 def check_output(path: str) -> None:
+    """See :func:`check_file`."""
+    check_file("--output", path)
+
+
+def check_file(option: str, path: str) -> None:
     """Before the work of hours.
 
     Raises:
-        ValueError: *path*, given as --output, cannot be a file
+        ValueError: *path*, given as *option*, cannot be a file that is written
     """
     folder = Path(path).absolute().parent
     if not folder.is_dir():
-        raise ValueError(f"--output ({path}): there is no folder {folder}")
+        raise ValueError(f"{option} ({path}): there is no folder {folder}")
     if Path(path).is_dir():
-        raise ValueError(f"--output ({path}) is a folder: give a file to write")
+        raise ValueError(f"{option} ({path}) is a folder: give a file to write")

@@ -3,6 +3,7 @@
 Importing this module registers it; the harness looks for no plugins, so ``longmem-lm-eval`` does.
 """
 
+import logging
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -16,6 +17,8 @@ from longmem_fairseq.api.generation import check_generation
 from longmem_fairseq.api.hub_interface import LongMem
 from longmem_fairseq.api.scoring import Row, score_rows
 from longmem_fairseq.api.text_stream import TextStream
+
+logger = logging.getLogger(__name__)
 
 MOST_APART = 64  # tokens between the shortest and the longest prompt of a batch
 GENERATION = ("temperature", "top_k", "top_p", "do_sample", "until", "max_gen_toks")
@@ -65,6 +68,9 @@ class LongMemHarness(TemplateLM):
             if value is not None:
                 label = "window" if name == "tokens_per_sample" else name
                 options[name] = _positive(label, value)
+        if device == "cuda:0" and not torch.cuda.is_available():  # the harness's default
+            logger.warning("there is no CUDA here: longmem runs on the CPU")
+            device = "cpu"
         self.lm = LongMem.from_pretrained(pretrained, device or "cpu", dtype, **options)
         self._device = self.lm.device
         if memory is not None:
@@ -80,7 +86,10 @@ class LongMemHarness(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        return self.lm.tokenizer.document_start
+        """Stands before a text whose context is empty: as for ``hf``, bos where the model has one."""
+        ids = self.lm.tokenizer.ids
+        has_bos = ids is not None and "bos" in ids.specials
+        return self.lm.dictionary.bos() if has_bos else self.lm.tokenizer.document_start
 
     @property
     def max_length(self) -> int:
