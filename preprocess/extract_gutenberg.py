@@ -2,7 +2,7 @@
 """Write the plain text of Project Gutenberg books: no header, footer or line wraps; by year if wanted.
 
 Example:
-    python preprocess/extract_gutenberg.py --source gutenberg --metadata pg_catalog.csv \
+    python -m preprocess.extract_gutenberg --source gutenberg --metadata pg_catalog.csv \
         --from-year 2020 --to-year 2022 --dest pg22
 
 reads gutenberg/**/*.txt, whose names hold the book's number (pg2701.txt, 2701-0.txt), and writes
@@ -22,11 +22,11 @@ from typing import Dict, List, Optional, Sequence
 
 from tqdm import tqdm
 
-from gutenberg_text import strip_boilerplate, unwrap, with_ascii_punctuation
 from longmem_fairseq.corpus.source import SPLITS
 from longmem_fairseq.utils.cli import as_option, run
 from longmem_fairseq.utils.output_folder import check_new, replaced_folder
 from longmem_fairseq.utils.text_files import read_text
+from preprocess.gutenberg_text import strip_boilerplate, unwrap, with_ascii_punctuation
 
 FIELDS = ("id", "title", "author", "year", "file", "words", "characters")
 

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from longmem_fairseq import LongMem
-from longmem_fairseq.commands import generate, inspector, memorize
+from longmem_fairseq.commands import convert, generate, inspector, memorize, prepare
 from longmem_fairseq.utils.cli import run
 from tests.model_folders import DOCUMENTS, story
 
@@ -192,11 +192,13 @@ def test_the_distribution_installs_the_commands_and_the_page(root):
         runpy.run_path(str(root / "setup.py"))
     scripts = setup.call_args.kwargs["entry_points"]["console_scripts"]
     targets = dict(script.split(" = ") for script in scripts)
-    assert set(targets) == set(COMMANDS)
+    others = {"longmem-convert": convert, "longmem-prepare": prepare}
+    expected = {**COMMANDS, **others}
+    assert set(targets) == set(expected)
     for program, target in targets.items():
         module, function = target.split(":")
         module = importlib.import_module(module)
-        assert module is COMMANDS[program] and callable(getattr(module, function))
+        assert module is expected[program] and callable(getattr(module, function))
     for package, names in setup.call_args.kwargs["package_data"].items():
         folder = root / package.replace(".", "/")
         assert all((folder / name).is_file() for name in names)

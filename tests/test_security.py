@@ -12,8 +12,6 @@ import torch
 import zstandard
 from fairseq import checkpoint_utils
 
-import extract_arxiv
-import make_chapterbreak
 from longmem_fairseq import LongMem
 from longmem_fairseq.conversion.files import weight_files
 from longmem_fairseq.corpus import source as corpus_source
@@ -23,6 +21,7 @@ from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
 from longmem_fairseq.tasks.resume import names_beside
 from longmem_fairseq.tokenizers import CheckpointIds, GPT2Tokenizer, load_dictionary
+from preprocess import extract_arxiv, make_chapterbreak
 from tests.corpora import write_gpt2_files
 from tests.fuzz import seeds
 from tests.fuzz.watch import watched

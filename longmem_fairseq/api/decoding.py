@@ -100,7 +100,8 @@ def decode(
         window = decoder.generation_window(state)
         window.memory.look = lambda *found: look(*found, window.num_new)
     while rows:
-        log_probs = decoder(tokens, incremental_state=state)[0][:, -1].float().log_softmax(dim=-1)
+        output = decoder(tokens, incremental_state=state)
+        log_probs = decoder.get_normalized_probs(output, log_probs=True)[:, -1]
         log_probs[:, dictionary.pad()] = float("-inf")  # as fairseq's generator does
         kept, following, length = [], [], tokens.size(1)
         for i, (row, token) in enumerate(zip(rows, _chosen(log_probs, draw, top), strict=True)):

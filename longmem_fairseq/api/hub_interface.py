@@ -125,7 +125,7 @@ class LongMem:
                 bank.begin_document(0, name or f"document {len(bank.sources[0]) + 1}", offset=-1)
                 tokens = self.tokens(read_text(text) if isinstance(text, Path) else text)
                 for segment in tokens.split(self.window, dim=1):
-                    bank.write(*self.decoder.keys_values(segment), token_ids=segment)
+                    bank.write(**self.decoder.entries(segment)._asdict(), token_ids=segment)
                     bar.update(segment.size(1))
                 count += tokens.size(1) - 1
         if (forgotten := bank.held(0).start - oldest) > 0:

@@ -9,6 +9,7 @@ from fairseq.models import FairseqLanguageModel
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from longmem_fairseq.fairseq_patches import install
 from longmem_fairseq.models.checkpoints import identify_memory
 from longmem_fairseq.tasks.config import MODEL_OPTIONS, TASK, ModelOptions
 from longmem_fairseq.tokenizers import Tokenizer, load_tokenizer
@@ -35,6 +36,7 @@ def load_pretrained(
     path: Path, device: Union[str, torch.device], overrides: Dict
 ) -> Tuple[FairseqLanguageModel, Tokenizer]:
     """Model, in evaluation mode, and tokenizer; see :meth:`LongMem.from_pretrained`."""
+    install()
     checkpoint = _find_checkpoint(path)
     known = (*MODEL_OPTIONS, "tokens_per_sample")
     for name in overrides:

@@ -76,16 +76,16 @@ def score_rows(lm: LongMem, rows: Sequence[Row], top: int = 1, memory: bool = Tr
         segment = segment.to(lm.device)
         if any(first < end for first, end in zip(firsts, ends, strict=True)):
             reading = lm.decoder.read(segment, None if fork is None else fork.retrieve)
-            logits, *pair = reading
-            _score(logits, rows, [start] * len(rows), firsts, ends, top, scored)
+            entries = reading.entries
+            _score(reading.scores, rows, [start] * len(rows), firsts, ends, top, scored)
         elif fork is not None:
-            pair = lm.decoder.keys_values(segment)
+            entries = lm.decoder.entries(segment)
         if fork is not None:
             stops = torch.tensor(
                 [min(end, plan.begin) for plan, end in zip(plans, ends, strict=True)]
             )
             valid = start + torch.arange(segment.size(1)) < stops.unsqueeze(1)  # B x T
-            fork.write(*pair, segment, valid)
+            fork.write(**entries._asdict(), token_ids=segment, valid=valid)
     begins = [plan.begin for plan in plans]
     firsts = [
         max(plan.first, _rolled_to(plan, lm.window)) if plan.rolls else plan.first for plan in plans
@@ -94,7 +94,7 @@ def score_rows(lm: LongMem, rows: Sequence[Row], top: int = 1, memory: bool = Tr
     window = _padded([row.tokens[b:s] for row, b, s in zip(rows, begins, stops, strict=True)], pad)
     skipped = min(first - begin for first, begin in zip(firsts, begins, strict=True))
     retrieve = None if fork is None else fork.retrieve
-    logits = lm.decoder.read(window.to(lm.device), retrieve, first=skipped).logits
+    logits = lm.decoder.read(window.to(lm.device), retrieve, first=skipped).scores
     _score(logits, rows, [begin + skipped for begin in begins], firsts, stops, top, scored)
     return [Scored(*(torch.cat(parts) for parts in zip(*found, strict=True))) for found in scored]
 

@@ -12,6 +12,7 @@ from longmem_fairseq.commands.options import (
     check_output,
     load_model,
     make_parser,
+    parse,
     read_texts,
 )
 from longmem_fairseq.utils.cli import counted, run
@@ -20,7 +21,7 @@ from longmem_fairseq.utils.cli import counted, run
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--output", required=True, help="memory file to write")
-    args = parser.parse_intermixed_args()
+    args = parse(parser)
     check_output(args.output)
     names, texts = zip(*read_texts(args), strict=True)
     lm = load_model(args)

@@ -1,20 +1,24 @@
-"""What the commands have in common: which model, which memory, which texts."""
+"""What the commands have in common: which model, which memory, which texts.
+
+fairseq takes seconds to import, and is imported when a command line was found to be good.
+"""
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
-from typing import List, Tuple
+from typing import TYPE_CHECKING, List, Tuple
 
-from fairseq.dataclass.utils import gen_parser_from_dataclass
-
-from longmem_fairseq.api.hub_interface import LongMem
-from longmem_fairseq.tasks.config import ModelOptions, given_options
+from longmem_fairseq.utils.allocator import keep_freed_memory
 from longmem_fairseq.utils.text_files import matching_files, read_text, text_of
+
+if TYPE_CHECKING:
+    from longmem_fairseq import LongMem
 
 
 def make_parser(description: str, reads_texts: bool = True) -> argparse.ArgumentParser:
-    """A parser of MODEL, TEXT... and the options of model and memory.
+    """A parser, for :func:`parse`, of MODEL, TEXT... and the options of model and memory.
 
     Args:
         description: its first line says what the command does; the rest ends in an example
@@ -41,12 +45,43 @@ def make_parser(description: str, reads_texts: bool = True) -> argparse.Argument
         help="leave the memory in its file instead of reading it",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    gen_parser_from_dataclass(parser.add_argument_group("model"), ModelOptions())
+    parser.add_argument(
+        "--help-model",
+        action=_HelpModel,
+        nargs=0,
+        help="show the options of model and memory too (--memory-size, --k, --compute-dtype, ...)",
+    )
     return parser
 
 
-def load_model(args: argparse.Namespace) -> LongMem:
+class _HelpModel(argparse.Action):
+    def __call__(self, parser, *unused):
+        _add_model_options(parser)
+        parser.print_help()
+        parser.exit()
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    from fairseq.dataclass.utils import gen_parser_from_dataclass
+
+    from longmem_fairseq.tasks.config import ModelOptions
+
+    logging.getLogger().setLevel(logging.WARNING)  # fairseq leaves it at DEBUG
+    gen_parser_from_dataclass(parser.add_argument_group("model"), ModelOptions())
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line, with the options of the model, which come last."""
+    parser.parse_known_args()  # help, and most mistakes, need no fairseq
+    _add_model_options(parser)
+    return parser.parse_intermixed_args()
+
+
+def load_model(args: argparse.Namespace, with_memory: bool = True) -> "LongMem":
     """The model, with its memory.
+
+    Args:
+        with_memory: otherwise --memory is not read
 
     Raises:
         FileNotFoundError, ValueError: see :meth:`LongMem.from_pretrained` and ``load_memory``; or
@@ -54,8 +89,12 @@ def load_model(args: argparse.Namespace) -> LongMem:
     """
     if args.memory_map and args.memory is None:
         raise ValueError("--memory-map needs --memory, the file that is to be mapped")
+    from longmem_fairseq import LongMem
+    from longmem_fairseq.tasks.config import given_options
+
+    keep_freed_memory()
     lm = LongMem.from_pretrained(args.model, args.device, **given_options(args))
-    if args.memory is not None:
+    if args.memory is not None and with_memory:
         lm.load_memory(args.memory, memory_map=args.memory_map)
     return lm
 

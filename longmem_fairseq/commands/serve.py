@@ -12,9 +12,7 @@ import os
 import socket
 from pathlib import Path
 
-from longmem_fairseq.api.hub_interface import LongMem
-from longmem_fairseq.commands.options import check_file, make_parser
-from longmem_fairseq.tasks.config import given_options
+from longmem_fairseq.commands.options import check_file, load_model, make_parser, parse
 from longmem_fairseq.utils.cli import as_option, run
 
 KEY_VARIABLE = "LONGMEM_API_KEY"
@@ -35,7 +33,7 @@ def main() -> None:
     add("--name", help="what clients call the model (default: the folder's name)")
     add("--timeout", type=float, default=300.0, help="seconds for a request (default: 300)")
     add("--max-body", type=int, default=16, help="MiB that a request may have (default: 16)")
-    args = parser.parse_args()
+    args = parse(parser)
     api_key = args.api_key if args.api_key is not None else os.environ.get(KEY_VARIABLE)
     _check(args, api_key)
     try:
@@ -47,9 +45,10 @@ def main() -> None:
             f"longmem-serve needs the server: pip install 'longmem-fairseq[serve]' ({error})"
         ) from error
     with _listening(args.host, args.port) as listener:
-        lm = LongMem.from_pretrained(args.model, args.device, **given_options(args))
-        if args.memory is not None:
-            _load_memory(lm, args.memory, args.memory_map)
+        is_new = args.memory is not None and not Path(args.memory).exists()
+        lm = load_model(args, with_memory=not is_new)
+        if is_new:
+            lm.memory.single_bank(lm.device)  # raises for a model that has no memory
         name = args.name or Path(args.model).resolve().name
         service = Service(lm, name, args.memory, args.timeout, args.max_body << 20)
         config = uvicorn.Config(
@@ -84,8 +83,6 @@ def _check(args, api_key) -> None:
             f"--host ({args.host}) can be reached from other machines: give an --api-key that clients "
             "have to send"
         )
-    if args.memory_map and args.memory is None:
-        raise ValueError("--memory-map needs --memory, the file that is to be mapped")
     if args.memory is not None:
         check_file("--memory", args.memory)
 
@@ -108,14 +105,6 @@ def _listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(f"--host ({host}) and --port ({port}) cannot be served: {reason}") from error
-
-
-def _load_memory(lm: LongMem, path: str, memory_map: bool) -> None:
-    """Takes the memory of the file; if there is none, it is to be made."""
-    if Path(path).exists():
-        lm.load_memory(path, memory_map=memory_map)
-    else:
-        lm.memory.single_bank(lm.device)  # raises for a model that has no memory
 
 
 def cli() -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from longmem_fairseq.fairseq_patches.checkpoints import clear_errors
+from longmem_fairseq.utils.checkpoint_errors import clear_errors
 from longmem_fairseq.utils.text_files import read_json
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference

@@ -44,12 +44,14 @@ class MemoryFork:
         return found
 
     def write(
-        self, keys: Tensor, values: Tensor, token_ids: Tensor, valid: Optional[Tensor] = None
+        self,
+        keys: Tensor,
+        values: Tensor,
+        token_ids: Tensor,
+        search_keys: Optional[Tensor] = None,
+        valid: Optional[Tensor] = None,
     ) -> None:
-        """Appends T tokens to the memory of every hypothesis; B x H x T x D, and their ids B x T.
-
-        Args:
-            valid: B x T, False for what is not appended (default: all is)
+        """Appends T tokens to the memory of every hypothesis; see :meth:`MemoryBank.write`.
 
         Raises:
             ValueError: see :meth:`MemoryBank.write`
@@ -63,7 +65,7 @@ class MemoryFork:
             for bank in own:
                 self.bank.begin_document(bank, self.document, offset=-1)
             self._is_original = False
-        self.bank.write(keys, values, valid, token_ids)
+        self.bank.write(keys, values, valid, token_ids, search_keys)
 
     def reorder(self, order: Tensor) -> None:
         """Hypothesis i goes on as hypothesis ``order[i]``."""

@@ -4,7 +4,7 @@ B streams, T tokens, C embed_dim, H heads, H' key/value heads, D head_dim, L lay
 """
 
 from dataclasses import dataclass, field
-from typing import List, NamedTuple, Optional, Tuple
+from typing import Container, List, NamedTuple, Optional, Tuple
 
 import torch
 from fairseq.dataclass import ChoiceEnum
@@ -184,31 +184,33 @@ class BackboneDecoder(MemoryDecoder):
         self,
         src_tokens: Tensor,
         memory_layer: Optional[int] = None,
-        keep_every: int = 1,
+        keep: Optional[Container[int]] = None,
         retrieve: Optional[Retrieve] = None,
         caches: Optional[List[LocalCache]] = None,
+        last_layer: Optional[int] = None,
     ) -> BackboneOutput:
         """Runs the layers, without the final norm and the output head.
 
         Args:
             src_tokens: B x T
             memory_layer: whose keys and values to return, 0-based
-            keep_every: return the hidden states 0, n, 2n, ... only
+            keep: which of the L + 1 hidden states to return (default: all)
             retrieve: what *memory_layer* reads; see :meth:`JointAttention.forward`
             caches: of the tokens before these, one for each layer
+            last_layer: stop after so many layers (default: all)
         """
         x = self._embed(src_tokens, caches)  # B x T x C
         biases = self.biases(src_tokens, caches)
         hidden_states = [x]
         keys = values = None
-        for layer, block in enumerate(self.layers):
+        for layer, block in enumerate(self.layers[:last_layer]):
             reads = layer == memory_layer
             cache = None if caches is None else caches[layer]
             output = block(x, biases[layer], retrieve if reads else None, cache=cache)
             x = output.x
             if reads:
                 keys, values = output.keys, output.values
-            hidden_states.append(x if (layer + 1) % keep_every == 0 else None)
+            hidden_states.append(x if keep is None or layer + 1 in keep else None)
         return BackboneOutput(hidden_states, keys, values)
 
     def _embed(self, src_tokens: Tensor, caches: Optional[List[LocalCache]] = None) -> Tensor:
@@ -233,18 +235,25 @@ class BackboneDecoder(MemoryDecoder):
         layers = range(len(self.layers))
         return [sliding if layer in self.sliding_layers else bias for layer in layers]
 
-    def layer_keys_values(self, src_tokens: Tensor, layer: int) -> Tuple[Tensor, Tensor]:
-        """Keys and values of a layer, B x H' x T x D, computing nothing that they do not need."""
-        with torch.no_grad(), self.autocast(src_tokens.device):
+    @torch.no_grad()
+    def hidden_state(self, src_tokens: Tensor, layer: int) -> Tensor:
+        """Hidden state number *layer* of B x T tokens (0: the embedding), B x T x C."""
+        with self.autocast(src_tokens.device):
             x = self._embed(src_tokens)
             for block, bias in zip(self.layers[:layer], self.biases(src_tokens), strict=False):
                 x = block(x, bias).x
+            return x
+
+    def layer_keys_values(self, src_tokens: Tensor, layer: int) -> Tuple[Tensor, Tensor]:
+        """Keys and values of a layer, B x H' x T x D, computing nothing that they do not need."""
+        x = self.hidden_state(src_tokens, layer)
+        with torch.no_grad(), self.autocast(src_tokens.device):
             return self.layers[layer].keys_values(x)
 
     def read(self, src_tokens, retrieve=None, caches=None, first=0) -> Reading:
         with self.autocast(src_tokens.device):
             x = self.encode(src_tokens, caches=caches).hidden_states[-1][:, first:]
-            return Reading(self.output_layer(self.layer_norm(x)), None, None)
+            return Reading(self.output_layer(self.layer_norm(x)))
 
     def freeze(self, int8: bool = False) -> None:
         """No gradients, weights of matrix products stored in ``compute_dtype``, evaluation mode.

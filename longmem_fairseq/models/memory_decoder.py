@@ -10,18 +10,37 @@ from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor
 
 from longmem_fairseq.memory import ExternalMemory, MemoryFork, Retrieved
-from longmem_fairseq.modules import LocalCache
+from longmem_fairseq.modules import LocalCache, Pointer
 from longmem_fairseq.utils.allocator import give_back_freed_memory
 
 Retrieve = Callable[[Tensor], Optional[Retrieved]]
 
 
+class Entries(NamedTuple):
+    """What tokens leave in memory: keys and values B x H' x T x D, and, for search ``hidden``, the keys
+    that they are found by, B x T x E; see :meth:`MemoryBank.write`."""
+
+    keys: Tensor
+    values: Tensor
+    search_keys: Optional[Tensor] = None
+
+
 class Reading(NamedTuple):
-    """Logits B x T x V; keys and values B x H' x T x D to be memorised, None without memory."""
+    """What a model makes of T tokens.
+
+    logits: B x T x V, before the pointer
+    entries: to be memorized; None without memory
+    pointer: what memory adds to the prediction; None where it adds nothing
+    """
 
     logits: Tensor
-    keys: Optional[Tensor]
-    values: Optional[Tensor]
+    entries: Optional[Entries] = None
+    pointer: Optional[Pointer] = None
+
+    @property
+    def scores(self) -> Tensor:
+        """Logits of the prediction, B x T x V; with a pointer they are log-probabilities."""
+        return self.logits if self.pointer is None else self.pointer.mixed(self.logits)
 
 
 class LocalWindow:
@@ -54,7 +73,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
     """A decoder-only language model that may have a memory.
 
     A subclass sets ``memory``, ``window`` and ``padding_idx`` and has :meth:`read`,
-    :meth:`keys_values`, ``gate`` and ``num_attention_layers``.
+    :meth:`entries`, ``gate`` and ``num_attention_layers``.
     """
 
     memory: Optional[ExternalMemory] = None
@@ -77,9 +96,23 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         """
         raise NotImplementedError
 
-    def keys_values(self, src_tokens: Tensor):
-        """What :meth:`read` would give to memorise, without anything else; B x H' x T x D each."""
+    def entries(self, src_tokens: Tensor) -> Entries:
+        """What :meth:`read` would give to memorize B x T tokens, computing nothing else."""
         raise NotImplementedError
+
+    @property
+    def gate(self) -> Optional[Tensor]:
+        """Weight of memory in the memory layer, H numbers in (0, 1); None where none reads it."""
+        raise NotImplementedError
+
+    def get_normalized_probs(self, net_output, log_probs: bool, sample=None) -> Tensor:
+        """See ``fairseq.models.FairseqDecoder``: probabilities B x T x V, of what :meth:`forward`
+        returned."""
+        logits, pointer = net_output[0], (net_output[1] or {}).get("pointer")
+        if pointer is None:
+            return super().get_normalized_probs(net_output, log_probs, sample)
+        mixed = pointer.from_token(-logits.size(1)).mixed(logits)
+        return mixed if log_probs else mixed.exp()
 
     def forward(
         self,
@@ -101,28 +134,30 @@ class MemoryDecoder(FairseqIncrementalDecoder):
                 that a generation asks for, and not what follows every new one
 
         Returns:
-            logits B x T x V and :meth:`ExternalMemory.statistics` (empty without memory); with
+            logits B x T x V, and beside them :class:`Pointer` as "pointer" (or None), which
+            :meth:`get_normalized_probs` mixes in, and :meth:`ExternalMemory.statistics`; with
             *incremental_state* B x 1 x V, or those of the last tokens, at least of the new ones
         """
         if incremental_state is not None:
-            return self._go_on(src_tokens, incremental_state, last_only), {"attn": None}
+            reading = self._go_on(src_tokens, incremental_state, last_only)
+            return reading.logits, {"attn": None, "pointer": reading.pointer}
         if self.memory is None:
             return self.read(src_tokens).logits, {}
         self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
         reading = self.read(src_tokens, self.memory.retrieve)
-        extra = self.memory.statistics(self.gate)
+        extra = {**self.memory.statistics(self.gate), "pointer": reading.pointer}
         valid = src_tokens.ne(self.padding_idx)
-        self.memory.write(reading.keys, reading.values, valid, src_tokens)
+        self.memory.write(**reading.entries._asdict(), valid=valid, token_ids=src_tokens)
         return reading.logits, extra
 
     @torch.no_grad()
     def memorise(self, src_tokens: Tensor, new_document: Tensor) -> None:
         """Memorises a segment of every stream and predicts nothing; arguments as :meth:`forward`."""
         self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
-        keys, values = self.keys_values(src_tokens)
-        self.memory.write(keys, values, src_tokens.ne(self.padding_idx), src_tokens)
+        entries, valid = self.entries(src_tokens), src_tokens.ne(self.padding_idx)
+        self.memory.write(**entries._asdict(), valid=valid, token_ids=src_tokens)
 
-    def _go_on(self, src_tokens: Tensor, incremental_state: Dict, last_only: bool) -> Tensor:
+    def _go_on(self, src_tokens: Tensor, incremental_state: Dict, last_only: bool) -> Reading:
         window = incremental_state.get(self._state)
         if window is None:
             give_back_freed_memory()  # its tensors may not fit where those of shorter prompts were
@@ -140,12 +175,13 @@ class MemoryDecoder(FairseqIncrementalDecoder):
             if window.memory is not None:
                 for segment in tokens[:, :past].split(half, dim=1):
                     if segment.size(1) > 0:
-                        window.memory.write(*self.keys_values(segment), segment)
+                        entries = self.entries(segment)._asdict()
+                        window.memory.write(**entries, token_ids=segment)
             new = tokens = tokens[:, past:]
             window.caches = [LocalCache(self.window) for _ in range(self.num_attention_layers)]
         window.tokens, window.num_new = tokens, new.size(1)
         retrieve = None if window.memory is None else window.memory.retrieve
-        return self.read(new, retrieve, window.caches, -1 if last_only else 0).logits
+        return self.read(new, retrieve, window.caches, -1 if last_only else 0)
 
     def start_generation(self, prompt: Tensor, num_hypotheses: int) -> Dict:
         """An incremental_state of hypotheses that have all read a prompt.

@@ -183,6 +183,8 @@ class JointAttention(nn.Module):
         retrieved = retrieve(groups.mean(dim=2) if shared else groups.flatten(2, 3))
         if retrieved is None:
             return None
+        if retrieved.scores is not None:  # one search for all heads, not by these queries
+            return retrieved.for_heads(groups.size(2))
         chunks, rows = retrieved.chunks, retrieved.rows  # B x H' x T (or G * T) x R
         if shared:
             chunks, rows = (t.repeat_interleave(groups.size(2), dim=1) for t in (chunks, rows))

@@ -1,6 +1,6 @@
 """Answers a request with one model, piece by piece."""
 
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from longmem_fairseq.api.decoding import Draw, Token, decode
 from longmem_fairseq.api.hub_interface import LongMem
@@ -63,6 +63,7 @@ class _Choice:
         self.start = 0  # characters of the prompt before the answer
         self.sent_text = self.sent_tokens = 0
         self.passages: Dict[Tuple, Tuple[Passage, float]] = {}
+        self.heads: Set[int] = set()  # that read them
 
     def run(self, check: Callable[[], None]) -> None:
         request, lm = self.request, self.lm
@@ -130,6 +131,7 @@ class _Choice:
         """Notes what was read for a new token, the last one of *num_tokens*."""
         gate = self.lm.decoder.gate
         for passage in read_passages(queries, found, bank, num_tokens, gate, self.lm.tokenizer)[-1]:
+            self.heads.add(passage.head)
             place = (passage.document, passage.offset, passage.text)
             share = self.passages.get(place, (passage, 0.0))[1]
             self.passages[place] = passage, share + passage.gate * passage.weight
@@ -137,7 +139,7 @@ class _Choice:
     def _retrieved(self) -> List[Dict]:
         """The passages with the largest shares of what the heads said, over all tokens."""
         best = sorted(self.passages.values(), key=lambda found: -found[1])[:MOST_PASSAGES]
-        whole = max(1, len(self.tokens)) * len(self.lm.decoder.gate) if best else 1
+        whole = max(1, len(self.tokens)) * max(1, len(self.heads))
         return [
             {
                 **{name: getattr(passage, name) for name in ("document", "offset")},

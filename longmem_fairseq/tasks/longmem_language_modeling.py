@@ -36,7 +36,6 @@ from longmem_fairseq.tasks.resume import (
 )
 from longmem_fairseq.tasks.update_losses import UpdateLosses
 from longmem_fairseq.tokenizers import CheckpointIds, load_dictionary
-from longmem_fairseq.utils.allocator import keep_freed_memory
 from longmem_fairseq.utils.cli import as_option
 
 logger = logging.getLogger(__name__)
@@ -48,7 +47,6 @@ class LongMemLanguageModelingTask(GenerationTask):
 
     def __init__(self, cfg: LongMemLanguageModelingConfig):
         super().__init__(cfg)
-        keep_freed_memory()
         if cfg.tokens_per_sample < 1:
             raise ValueError(f"--tokens-per-sample ({cfg.tokens_per_sample}) must be at least 1")
         if cfg.stream_span < 0:
@@ -291,7 +289,7 @@ class LongMemLanguageModelingTask(GenerationTask):
             memory.reset()
         self.goes_on = False
 
-    # The next three are called on every rank, by the wrappers in compat.py.
+    # The next three are called on every rank, by fairseq_patches/checkpoints.py.
 
     def before_save(self, trainer, epoch_itr, folder: str) -> None:
         save_memory(trainer, epoch_itr, folder, wanted=not self.cfg.no_save_memory)

@@ -9,8 +9,7 @@ from typing import Callable
 
 def run(main: Callable[[], None]) -> None:
     """Calls *main*; a ValueError, OSError or ImportError becomes ``PROGRAM: error: MESSAGE``."""
-    # importing fairseq leaves the root logger at DEBUG, and everybody talks
-    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger().setLevel(logging.WARNING)  # fairseq leaves it at DEBUG
     try:
         main()
     except (ValueError, OSError, ImportError) as error:

@@ -17,10 +17,11 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
+from eval.common.results import read_json_lines
+from longmem_fairseq.fairseq_patches import install
 from longmem_fairseq.modules import row_blocks, token_losses
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
-from results import read_json_lines
 
 MEMORIES = ("own", "empty", "other")
 # of a question, in tokens but for the number of its document
@@ -57,6 +58,7 @@ def load_model(
     Raises:
         FileNotFoundError, ValueError: one of them is missing, damaged, or does not fit
     """
+    install()
     state = checkpoint_utils.load_checkpoint_to_cpu(path)
     if tokens_per_sample is None:
         trained = OmegaConf.create(state.get("cfg") or {})
