@@ -14,8 +14,9 @@ VERSION = re.search(r'^__version__ = "([^"]+)"', PACKAGE, re.MULTILINE).group(1)
 # may pull in both (tests/test_packaging.py). `test` and `dev` therefore come in a form for each.
 FAISS_CPU = ["faiss-cpu>=1.9"]
 FAISS_GPU = ["faiss-gpu>=1.14.3"]  # wheels of this name before it end at Python 3.10
-# Tokenizers of converted models; the hub's client downloads them, transformers reads old ones.
-HF = ["tokenizers>=0.21", "huggingface_hub>=0.30", "transformers>=4.51"]
+# Tokenizers of converted models; the hub's client downloads them, transformers reads old ones, gguf
+# the files of llama.cpp.
+HF = ["tokenizers>=0.21", "huggingface_hub>=0.30", "transformers>=4.51", "gguf>=0.17"]
 SERVE = ["starlette>=1.0", "uvicorn>=0.40"]
 HARNESS = ["lm-eval>=0.4.13,<0.5"]
 TEST_TOOLS = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "hypothesis>=6.100", *HF]

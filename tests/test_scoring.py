@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from longmem_fairseq.api.decoding import Draw, decode
+from longmem_fairseq.api.prompts import document_tokens
 from longmem_fairseq.api.scoring import Row, score_rows
 from longmem_fairseq.api.text_stream import TextStream
 from tests.model_folders import DOCUMENTS, WINDOW, assert_same_memory, memory_state, story
@@ -43,7 +44,11 @@ def slowly(lm, tokens, scored):
                 scores[place] = log_probs[place - start]
         if fork is not None and start < begin:
             stop = min(start + WINDOW, begin) - start
-            fork.write(reading.keys[:, :, :stop], reading.values[:, :, :stop], segment[:, :stop])
+            fork.write(
+                reading.entries.keys[:, :, :stop],
+                reading.entries.values[:, :, :stop],
+                segment[:, :stop],
+            )
     assert sorted(scores) == list(range(first, len(inputs)))
     return torch.stack([scores[place] for place in sorted(scores)])
 
@@ -55,7 +60,7 @@ def test_rows_are_scored_side_by_side_as_alone(lm):
     before = None if lm.decoder.memory is None else memory_state(lm)
     rows = []
     for words, scored in ((3, 2), (8, 30), (20, 5), (40, 1), (40, WINDOW), (33, 60), (12, 3)):
-        tokens = lm.tokens(story(words, seed=words))[0]
+        tokens = document_tokens(lm.tokenizer, story(words, seed=words))[0]
         rows.append(Row(tokens, min(scored, len(tokens) - 1)))
     for row, found in zip(rows, score_rows(lm, rows, top=3), strict=True):
         expected = slowly(lm, *row)
@@ -75,7 +80,7 @@ def test_rows_are_scored_side_by_side_as_alone(lm):
 @pytest.mark.parametrize("lm", NAMES, indirect=True)
 def test_a_text_in_the_window_has_the_scores_of_score(lm):
     text = " ".join(story(5, seed=4).split())
-    tokens = lm.tokens(text)[0]
+    tokens = document_tokens(lm.tokenizer, text)[0]
     assert len(tokens) <= WINDOW + 1
     (found,) = score_rows(lm, [Row(tokens, len(tokens) - 1)])
     assert_close(found.log_probs, lm.score(text).log_probs, atol=1e-5, rtol=1e-5)
@@ -86,7 +91,7 @@ def test_a_text_in_the_window_has_the_scores_of_score(lm):
 
 def continued(lm, prompts, length, draw=None, stop=()):
     streams = [TextStream(lm.tokenizer, stop) for _ in prompts]
-    tokens = [lm.tokens(prompt)[0] for prompt in prompts]
+    tokens = [document_tokens(lm.tokenizer, prompt)[0] for prompt in prompts]
     reasons = decode(lm, tokens, length, lambda row, token: streams[row].push(token.index), draw)
     for stream in streams:
         stream.finish()
@@ -118,7 +123,7 @@ def test_what_is_drawn_is_what_generate_draws(lm):
 
 @pytest.mark.parametrize("lm", ["longmem"], indirect=True)
 def test_tokens_come_with_their_log_probabilities(lm):
-    prompt, tokens = lm.tokens("Ann saw")[0], []
+    prompt, tokens = document_tokens(lm.tokenizer, "Ann saw")[0], []
     decode(lm, [prompt], 6, lambda row, token: tokens.append(token), top=2)
     row = torch.cat([prompt, torch.tensor([token.index for token in tokens])])
     (found,) = score_rows(lm, [Row(row, len(tokens))], top=2)
@@ -131,7 +136,9 @@ def test_tokens_come_with_their_log_probabilities(lm):
 
 @pytest.mark.parametrize("lm", ["longmem"], indirect=True)
 def test_a_stream_of_text_is_the_text_of_the_tokens(lm):
-    tokens = lm.tokens("Caf\u00e9 \u4e2d\u6587 owl \U0001f600 house")[0][1:].tolist()
+    tokens = document_tokens(lm.tokenizer, "Caf\u00e9 \u4e2d\u6587 owl \U0001f600 house")[0][
+        1:
+    ].tolist()
     stream = TextStream(lm.tokenizer)
     for token in tokens:
         stream.push(token)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from longmem_fairseq import LongMem
+from longmem_fairseq.api.prompts import document_tokens
 from tests.model_folders import DOCUMENTS, assert_same_memory, memory_state, story
 from tests.servers import served
 
@@ -144,7 +145,10 @@ def test_passages_come_with_an_answer(client, lm, models):
     assert 0 < len(choice.retrieved) <= 10
     shares = [passage["share"] for passage in choice.retrieved]
     assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
-    joined = {name: lm.tokenizer.decode(lm.tokens(text)[0]) for name, text in DOCUMENTS.items()}
+    joined = {
+        name: lm.tokenizer.decode(document_tokens(lm.tokenizer, text)[0])
+        for name, text in DOCUMENTS.items()
+    }
     for passage in choice.retrieved:
         assert passage["document"] in ("a.txt", "b.txt")
         text = joined[passage["document"][0]]
@@ -195,7 +199,7 @@ def test_documents_are_added_and_saved(models, tmp_path):
         }
         for name, text in (("a.txt", DOCUMENTS["a"]), ("b.txt", DOCUMENTS["b"])):
             answer = httpx.post(url + "/memory", json={"name": name, "text": text}, timeout=60)
-            tokens = len(service.lm.tokens(text)[0])
+            tokens = len(document_tokens(service.lm.tokenizer, text)[0])
             assert (answer.status_code, answer.json()) == (201, {"name": name, "tokens": tokens})
             saved = LongMem.from_pretrained(models["longmem"])
             saved.load_memory(path)

@@ -64,7 +64,7 @@ def decode(
     on_token: Callable[[int, Token], bool],
     draw: Optional[Draw] = None,
     top: int = 1,
-    ends: Sequence[int] = (),
+    stop: Sequence[str] = (),
     look: Optional[Look] = None,
 ) -> List[str]:
     """Continues every prompt until its document ends; the memory is afterwards as it was.
@@ -78,15 +78,15 @@ def decode(
         on_token: takes the number of a row and its new token; True ends the row
         draw: default: the most likely token
         top: how many of the most likely tokens to name
-        ends: indices that end a row as the end of a document does
+        stop: special tokens among these strings end a row; texts are for *on_token* to look for
         look: of one row alone: is shown what was found for every new token; see
             :func:`read_segments`; the new token is the last one of those that are read
 
     Returns:
         why each row ended: ``stop`` or ``length``
     """
-    decoder, dictionary = lm.decoder, lm.dictionary
-    ends = {dictionary.eos(), *ends}
+    decoder, tokenizer = lm.decoder, lm.tokenizer
+    ends = {*tokenizer.ends, *(tokenizer.special_tokens.get(text, -1) for text in stop)}
     draw = draw or Draw()
     prompts = [prompt.tolist() for prompt in prompts]
     reasons = ["length"] * len(prompts)
@@ -101,8 +101,9 @@ def decode(
         window.memory.look = lambda *found: look(*found, window.num_new)
     while rows:
         output = decoder(tokens, incremental_state=state)
-        log_probs = decoder.get_normalized_probs(output, log_probs=True)[:, -1]
-        log_probs[:, dictionary.pad()] = float("-inf")  # as fairseq's generator does
+        scores = decoder.get_normalized_probs(output, log_probs=True)[:, -1].float()
+        scores[:, tokenizer.impossible] = float("-inf")
+        log_probs = scores.log_softmax(dim=-1)
         kept, following, length = [], [], tokens.size(1)
         for i, (row, token) in enumerate(zip(rows, _chosen(log_probs, draw, top), strict=True)):
             if length < len(prompts[row]):

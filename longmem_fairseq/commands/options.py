@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, List, Tuple
 
 from longmem_fairseq.utils.allocator import keep_freed_memory
+from longmem_fairseq.utils.cli import check_positive
 from longmem_fairseq.utils.text_files import matching_files, read_text, text_of
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def make_parser(description: str, reads_texts: bool = True) -> argparse.Argument
 
     Args:
         description: its first line says what the command does; the rest ends in an example
-        reads_texts: otherwise there are no TEXT... and no --json
+        reads_texts: otherwise there are no TEXT..., --special-tokens and --json
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -37,6 +38,11 @@ def make_parser(description: str, reads_texts: bool = True) -> argparse.Argument
             metavar="text",
             help="text files in UTF-8, or patterns in quotes; - or none: standard input",
         )
+        parser.add_argument(
+            "--special-tokens",
+            action="store_true",
+            help="read special tokens of the model that a text spells out (default: they are text)",
+        )
         parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument("--memory", help="memory file to start from (default: an empty memory)")
     parser.add_argument(
@@ -45,6 +51,11 @@ def make_parser(description: str, reads_texts: bool = True) -> argparse.Argument
         help="leave the memory in its file instead of reading it",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    parser.add_argument(
+        "--tokens-per-sample",
+        type=int,
+        help="tokens of the local window (default: as the checkpoint was trained)",
+    )
     parser.add_argument(
         "--help-model",
         action=_HelpModel,
@@ -89,11 +100,15 @@ def load_model(args: argparse.Namespace, with_memory: bool = True) -> "LongMem":
     """
     if args.memory_map and args.memory is None:
         raise ValueError("--memory-map needs --memory, the file that is to be mapped")
+    check_positive(args, "tokens_per_sample")
     from longmem_fairseq import LongMem
     from longmem_fairseq.tasks.config import given_options
 
     keep_freed_memory()
-    lm = LongMem.from_pretrained(args.model, args.device, **given_options(args))
+    options = given_options(args)
+    if args.tokens_per_sample is not None:
+        options["tokens_per_sample"] = args.tokens_per_sample
+    lm = LongMem.from_pretrained(args.model, args.device, **options)
     if args.memory is not None and with_memory:
         lm.load_memory(args.memory, memory_map=args.memory_map)
     return lm

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from longmem_fairseq.api.decoding import Draw, decode
 from longmem_fairseq.api.generation import check_generation
 from longmem_fairseq.api.hub_interface import LongMem
+from longmem_fairseq.api.prompts import document_tokens
 from longmem_fairseq.api.scoring import Row, score_rows
 from longmem_fairseq.api.text_stream import TextStream
 
@@ -72,7 +73,7 @@ class LongMemHarness(TemplateLM):
             logger.warning("there is no CUDA here: longmem runs on the CPU")
             device = "cpu"
         self.lm = LongMem.from_pretrained(pretrained, device or "cpu", dtype, **options)
-        self._device = self.lm.device
+        self._device, self.name = self.lm.device, str(pretrained)
         if memory is not None:
             self.lm.load_memory(memory)
         ids = self.lm.tokenizer.ids
@@ -98,9 +99,37 @@ class LongMemHarness(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: Optional[bool] = None, **unused
     ) -> List[int]:
-        tokens = self.lm.tokens(string)[0].tolist()
         adds = self.adds_start if add_special_tokens is None else add_special_tokens
-        return tokens if adds else tokens[1:]
+        if not string:
+            return [self.prefix_token_id] if adds else []
+        tokenizer = self.lm.tokenizer
+        return document_tokens(tokenizer, string, self.special_tokens, bare=not adds)[0].tolist()
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.name
+
+    def chat_template(self, chat_template: Union[bool, str] = False) -> Optional[str]:
+        """The model's own, the only one there is."""
+        if not chat_template:
+            return None
+        if chat_template is not True:
+            raise ValueError(
+                f"--apply_chat_template ({chat_template}): a model has one, without a name"
+            )
+        return self.lm.tokenizer.ids.chat_template if self.lm.tokenizer.ids is not None else None
+
+    def apply_chat_template(
+        self, chat_history: List[Dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """
+        Raises:
+            ValueError: the model has no template, or the task begins the answer itself
+        """
+        if not add_generation_prompt:
+            raise ValueError("longmem cannot go on with an answer that the task begins")
+        self.adds_start = False  # the template says all
+        return self.lm.tokenizer.spelled_chat(chat_history)
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> List[float]:
         rows = [
@@ -173,6 +202,7 @@ class LongMemHarness(TemplateLM):
                 length,
                 lambda row, token, own=own: own[row].push(token.index),
                 draw,
+                stop=stop,
             )
             bar.update(len(batch))
         for stream in streams:

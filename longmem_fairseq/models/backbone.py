@@ -24,14 +24,17 @@ from longmem_fairseq.modules import (
     DecoderBlock,
     LocalCache,
     Rotary,
+    SearchKeys,
     quantise,
 )
+from longmem_fairseq.modules.rotary_scaling import parse_scaling
 
 COMPUTE_DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+MOST_SEARCH_DIM = 256  # principal components that are kept with a converted backbone
 COMPUTE_DTYPE_CHOICES = ChoiceEnum(list(COMPUTE_DTYPES))
 
 
@@ -40,10 +43,15 @@ class LongMemBackboneConfig(DecoderConfig):
     dropout: float = field(
         default=0.0, metadata={"help": "dropout probability of both branches of a block"}
     )
-    compute_dtype: COMPUTE_DTYPE_CHOICES = field(
-        default="float32",
-        metadata={"help": "type of the matrix products (autocast); trained weights stay float32"},
+    compute_dtype: MOST_SEARCH_DIM = (
+        256  # principal components that are kept with a converted backbone
     )
+
+
+COMPUTE_DTYPE_CHOICES = field(
+    default="float32",
+    metadata={"help": "type of the matrix products (autocast); trained weights stay float32"},
+)
 
 
 class BackboneOutput(NamedTuple):
@@ -91,6 +99,7 @@ class BackboneDecoder(MemoryDecoder):
         self.embed_positions = None
         if str(cfg.positions) == "learned":
             self.embed_positions = nn.Embedding(cfg.max_positions, cfg.embed_dim)
+        self.rotary_rule = parse_scaling(cfg.rotary_scaling)
         self.embed_norm = self.new_norm() if cfg.embed_norm else nn.Identity()
         alibi_heads = cfg.num_attention_heads if str(cfg.positions) == "alibi" else 0
         self.attention_bias = CausalBias(alibi_heads, cfg.alibi_scale)
@@ -104,6 +113,9 @@ class BackboneDecoder(MemoryDecoder):
         self.output_projection = nn.Linear(
             cfg.embed_dim, len(dictionary), bias=not cfg.no_head_bias
         )
+        self.search_keys = None
+        if cfg.fitted_search_layer > 0:
+            self.search_keys = SearchKeys(cfg.embed_dim, min(cfg.embed_dim, MOST_SEARCH_DIM))
         self.tie_head()
         self._init_parameters()
 
@@ -129,12 +141,16 @@ class BackboneDecoder(MemoryDecoder):
             "ffn_dim": cfg.ffn_dim or None,
             "gated_mlp": cfg.gated_mlp,
             "mlp_bias": not cfg.no_mlp_bias,
+            "pre_norms": not cfg.no_pre_norms,
             "post_norms": cfg.post_norms,
+            "residual_scale": cfg.residual_scale,
             "num_kv_heads": cfg.num_kv_heads or None,
             "head_dim": cfg.head_dim or None,
             "qkv_bias": cfg.qkv_bias,
             "out_bias": cfg.out_bias,
             "qk_norm_eps": cfg.layer_norm_eps if cfg.qk_norm else None,
+            "qk_norm": str(cfg.qk_norm_kind),
+            "query_scale": cfg.query_scale,
             "rotary": self._rotary(layer),
             "softcap": cfg.attention_softcap,
             "smeared_keys": layer in cfg.smeared_key_layers,
@@ -143,7 +159,7 @@ class BackboneDecoder(MemoryDecoder):
 
     def _rotary(self, layer: int) -> Optional[Rotary]:
         cfg = self.cfg
-        if str(cfg.positions) != "rotary":
+        if str(cfg.positions) != "rotary" or layer in cfg.no_rotary_layers:
             return None
         channels = cfg.rotary_dim or key_value_sizes(cfg)[1]
         if layer in cfg.sliding_layers and cfg.sliding_rotary_base > 0:
@@ -267,7 +283,9 @@ class BackboneDecoder(MemoryDecoder):
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 module.to(self.compute_dtype)
-            elif type(module) in NORMS.values():  # also where the checkpoint has others
+            elif isinstance(
+                module, (nn.LayerNorm, nn.RMSNorm)
+            ):  # also where the checkpoint has others
                 module.float()
         self.eval()
 
@@ -278,6 +296,8 @@ class BackboneDecoder(MemoryDecoder):
         )
 
     def output_layer(self, features: Tensor, **unused) -> Tensor:
+        if self.cfg.logit_scale != 1:
+            features = features * self.cfg.logit_scale
         logits = self.output_projection(features)
         if self.cfg.logit_softcap > 0:
             logits = self.cfg.logit_softcap * torch.tanh(logits / self.cfg.logit_softcap)

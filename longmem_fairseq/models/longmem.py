@@ -8,11 +8,12 @@ import logging
 import os
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Optional, Set
+from typing import Dict, Optional, Sequence, Set
 
 import torch
 from fairseq.dataclass import ChoiceEnum
 from fairseq.models import FairseqLanguageModel, register_model
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from longmem_fairseq.memory import Retrieved
@@ -50,7 +51,7 @@ class LongMemConfig(MemoryConfig):
     no_sidenet: bool = field(
         default=False,
         metadata={
-            "help": "no SideNet: the backbone alone with a --pointer; --pointer trained is then all that "
+            "help": "no SideNet: the backbone with a --pointer alone; --pointer trained is then all that "
             "is trained"
         },
     )
@@ -114,6 +115,7 @@ class SideNetDecoder(MemoryDecoder):
         if self.memory is not None and self.memory.options["search"] == "hidden":
             self.search_layer = search_layer(cfg, backbone.cfg)
             self.search_keys = SearchKeys(backbone.cfg.embed_dim, cfg.search_dim)
+            self._take_search_keys(backbone)
             self.pointer = build_pointer(cfg, backbone.cfg.embed_dim)
         if cfg.no_sidenet and self.memory is not None and self.pointer is None:
             raise ValueError(
@@ -131,6 +133,7 @@ class SideNetDecoder(MemoryDecoder):
         # without blocks of its own, the SideNet is the identity
         self.identity = str(cfg.sidenet_init) == "identity" or not self.has_sidenet
         self.padding_idx, self.window = backbone.padding_idx, backbone.window
+        self.rotary_rule = backbone.rotary_rule
         num_blocks = num_layers // reduction if self.has_sidenet else 0
         self.num_attention_layers = num_layers + num_blocks
         options = {"layer_norm_eps": SIDENET_EPS, "dropout": cfg.dropout}
@@ -149,7 +152,7 @@ class SideNetDecoder(MemoryDecoder):
         self.backbone = backbone
         self.register_state_dict_post_hook(_drop_backbone)
         self.register_load_state_dict_pre_hook(_keep_backbone)
-        self.register_load_state_dict_post_hook(lambda module, keys: module.identify_search())
+        self.register_load_state_dict_post_hook(lambda module, keys: module.identify_memory())
 
     def _init_from(self, backbone: BackboneDecoder) -> None:
         for i, layer in enumerate(self.layers):
@@ -171,12 +174,28 @@ class SideNetDecoder(MemoryDecoder):
             return None
         return self.layers[self.memory_layer].self_attn.gate
 
-    def identify_search(self) -> None:
+    def _take_search_keys(self, backbone: BackboneDecoder) -> None:
+        """Those that were fitted when the backbone was converted, if they are of the same layer."""
+        if backbone.cfg.fitted_search_layer == self.search_layer:
+            self.search_keys.take_from(backbone.search_keys)
+
+    @torch.no_grad()
+    def fit_search_keys(self, segments: Sequence[Tensor]) -> None:
+        """Fits the search keys to the hidden states of some text, in segments of 1 x T tokens."""
+        states = [self.backbone.hidden_state(tokens, self.search_layer) for tokens in segments]
+        # without the attention sinks, which are not searched either
+        self.search_keys.fit(torch.cat([state[0, 1:].float().cpu() for state in states]))
+        self.identify_memory()
+
+    def identify_memory(self) -> None:
         """Memories of other search keys are as foreign as those of another backbone."""
-        if self.search_keys is not None and self.memory.options["fingerprint"]:
-            memory, _, _ = self.memory.options["fingerprint"].partition(" search")
+        if self.search_keys is not None:
+            parts = [hexadecimal(self.backbone_fingerprint)]
+            if self.has_sidenet:
+                parts.append(f"layer {self.retrieval_layer}")
             found = hexadecimal(sha256_of(self.search_keys.state_dict()))
-            self.memory.options["fingerprint"] = f"{memory} search {self.search_layer} {found[:16]}"
+            parts.append(f"search {self.search_layer} {found[:16]}")
+            self.memory.options["fingerprint"] = " ".join(parts)
 
     def read(self, src_tokens, retrieve=None, caches=None, first=0) -> Reading:
         with self.backbone.autocast(src_tokens.device):
@@ -267,7 +286,17 @@ def _drop_backbone(module: SideNetDecoder, state_dict, prefix: str, metadata) ->
 
 
 def _keep_backbone(module: SideNetDecoder, state_dict, prefix: str, *unused) -> None:
-    """Refuses the SideNet of another backbone; lets a strict load find the backbone in place."""
+    """Refuses the SideNet of another backbone; lets a strict load find the backbone in place.
+
+    Of a backbone's own checkpoint, without a SideNet, it is the backbone that is loaded.
+    """
+    if prefix + "embed_tokens.weight" in state_dict:
+        own = [name for name in state_dict if name.startswith(prefix)]
+        weights = {name.removeprefix(prefix): state_dict.pop(name) for name in own}
+        module.backbone.load_state_dict(weights)
+        module.backbone_fingerprint.copy_(sha256_of(weights))
+        module._take_search_keys(module.backbone)
+        state_dict.update({prefix + name: t for name, t in module.state_dict().items()})
     saved = state_dict.get(prefix + "backbone_fingerprint")
     if saved is not None and not torch.equal(saved.cpu(), module.backbone_fingerprint.cpu()):
         raise ValueError(
@@ -290,6 +319,31 @@ class LongMem(FairseqLanguageModel):
             cfg.pretrained_model_path
         ):  # else the error is to name it as it was given
             cfg.pretrained_model_path = os.path.abspath(cfg.pretrained_model_path)
+
+    @classmethod
+    def around_backbone(cls, backbone_cfg: LongMemBackboneConfig, options: Dict, task):
+        """A backbone with a memory but without a SideNet, into which the backbone's own checkpoint is
+        loaded.
+
+        Args:
+            options: fields of :class:`LongMemConfig`
+
+        Raises:
+            ValueError: the checkpoint has no search keys, or an option does not fit
+        """
+        if backbone_cfg.fitted_search_layer < 1:
+            raise ValueError(
+                "this backbone has no search keys, without which --pointer finds nothing: convert it "
+                "again, or train with --no-sidenet --pointer trained"
+            )
+        cfg = LongMemConfig(
+            no_sidenet=True, memory_search="hidden", pointer="constant", chunk_size=1
+        )
+        cfg = OmegaConf.merge(OmegaConf.structured(cfg), options)
+        cfg.retrieval_layer_index = 0  # nothing reads keys and values
+        backbone_cfg.compute_dtype = cfg.compute_dtype
+        backbone = BackboneDecoder(backbone_cfg, task.source_dictionary, task.cfg.tokens_per_sample)
+        return cls(SideNetDecoder(cfg, backbone, torch.zeros(32, dtype=torch.uint8)))
 
     @classmethod
     def build_model(cls, cfg: LongMemConfig, task):

@@ -76,7 +76,7 @@ class MemoryConfig(FairseqDataclass):
         default=-1,
         metadata={
             "help": "backbone layer after which hidden states are compared, 1 to the number of layers; "
-            "-1: five sixths of the depth"
+            "-1: that to which the backbone's search keys were fitted, or nine tenths of the depth"
         },
     )
     search_dim: int = field(
@@ -190,6 +190,11 @@ def memory_options(cfg: MemoryConfig) -> Dict[str, Any]:
     }
 
 
+def default_search_layer(num_layers: int) -> int:
+    """Nine tenths of the depth; measured in docs/results/2026-11-27-memory-that-pays.md."""
+    return max(1, round(0.9 * num_layers))
+
+
 def search_layer(cfg: MemoryConfig, backbone: DecoderConfig) -> int:
     """The number of the hidden state that --memory-search hidden compares.
 
@@ -198,7 +203,7 @@ def search_layer(cfg: MemoryConfig, backbone: DecoderConfig) -> int:
     """
     num_layers = backbone.num_layers
     if cfg.search_layer == -1:
-        return max(1, round(5 / 6 * num_layers))
+        return backbone.fitted_search_layer or default_search_layer(num_layers)
     if not 1 <= cfg.search_layer <= num_layers:
         raise ValueError(
             f"--search-layer ({cfg.search_layer}) must be between 1 and {num_layers}, or -1: the "

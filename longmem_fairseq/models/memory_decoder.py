@@ -11,6 +11,7 @@ from torch import Tensor
 
 from longmem_fairseq.memory import ExternalMemory, MemoryFork, Retrieved
 from longmem_fairseq.modules import LocalCache, Pointer
+from longmem_fairseq.modules.rotary_scaling import Rule, length_that_counts
 from longmem_fairseq.utils.allocator import give_back_freed_memory
 
 Retrieve = Callable[[Tensor], Optional[Retrieved]]
@@ -72,13 +73,14 @@ class LocalWindow:
 class MemoryDecoder(FairseqIncrementalDecoder):
     """A decoder-only language model that may have a memory.
 
-    A subclass sets ``memory``, ``window`` and ``padding_idx`` and has :meth:`read`,
+    A subclass sets ``memory``, ``window``, ``rotary_rule`` and ``padding_idx`` and has :meth:`read`,
     :meth:`entries`, ``gate`` and ``num_attention_layers``.
     """
 
     memory: Optional[ExternalMemory] = None
     window: int  # W, tokens of a segment
     num_attention_layers: int
+    rotary_rule: Rule  # see parse_scaling
 
     def read(
         self,
@@ -167,11 +169,13 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         new = src_tokens[:, window.num_read :]
         window.num_read = src_tokens.size(1)
         tokens = torch.cat([window.tokens, new], dim=1)
-        if not window.caches or tokens.size(1) > self.window:
+        lengths = (window.tokens.size(1), tokens.size(1))
+        turned, turns = (length_that_counts(self.rotary_rule, length) for length in lengths)
+        # with the rules dynamic and longrope a longer text is another one from its first token on
+        if not window.caches or tokens.size(1) > self.window or turned != turns:
             # the oldest half makes room, and what stays is read anew as a segment of its own: so every
             # token sees what it would if the text before it had been memorised in such halves
-            half = self.window - self.window // 2
-            past = max(0, -(-(tokens.size(1) - self.window) // half) * half)
+            half, past = self._half, self.left_behind(tokens.size(1))
             if window.memory is not None:
                 for segment in tokens[:, :past].split(half, dim=1):
                     if segment.size(1) > 0:
@@ -182,6 +186,14 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         window.tokens, window.num_new = tokens, new.size(1)
         retrieve = None if window.memory is None else window.memory.retrieve
         return self.read(new, retrieve, window.caches, -1 if last_only else 0)
+
+    @property
+    def _half(self) -> int:
+        return self.window - self.window // 2
+
+    def left_behind(self, length: int) -> int:
+        """How many of so many tokens a generation no longer has in its window, but in memory alone."""
+        return max(0, -(-(length - self.window) // self._half) * self._half)
 
     def start_generation(self, prompt: Tensor, num_hypotheses: int) -> Dict:
         """An incremental_state of hypotheses that have all read a prompt.

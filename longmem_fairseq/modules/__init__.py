@@ -5,7 +5,7 @@ from longmem_fairseq.modules.decoder_block import ACTIVATIONS, BLOCKS, DecoderBl
 from longmem_fairseq.modules.int8_linear import Int8Linear, quantise
 from longmem_fairseq.modules.joint_attention import JointAttention, LocalCache
 from longmem_fairseq.modules.memory_attention import memory_attention, memory_weights
-from longmem_fairseq.modules.norms import NORMS, RMSNorm
+from longmem_fairseq.modules.norms import NORMS, QK_NORMS, RMSNorm
 from longmem_fairseq.modules.pointer import ConstantPointer, Pointer, TrainedPointer
 from longmem_fairseq.modules.rotary import Rotary
 from longmem_fairseq.modules.search_keys import SearchKeys
@@ -22,6 +22,7 @@ __all__ = [
     "LocalCache",
     "NORMS",
     "Pointer",
+    "QK_NORMS",
     "RMSNorm",
     "Rotary",
     "SearchKeys",

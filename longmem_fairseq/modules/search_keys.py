@@ -25,6 +25,20 @@ class SearchKeys(nn.Module):
         self.register_buffer("mean", torch.zeros(embed_dim))
         self.register_buffer("projection", torch.zeros(embed_dim, search_dim))
 
+    def take_from(self, other: "SearchKeys") -> None:
+        """Becomes the first E dimensions of another one.
+
+        Raises:
+            ValueError: it has fewer
+        """
+        search_dim, most = self.projection.size(1), other.projection.size(1)
+        if search_dim > most:
+            raise ValueError(
+                f"--search-dim ({search_dim}) must be at most {most}, which were kept with the backbone"
+            )
+        self.mean.copy_(other.mean)
+        self.projection.copy_(other.projection[:, :search_dim])
+
     @property
     def is_fitted(self) -> bool:
         return bool(self.projection.any())

@@ -83,7 +83,7 @@ class _Choice:
             look = self._look if request.retrieved and lm.decoder.memory is not None else None
             top = min(max(request.top or 0, 1), len(lm.dictionary))
             arguments = ([self.prompt], request.max_tokens, on_token, draw, top)
-            (reason,) = decode(lm, *arguments, look=look)
+            (reason,) = decode(lm, *arguments, stop=request.stop, look=look)
             self.stream.finish()
         self._send(len(self.stream.text), reason)
 

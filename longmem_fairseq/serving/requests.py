@@ -7,7 +7,7 @@ from torch import Tensor
 
 from longmem_fairseq.api.generation import check_generation
 from longmem_fairseq.api.hub_interface import LongMem
-from longmem_fairseq.serving.chat import chat_prompt
+from longmem_fairseq.api.prompts import document_tokens
 from longmem_fairseq.serving.errors import RequestError
 
 MOST_ALTERNATIVES = 20  # that logprobs may ask for
@@ -26,7 +26,7 @@ NEUTRAL = {
 IGNORED = ("user", "store", "metadata", "tool_choice", "parallel_tool_calls")
 COMMON = ("model", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "logprobs")
 COMMON += ("stream_options", "retrieved")
-COMPLETION = ("prompt", "echo", *COMMON)
+COMPLETION = ("prompt", "echo", "special_tokens", *COMMON)
 CHAT = ("messages", "max_completion_tokens", "top_logprobs", *COMMON)
 
 
@@ -67,9 +67,10 @@ def completion_of(lm: LongMem, body: Dict[str, Any]) -> Completion:
             f"prompt ({_short(prompt)}) must be a text, or a list of texts", param="prompt"
         )
     echo = _field(body, "echo", _flag, False)
+    special = _field(body, "special_tokens", _flag, False)
     least = 0 if echo else 1
     return Completion(
-        prompts=[_prompt(lm, text) for text in texts],
+        prompts=[_prompt(lm, text, special) for text in texts],
         max_tokens=_field(body, "max_tokens", _whole(least), 16),
         top=_field(body, "logprobs", _whole(0, MOST_ALTERNATIVES), None),
         echo=echo,
@@ -95,7 +96,7 @@ def chat_of(lm: LongMem, body: Dict[str, Any]) -> Completion:
     most = _field(body, "max_tokens", _whole(1), 512)
     top = _field(body, "top_logprobs", _whole(0, MOST_ALTERNATIVES), 0)
     return Completion(
-        prompts=[chat_prompt(lm, messages)],
+        prompts=[_chat_prompt(lm, messages)],
         max_tokens=_field(body, "max_completion_tokens", _whole(1), most),
         top=top if _field(body, "logprobs", _flag, False) else None,
         echo=False,
@@ -148,13 +149,25 @@ def _check_fields(body: Dict[str, Any], known: Sequence[str]) -> None:
             )
 
 
-def _prompt(lm: LongMem, text: str) -> Tensor:
+def _prompt(lm: LongMem, text: str, special_tokens: bool) -> Tensor:
     if not text:
         raise RequestError("the prompt is empty", param="prompt")
     try:
-        return lm.tokens(text)[0]
+        return document_tokens(lm.tokenizer, text, special_tokens)[0]
     except ValueError as error:
         raise RequestError(f"prompt: {error}", param="prompt") from None
+
+
+def _chat_prompt(lm: LongMem, messages: List[Dict[str, str]]) -> Tensor:
+    """What the model's template makes of the messages, which says all that the model is to read."""
+    if lm.tokenizer.ids is None or lm.tokenizer.ids.chat_template is None:
+        message = "this model has no chat template: use /v1/completions"
+        raise RequestError(message, param="messages", code="no_chat_template")
+    try:
+        spelled = lm.tokenizer.spelled_chat(messages)
+        return document_tokens(lm.tokenizer, spelled, special_tokens=True, bare=True)[0]
+    except ValueError as error:
+        raise RequestError(f"messages: {error}", param="messages") from None
 
 
 def _field(body: Dict[str, Any], name: str, read: Callable[[Any], Any], default: Any) -> Any:
