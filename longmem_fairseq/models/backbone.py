@@ -43,15 +43,10 @@ class LongMemBackboneConfig(DecoderConfig):
     dropout: float = field(
         default=0.0, metadata={"help": "dropout probability of both branches of a block"}
     )
-    compute_dtype: MOST_SEARCH_DIM = (
-        256  # principal components that are kept with a converted backbone
+    compute_dtype: COMPUTE_DTYPE_CHOICES = field(
+        default="float32",
+        metadata={"help": "type of the matrix products (autocast); trained weights stay float32"},
     )
-
-
-COMPUTE_DTYPE_CHOICES = field(
-    default="float32",
-    metadata={"help": "type of the matrix products (autocast); trained weights stay float32"},
-)
 
 
 class BackboneOutput(NamedTuple):
