@@ -3,13 +3,14 @@
 B rows, T tokens, V vocabulary, W window, N tokens of a row, n of them scored.
 """
 
-from typing import List, NamedTuple, Optional, Sequence
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from longmem_fairseq.api.hub_interface import LongMem
 from longmem_fairseq.memory import MemoryFork
+from longmem_fairseq.modules.rotary_scaling import length_that_counts
 
 
 class Row(NamedTuple):
@@ -57,6 +58,7 @@ def score_rows(lm: LongMem, rows: Sequence[Row], top: int = 1, memory: bool = Tr
     a backbone) the window is all that is seen, which is how other models read.
 
     Args:
+        rows: of a batch of :func:`batches`
         top: how many of the most likely tokens to name
         memory: read it, and write to the row's own copy of it
     """
@@ -97,6 +99,35 @@ def score_rows(lm: LongMem, rows: Sequence[Row], top: int = 1, memory: bool = Tr
     logits = lm.decoder.read(window.to(lm.device), retrieve, first=skipped).scores
     _score(logits, rows, [begin + skipped for begin in begins], firsts, stops, top, scored)
     return [Scored(*(torch.cat(parts) for parts in zip(*found, strict=True))) for found in scored]
+
+
+def batches(
+    lm: LongMem, lengths: Sequence[int], size: int, apart: Optional[int] = None
+) -> Iterator[List[int]]:
+    """The numbers of rows that are read together, at most *size* of them, the longest first.
+
+    Rows that the window does not hold are not with others, whose memory would be copied too; nor are
+    rows of different lengths for a model whose positions depend on the length of the text.
+
+    Args:
+        lengths: tokens of every row
+        apart: most tokens between the longest and the shortest of a batch (default: any number)
+    """
+
+    def kind(i: int) -> Tuple[bool, int]:
+        read = min(lengths[i] - 1, lm.window)
+        return lengths[i] - 1 > read, length_that_counts(lm.decoder.rotary_rule, read)
+
+    batch: List[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch:
+            far = apart is not None and lengths[batch[0]] - lengths[i] > apart
+            if len(batch) == size or far or kind(i) != kind(batch[0]):
+                yield batch
+                batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def _plan(row: Row, window: int, fork: Optional[MemoryFork]) -> _Plan:

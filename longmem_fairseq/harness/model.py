@@ -4,7 +4,7 @@ Importing this module registers it; the harness looks for no plugins, so ``longm
 """
 
 import logging
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from lm_eval.api.model import TemplateLM
@@ -16,7 +16,7 @@ from longmem_fairseq.api.decoding import Draw, decode
 from longmem_fairseq.api.generation import check_generation
 from longmem_fairseq.api.hub_interface import LongMem
 from longmem_fairseq.api.prompts import document_tokens
-from longmem_fairseq.api.scoring import Row, score_rows
+from longmem_fairseq.api.scoring import Row, batches, score_rows
 from longmem_fairseq.api.text_stream import TextStream
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class LongMemHarness(TemplateLM):
             Row(torch.tensor([*before, *scored]), len(scored)) for _, before, scored in requests
         ]
         with tqdm(total=len(rows), disable=disable_tqdm, desc="longmem: loglikelihood") as bar:
-            for batch in self._batches([len(row.tokens) for row in rows], self.max_length):
+            for batch in batches(self.lm, [len(row.tokens) for row in rows], self.batch_size):
                 for i, own in zip(
                     batch, score_rows(self.lm, [rows[i] for i in batch]), strict=True
                 ):
@@ -194,7 +194,9 @@ class LongMemHarness(TemplateLM):
         draw = Draw(**drawing, seed=seed, device=self.lm.device)
         prompts = [torch.tensor(self.tok_encode(c) or [self.prefix_token_id]) for c in contexts]
         streams = [TextStream(self.lm.tokenizer, stop) for _ in contexts]
-        for batch in self._batches([len(prompt) for prompt in prompts], MOST_APART):
+        for batch in batches(
+            self.lm, [len(prompt) for prompt in prompts], self.batch_size, MOST_APART
+        ):
             own = [streams[i] for i in batch]
             decode(
                 self.lm,
@@ -208,23 +210,6 @@ class LongMemHarness(TemplateLM):
         for stream in streams:
             stream.finish()
         return [stream.text for stream in streams]
-
-    def _batches(self, lengths: Sequence[int], apart: int) -> Iterator[List[int]]:
-        """The numbers of rows that are read together: the longest first, no two further *apart*, and
-        those that the window does not hold not with others, whose memory would be copied too."""
-        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-        batch: List[int] = []
-        for i in order:
-            longest = lengths[batch[0]] if batch else lengths[i]
-            fits = lengths[i] - 1 <= self.max_length
-            if len(batch) == self.batch_size or (
-                batch and (longest - lengths[i] > apart or fits != (longest - 1 <= self.max_length))
-            ):
-                yield batch
-                batch = []
-            batch.append(i)
-        if batch:
-            yield batch
 
 
 def _positive(name: str, value) -> int:
