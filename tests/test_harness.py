@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 
 import pytest
 
@@ -10,7 +11,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")  # before dataset
 
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 
-from tests.hf_models import make_model, transformers  # noqa: E402, hides torchaudio
+from tests.hf_models import make_model, transformers  # noqa: E402
 from tests.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
 from tests.model_folders import DOCUMENTS, assert_same_memory, memory_state  # noqa: E402
 
@@ -184,10 +185,15 @@ def test_requests_start_from_the_memory_and_leave_it(tasks, models, tmp_path):
 
 
 def run(monkeypatch, *arguments):
-    from longmem_fairseq.commands import lm_eval
+    """longmem-lm-eval, without reading the thousands of tasks that come with the harness."""
+    import lm_eval.tasks
 
+    from longmem_fairseq.commands import lm_eval as command
+
+    manager = partial(lm_eval.tasks.TaskManager, include_defaults=False)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", manager)
     monkeypatch.setattr(sys, "argv", ["longmem-lm-eval", *map(str, arguments)])
-    lm_eval.cli()
+    command.cli()
 
 
 def test_the_command(tasks, models, tmp_path, monkeypatch, capsys):
