@@ -76,10 +76,10 @@ class LongMemHarness(TemplateLM):
         self._device, self.name = self.lm.device, str(pretrained)
         if memory is not None:
             self.lm.load_memory(memory)
+        self.special_tokens = bool(self.lm.tokenizer.special_tokens)
         ids = self.lm.tokenizer.ids
-        self.adds_start = (
-            (ids is None or ids.start == "bos") if add_bos_token is None else add_bos_token
-        )
+        own = ids is None or ids.start == "bos"  # what the model's own tokenizer does
+        self.adds_start = own if add_bos_token is None else add_bos_token
 
     @property
     def eot_token_id(self) -> int:
@@ -144,22 +144,25 @@ class LongMemHarness(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Tuple], disable_tqdm: bool = False, **unused
     ) -> List[Tuple[float, bool]]:
-        found: Dict[int, Tuple[float, bool]] = {}
         rows = [
             Row(torch.tensor([*before, *scored]), len(scored)) for _, before, scored in requests
         ]
-        with tqdm(total=len(rows), disable=disable_tqdm, desc="longmem: loglikelihood") as bar:
-            for batch in batches(self.lm, [len(row.tokens) for row in rows], self.batch_size):
+        found = [(0.0, True)] * len(rows)  # of those of which nothing is scored
+        scored = [i for i, row in enumerate(rows) if row.scored > 0]
+        lengths = [len(rows[i].tokens) for i in scored]
+        with tqdm(total=len(scored), disable=disable_tqdm, desc="longmem: loglikelihood") as bar:
+            for batch in batches(self.lm, lengths, self.batch_size):
+                batch = [scored[i] for i in batch]
                 for i, own in zip(
                     batch, score_rows(self.lm, [rows[i] for i in batch]), strict=True
                 ):
-                    targets = rows[i].tokens[len(rows[i].tokens) - rows[i].scored :]
+                    targets = rows[i].tokens[-rows[i].scored :]
                     greedy = bool((own.choices[:, 0] == targets).all())
                     found[i] = (float(own.log_probs.sum()), greedy)
                     if requests[i][0] is not None:
                         self.cache_hook.add_partial("loglikelihood", requests[i][0], found[i])
                 bar.update(len(batch))
-        return [found[i] for i in range(len(rows))]
+        return found
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> List[str]:
         groups = Collator(
