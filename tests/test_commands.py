@@ -11,7 +11,15 @@ from unittest import mock
 import pytest
 
 from longmem_fairseq import LongMem
-from longmem_fairseq.commands import convert, generate, inspector, memorize, prepare
+from longmem_fairseq.commands import (
+    convert,
+    generate,
+    inspector,
+    lm_eval,
+    memorize,
+    prepare,
+    serve,
+)
 from longmem_fairseq.utils.cli import run
 from tests.model_folders import DOCUMENTS, story
 
@@ -225,6 +233,7 @@ def test_the_distribution_installs_the_commands_and_the_page(root):
     scripts = setup.call_args.kwargs["entry_points"]["console_scripts"]
     targets = dict(script.split(" = ") for script in scripts)
     others = {"longmem-convert": convert, "longmem-prepare": prepare}
+    others |= {"longmem-serve": serve, "longmem-lm-eval": lm_eval}
     expected = {**COMMANDS, **others}
     assert set(targets) == set(expected)
     for program, target in targets.items():

@@ -76,6 +76,7 @@ class LocalWindow:
         self.caches: List[LocalCache] = []  # one for each attention layer
         self.memory = memory
         self.num_read = 0  # how many of the tokens that the generator passes are known
+        self.num_new = 0  # how many tokens are being read, or were last
 
     def reorder(self, order: Tensor) -> None:
         """Hypothesis i goes on as hypothesis ``order[i]``."""
@@ -206,7 +207,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
                         window.memory.write(**entries, token_ids=segment)
             new = tokens = tokens[:, past:]
             window.caches = [LocalCache(self.window) for _ in range(self.num_attention_layers)]
-        window.tokens = tokens
+        window.tokens, window.num_new = tokens, new.size(1)
         retrieve = None if window.memory is None else window.memory.retrieve
         return self.read(new, retrieve, window.caches, -1 if last_only else 0)
 
@@ -230,6 +231,10 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         window.num_read = 0
         window.reorder(torch.zeros(num_hypotheses, dtype=torch.long, device=prompt.device))
         return incremental_state
+
+    def generation_window(self, incremental_state: Dict) -> LocalWindow:
+        """Of a generation that has begun."""
+        return incremental_state[self._state]
 
     def reorder_incremental_state(self, incremental_state: Dict, new_order: Tensor) -> None:
         """fairseq's beam search goes on with other hypotheses."""
