@@ -64,7 +64,9 @@ def similarities(found: Retrieved) -> Tensor:
 
 def shares_of(scores: Tensor) -> Tensor:
     """Softmax over the last dimension, and zeros where all are -inf."""
-    return torch.softmax(scores, dim=-1).nan_to_num(0.0)
+    nothing = scores.isneginf().all(dim=-1, keepdim=True)
+    # not by nan_to_num, behind which the softmax of -inf alone has a gradient that is not a number
+    return torch.softmax(scores.masked_fill(nothing, 0.0), dim=-1).masked_fill(nothing, 0.0)
 
 
 class ConstantPointer(nn.Module):
@@ -146,7 +148,8 @@ class TrainedPointer(nn.Module):
                 dim=-1,
             )
             weight, sharpness, trust = self.mlp(features).unbind(dim=-1)  # B x T
-            scores = sharpness.exp().unsqueeze(-1) * scores + trust.unsqueeze(-1) * own
+            # of what is known: -inf times the gradient 0 is not a number
+            scores = sharpness.exp().unsqueeze(-1) * known + trust.unsqueeze(-1) * own
             shares = shares_of(scores.masked_fill(~valid, -torch.inf))
             nothing = ~valid.any(dim=-1)
             log_weight = F.logsigmoid(weight).masked_fill(nothing, -torch.inf)
