@@ -34,7 +34,10 @@ def test_a_passage_ends_where_its_document_ends(search, chunk_size):
     for slot in range(bank.num_chunks[0]):
         name, offset, *parts = _place(bank, slot, Numbers())
         before, text, after = ([int(i) for i in part.split()] for part in parts)
-        document, first = texts[name], int(bank.logs[0].read(range(1 + bank.first_token(0, slot)))[-1])
+        document, first = (
+            texts[name],
+            int(bank.logs[0].read(range(1 + bank.first_token(0, slot)))[-1]),
+        )
         at = document.index(first)
         assert offset == max(0, at - 1) and text == document[at : at + chunk_size]
         stop = at + len(text)
