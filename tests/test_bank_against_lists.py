@@ -16,11 +16,34 @@ HEAD_DIM = 3
 
 
 class ListOfTokens:
-    """One bank as a list. A token is (keys H x D, values H x D, id); nothing is taken out of it."""
+    """One bank as a list. A token is (keys H x D, values H x D, id, document).
+
+    Nothing is taken out of it but by forgetting.
+    """
 
     def __init__(self, chunk_size, num_slots):
         self.chunk_size, self.num_slots = chunk_size, num_slots
-        self.tokens = []
+        self.clear()
+
+    def clear(self):
+        self.tokens, self.document = [], None
+
+    @property
+    def held(self):
+        """Those that can be found, and those that wait."""
+        return self.tokens[
+            max(0, len(self.tokens) // self.chunk_size - self.num_slots) * self.chunk_size :
+        ]
+
+    def documents(self):
+        """How many tokens of each are held."""
+        names = [document for *_, document in self.held]
+        return {name: names.count(name) for name in names}
+
+    def forget(self, name):
+        self.tokens = [token for token in self.held if token[3] != name]
+        if self.document == name:
+            self.document = None
 
     @property
     def chunks(self):
@@ -103,7 +126,20 @@ class BankAgainstLists(RuleBasedStateMachine):
             for t in range(tokens):
                 if mask is None or mask[row, t]:
                     token = keys[row, :, t], values[row, :, t], int(ids[row, t]) if known else -1
-                    self.oracle(row).tokens.append(token)
+                    self.oracle(row).tokens.append((*token, self.oracle(row).document))
+
+    @rule(name=st.sampled_from("abc"), data=st.data())
+    def begin_document(self, name, data):
+        row = data.draw(st.integers(0, self.streams - 1), label="row")
+        self.bank.begin_document(row, name)
+        self.oracle(row).document = name
+
+    @rule(name=st.sampled_from("abc"))
+    def forget(self, name):
+        expected = sum(oracle.documents().get(name, 0) for oracle in self.oracles)
+        assert self.bank.forget(name) == expected
+        for oracle in self.oracles if expected > 0 else ():
+            oracle.forget(name)
 
     @rule(data=st.data())
     def reset_rows(self, data):
@@ -113,15 +149,15 @@ class BankAgainstLists(RuleBasedStateMachine):
         if self.scope == "stream":
             for oracle, forgotten in zip(self.oracles, rows, strict=False):
                 if forgotten:
-                    oracle.tokens.clear()
+                    oracle.clear()
         elif all(rows):
-            self.oracles[0].tokens.clear()
+            self.oracles[0].clear()
 
     @rule()
     def reset_all(self):
         self.bank.reset()
         for oracle in self.oracles:
-            oracle.tokens.clear()
+            oracle.clear()
 
     @rule()
     def save_and_load(self):
@@ -172,7 +208,7 @@ class BankAgainstLists(RuleBasedStateMachine):
         assert valid.tolist() == [i < expected * self.chunk_size for i in range(len(valid))]
         chunks = found.chunks[row, head, t]
         assert (chunks >= 0).sum() == expected and (chunks[expected:] == -1).all()
-        stored = [[int(values[0, 0]) for _, values, _ in chunk] for chunk in oracle.chunks]
+        stored = [[int(values[0, 0]) for _, values, *_ in chunk] for chunk in oracle.chunks]
         numbers = [int(n) for n in found_values[valid, 0]]
         size = self.chunk_size
         numbers = [numbers[i : i + size] for i in range(0, len(numbers), size)]
@@ -201,7 +237,8 @@ class BankAgainstLists(RuleBasedStateMachine):
             assert held.stop == len(oracle.tokens)
             assert held.start == held.stop - stored - held.stop % self.chunk_size
             found = self.bank.logs[bank].read(held).tolist()
-            assert found == [number for _, _, number in oracle.tokens[held.start :]]
+            assert found == [number for _, _, number, _ in oracle.tokens[held.start :]]
+            assert self.bank.documents(bank) == oracle.documents()
 
 
 TestBankAgainstLists = BankAgainstLists.TestCase

@@ -11,11 +11,14 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 pytest.importorskip("tokenizers", reason="needs the extra hf")
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 
 from fairseq_cli import eval_lm  # noqa: E402
 
 from longmem_fairseq import LongMem  # noqa: E402
+from longmem_fairseq.api.reading import read_segments  # noqa: E402
 from longmem_fairseq.commands import convert, prepare  # noqa: E402
+from longmem_fairseq.data import IndexedDocuments  # noqa: E402
 from longmem_fairseq.inspector import inspect_text, make_page  # noqa: E402
 from longmem_fairseq.modules import ConstantPointer  # noqa: E402
 from tests.hf_models import make_model  # noqa: E402
@@ -214,15 +217,21 @@ def test_eval_lm_and_scores_agree(folder, root, monkeypatch, caplog):
     monkeypatch.setattr(sys, "argv", arguments.split())
     with caplog.at_level(logging.INFO):
         eval_lm.cli_main()
-    loss, count = re.search(r"Loss \(base 2\): ([\d.]+)", caplog.text), 0
-    lm, total = load(folder), 0.0
-    for text in DOCUMENTS.values():
-        log_probs = lm.score("test" + text * 2).log_probs
-        total, count = total - float(log_probs.double().sum()), count + len(log_probs)
-    evaluated = int(re.search(r"Evaluated (\d+) tokens", caplog.text)[1])
-    assert evaluated - count in (0, len(DOCUMENTS))  # with the end of each document
-    if evaluated == count:
-        assert float(loss[1]) == pytest.approx(total / count / math.log(2), abs=2e-4)
+    lm, losses = load(folder), []
+    documents = IndexedDocuments(str(folder.parent / "data" / "test"), len(lm.dictionary))
+    for document in documents:
+        tokens = torch.cat([torch.tensor([lm.tokenizer.document_start]), document.long()])
+        with torch.no_grad():
+            scores = torch.cat(
+                list(read_segments(lm.decoder, tokens[None, :-1], lm.fork(1))), dim=1
+            )
+        losses.append(F.cross_entropy(scores[0].double(), tokens[1:], reduction="none"))
+    text = lm.tokenizer.decode(documents[1].tolist()[:-1])
+    assert_close(lm.score(text).log_probs.double(), -losses[1][:-1], rtol=1e-5, atol=1e-5)
+    losses = torch.cat(losses)
+    assert f"Evaluated {len(losses)} tokens" in caplog.text
+    loss = float(re.search(r"Loss \(base 2\): ([\d.]+)", caplog.text)[1])
+    assert loss == pytest.approx(float(losses.mean()) / math.log(2), abs=2e-4)
 
 
 @pytest.mark.parametrize(

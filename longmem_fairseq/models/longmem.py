@@ -152,7 +152,7 @@ class SideNetDecoder(MemoryDecoder):
             self._init_from(backbone)
         self.register_buffer("backbone_fingerprint", fingerprint)
         backbone.freeze(int8=str(cfg.backbone_dtype) == "int8")
-        self.backbone = backbone
+        self.backbone, self.int8_once_loaded = backbone, False
         self.register_state_dict_post_hook(_drop_backbone)
         self.register_load_state_dict_pre_hook(_keep_backbone)
         self.register_load_state_dict_post_hook(lambda module, keys: module.identify_memory())
@@ -299,6 +299,7 @@ def _keep_backbone(module: SideNetDecoder, state_dict, prefix: str, *unused) -> 
         own = [name for name in state_dict if name.startswith(prefix)]
         weights = {name.removeprefix(prefix): state_dict.pop(name) for name in own}
         module.backbone.load_state_dict(weights)
+        module.backbone.freeze(int8=module.int8_once_loaded)
         module.backbone_fingerprint.copy_(sha256_of(weights))
         module._take_search_keys(module.backbone)
         state_dict.update({prefix + name: t for name, t in module.state_dict().items()})
@@ -368,7 +369,10 @@ class LongMem(FairseqLanguageModel):
         cfg.retrieval_layer_index = 0  # a default that any backbone has
         backbone_cfg.compute_dtype = cfg.compute_dtype
         backbone = BackboneDecoder(backbone_cfg, task.source_dictionary, task.cfg.tokens_per_sample)
-        return cls(SideNetDecoder(cfg, backbone, torch.zeros(32, dtype=torch.uint8)))
+        int8, cfg.backbone_dtype = str(cfg.backbone_dtype) == "int8", "compute"
+        decoder = SideNetDecoder(cfg, backbone, torch.zeros(32, dtype=torch.uint8))
+        decoder.int8_once_loaded = int8
+        return cls(decoder)
 
     @classmethod
     def build_model(cls, cfg: LongMemConfig, task):

@@ -1,0 +1,129 @@
+"""A bank of search ``hidden`` split over 2 and 4 processes against one bank."""
+
+import random
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from longmem_fairseq.memory import DTYPES, MemoryBank, ShardedBank
+from tests.shard_processes import run
+from tests.test_sharded_bank import assert_same_found, assert_same_state
+
+HEAD_DIM, SEARCH_DIM = 5, 4
+
+
+class Case:
+    """Both kinds of bank, of random options, that random things are done to."""
+
+    def __init__(self, folder, seed, group):
+        self.random, self.folder, self.group = random.Random(seed), folder, group
+        self.generator = torch.Generator().manual_seed(seed)
+        choose = self.random.choice
+        self.heads, chunk_size = choose([0, 0, 2]), self.random.randint(1, 3)
+        slots = dist.get_world_size(group) * self.random.randint(1, 5)
+        self.options = {
+            "memory_size": slots * chunk_size,
+            "chunk_size": chunk_size,
+            "k": self.random.randint(1, slots) * chunk_size,
+            "index": choose(["torch", "flat", "Flat"]),
+            "dtype": choose(list(DTYPES)),
+            "storage": choose(["device", "host", "disk"]),
+            "scope": choose(["stream", "batch"]),
+            "search": "hidden",
+            "search_dim": SEARCH_DIM,
+        }
+        sizes = (self.random.randint(1, 3), self.heads, HEAD_DIM)
+        self.one = MemoryBank(*sizes, **self.options)
+        self.many = ShardedBank(*sizes, group=group, **self.options)
+
+    def normal(self, *shape):
+        return torch.randn(*shape, generator=self.generator)
+
+    def segment(self, rows, tokens):
+        keys, values = (self.normal(rows, self.heads, tokens, HEAD_DIM) for _ in range(2))
+        return {
+            "keys": keys,
+            "values": values,
+            "search_keys": self.normal(rows, tokens, SEARCH_DIM),
+        }
+
+    def write(self):
+        rows = self.random.randint(1, self.one.num_streams)
+        tokens = self.random.randint(0, self.one.memory_size + 1)
+        segment, begins = self.segment(rows, tokens), self.random.random() < 0.5
+        if self.random.random() < 0.7:
+            segment["valid"] = torch.rand(rows, tokens, generator=self.generator) < 0.7
+            ids = torch.randint(99, (rows, tokens), generator=self.generator)
+            segment["token_ids"] = ids
+        for bank in (self.one, self.many):
+            if begins:
+                bank.begin_document(rows - 1, f"document {tokens}", -1)
+            bank.write(**segment)
+
+    def reset(self):
+        rows = torch.rand(self.one.num_streams, generator=self.generator) < 0.7
+        for bank in (self.one, self.many):
+            bank.reset(rows)
+
+    def extend(self):
+        options = {name: value for name, value in self.options.items() if name != "storage"}
+        options["scope"] = self.one.layout.scope
+        other = MemoryBank(self.one.num_streams, self.heads, HEAD_DIM, **options)
+        other.write(**self.segment(other.num_streams, 5))
+        for bank in (self.one, self.many):
+            bank.extend(other)
+
+    def select(self):
+        banks = self.random.choices(range(self.one.layout.num_banks), k=self.random.randint(1, 3))
+        self.one, self.many = self.one.select(banks), self.many.select(banks)
+
+    def save_and_load(self):
+        path = str(self.folder / f"{self.random.random()}")
+        options = {name: self.options[name] for name in ("storage", "index")}
+        memory_map = self.random.random() < 0.5
+        if self.random.random() < 0.5:
+            self.many.save(path)
+        elif self.many.shard == 0:
+            self.one.save(path)
+        dist.barrier(self.group)
+        self.many = ShardedBank.load(path, memory_map=memory_map, group=self.group, **options)
+        self.one = MemoryBank.load(path, **options)
+
+    def check(self):
+        assert_same_state(self.one, self.many)
+        assert self.many.in_document == self.one.in_document
+        assert torch.equal(self.many.last_search, self.one.last_search)
+        banks = self.random.choices(range(self.one.layout.num_banks), k=2)
+        queries = self.normal(2, 1, self.random.randint(0, 3), SEARCH_DIM)
+        one, many = self.one.retrieve(queries, banks), self.many.retrieve(queries, banks)
+        assert_same_found(one, many) if self.heads else None
+        assert (one is None) == (many is None)
+        if one is not None:
+            assert torch.equal(many.chunks, one.chunks)
+            assert torch.equal(many.token_ids, one.token_ids)
+            assert torch.equal(many.scores, one.scores)
+
+    def go(self, steps):
+        done = [self.write] * 4 + [self.reset, self.select, self.extend, self.save_and_load]
+        for _ in range(steps):
+            self.random.choice(done)()
+            self.check()
+        if self.many.num_shards > 1:
+            with pytest.raises(ValueError, match="split over processes cannot forget a document"):
+                self.many.forget("document 3")
+
+
+def random_cases(folder):
+    """Of all four processes, then of two and two side by side."""
+    everybody = dist.group.WORLD
+    pair = [dist.new_group([0, 1]), dist.new_group([2, 3])][dist.get_rank() // 2]
+    for seed in range(16):
+        group = everybody if seed % 2 else pair
+        own = folder / f"{seed}-{dist.get_rank() // dist.get_world_size(group)}"
+        own.mkdir(exist_ok=True)
+        Case(own, seed, group).go(10)
+
+
+def test_it_finds_what_one_bank_finds(tmp_path):
+    run(4, random_cases, tmp_path)
