@@ -55,7 +55,7 @@ def test_bad_vocabularies_are_one_line(
 ):
     more = [part.format(model=models["longmem"]) for part in more]
     arguments = ("--source", corpus.parent / "text", "--dest", tmp_path / "out", *more)
-    main = prepare.main
+    main = prepare_corpus
     assert message in assert_one_line(monkeypatch, capsys, main, "prepare_corpus.py", *arguments)
 
 
@@ -88,7 +88,7 @@ def test_the_window_is_the_one_it_was_trained_with(corpus, models, tmp_path, mon
     items = tmp_path / "results.jsonl.items"
     assert len(list(items.iterdir())) == 1
     # what other code had finished is not taken up
-    monkeypatch.setattr("model_options.code_hash", lambda: "other")
+    monkeypatch.setattr("eval.common.model_options.code_hash", lambda: "other")
     call(monkeypatch, evaluate.main, "evaluate.py", *arguments)
     assert len(list(items.iterdir())) == 2
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from eval import evaluate, report
+from eval import evaluate, perplexities, report
 from eval.common.stream_scoring import DocumentScores
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.utils import cli
@@ -51,7 +51,7 @@ def test_perplexities_that_are_none():
 
 def test_positions_double_and_cover_every_token():
     documents = [document(np.full(3000, np.log(4))), document(np.full(1025, np.log(2)))]
-    buckets = evaluate.by_position(records_of(*documents))
+    buckets = perplexities.by_position(records_of(*documents))
     assert [(b["from"], b["to"], b["tokens"]) for b in buckets] == [
         (0, 1024, 2048),
         (1024, 2048, 1025),
@@ -64,7 +64,7 @@ def test_positions_double_and_cover_every_token():
 def test_lengths_are_the_papers_buckets():
     sizes = {4999: 2, 5000: 2, 9999: 8, 10_000: 2, 1_000_000: 4}  # tokens: perplexity
     documents = [document(np.full(size, np.log(ppl)), words=size) for size, ppl in sizes.items()]
-    buckets = evaluate.by_length(records_of(*documents))
+    buckets = perplexities.by_length(records_of(*documents))
     assert [(b["from"], b["to"], b["documents"], b["tokens"]) for b in buckets] == [
         (0, 5000, 1, 4999),
         (5000, 10_000, 2, 14_999),

@@ -101,7 +101,7 @@ def test_generation_is_greedy_and_stops(reader):
 def test_segments_read_side_by_side_are_those_read_one_by_one(reader, monkeypatch):
     if not reader.has_memory:
         pytest.skip("a backbone alone memorises nothing")
-    monkeypatch.setattr("prompt_reader.MEMORISED_AT_A_TIME", 2 * WINDOW)
+    monkeypatch.setattr("eval.common.prompt_reader.MEMORISED_AT_A_TIME", 2 * WINDOW)
     text = tokens(5 * WINDOW + 7)
     pairs = [reader.decoder.keys_values(segment[None]) for segment in text.split(WINDOW)]
     for found, expected in zip(reader.keys_values(text), zip(*pairs, strict=True), strict=True):
