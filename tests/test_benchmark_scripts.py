@@ -109,14 +109,14 @@ def test_a_folder_without_a_model_is_one_line(script, model):
 
 
 def test_efficiency_measures_and_reports(script, tmp_path):
-    settings = {"RESULTS_DIR": str(tmp_path / "r"), "PRESET": "tiny", "CONTEXTS": "512,1024"}
-    found, (measured, report) = script("eval/efficiency.sh", "--repeats", "1", **settings)
+    settings = {"RESULTS_DIR": str(tmp_path / "r"), "PRESET": "tiny"}
+    found, (measured, report) = script("eval/efficiency.sh", "--contexts", "512", **settings)
     assert found.returncode == 0, found.stderr
     assert (
         measured.split()[3:]
         == (
-            f"--preset tiny --contexts 512,1024 --compute-dtype float32 --results {tmp_path}/r/"
-            "efficiency.jsonl --repeats 1"
+            f"--preset tiny --contexts 4096,8192 --compute-dtype bfloat16 --results {tmp_path}/r/"
+            "efficiency.jsonl --contexts 512"
         ).split()
     )
     plot = ["--plot", f"{tmp_path}/r/efficiency.png"]

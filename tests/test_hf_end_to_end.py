@@ -199,14 +199,15 @@ def test_by_the_script(converted, root, tmp_path, monkeypatch, caplog):
     save_dir = tmp_path / "longmem"
     settings = {
         **{"DATA_DIR": data, "BACKBONE": backbone / "checkpoint.pt", "SAVE_DIR": save_dir},
-        **{"UPDATES": 3, "BATCH_SIZE": 3, "TOKENS_PER_SAMPLE": SEGMENT, "MEMORY_SIZE": 64},
-        **{"K": 8, "RETRIEVAL_LAYER_INDEX": 3, "COMPUTE_DTYPE": "float32", "WARMUP_UPDATES": 1},
+        **{"UPDATES": 3, "BATCH_SIZE": 3, "TOKENS_PER_SAMPLE": SEGMENT},
+        **{"RETRIEVAL_LAYER_INDEX": 3, "COMPUTE_DTYPE": "float32"},
     }
     env = {**os.environ, **{name: str(value) for name, value in settings.items()}}
     env["PATH"] = os.path.dirname(sys.executable) + os.pathsep + env["PATH"]
     env["PYTHONPATH"] = str(root)
     script = str(root / "train_scripts" / "train_longmem.sh")
-    command = ["bash", script, "--cpu", "--num-workers", "0"]
+    command = ["bash", script, "--cpu", "--num-workers", "0", "--warmup-updates", "1"]
+    command += ["--memory-size", "64", "--k", "8"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (save_dir / "tokenizer.json").is_file() and (save_dir / "ids.json").is_file()
