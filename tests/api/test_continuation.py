@@ -6,7 +6,7 @@ from fairseq.sequence_generator import SequenceGenerator
 
 from longmem_fairseq import LongMem
 from longmem_fairseq.api.generation import most_likely
-from tests.model_folders import WINDOW, story
+from tests.helpers.model_folders import WINDOW, story
 
 KINDS = ("backbone", "longmem", "memtrm")
 # within the window, longer than it, and longer than what the memory holds

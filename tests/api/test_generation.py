@@ -8,7 +8,7 @@ from longmem_fairseq.memory import MemoryBank, MemoryFork, Source
 from longmem_fairseq.models import memory_decoder
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRMConfig
-from tests.small_models import HALF, SEGMENT, document, recomputed
+from tests.helpers.small_models import HALF, SEGMENT, document, recomputed
 
 KINDS = ["longmem_backbone", "longmem", "longmem without memory", "memtrm"]
 

@@ -8,7 +8,7 @@ import torch
 
 from longmem_fairseq import LongMem
 from longmem_fairseq.memory import MemoryBank
-from tests.model_folders import DOCUMENTS, TEXT, assert_same_memory, memory_state
+from tests.helpers.model_folders import DOCUMENTS, TEXT, assert_same_memory, memory_state
 
 BAD = {
     "no such folder": (

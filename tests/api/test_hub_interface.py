@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from longmem_fairseq import LongMem
 from longmem_fairseq.memory import Source
-from tests.model_folders import (
+from tests.helpers.model_folders import (
     DOCUMENTS,
     TEXT,
     WINDOW,

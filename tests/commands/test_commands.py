@@ -13,7 +13,7 @@ import pytest
 from longmem_fairseq import LongMem
 from longmem_fairseq.commands import generate, inspector, memorize
 from longmem_fairseq.utils.cli import run
-from tests.model_folders import DOCUMENTS, story
+from tests.helpers.model_folders import DOCUMENTS, story
 
 COMMANDS = {
     "longmem-memorize": memorize,

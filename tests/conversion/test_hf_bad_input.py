@@ -14,9 +14,9 @@ from longmem_fairseq.commands.convert import main as convert_checkpoint  # noqa:
 from longmem_fairseq.conversion.families import FAMILIES  # noqa: E402
 from longmem_fairseq.tokenizers import load_tokenizer  # noqa: E402
 from longmem_fairseq.utils.cli import run  # noqa: E402
-from tests.hf_models import VOCAB, make_model  # noqa: E402
-from tests.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
-from tests.malicious import Malicious  # noqa: E402
+from tests.helpers.hf_models import VOCAB, make_model  # noqa: E402
+from tests.helpers.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
+from tests.helpers.malicious import Malicious  # noqa: E402
 
 ALONE = "--no-tokenizer"
 

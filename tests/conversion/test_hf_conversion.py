@@ -11,7 +11,7 @@ from longmem_fairseq.commands.convert import main as convert_checkpoint  # noqa:
 from longmem_fairseq.models.checkpoints import load_backbone  # noqa: E402
 from longmem_fairseq.modules import LocalCache  # noqa: E402
 from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds  # noqa: E402
-from tests.hf_models import MODELS, VOCAB, make_model  # noqa: E402
+from tests.helpers.hf_models import MODELS, VOCAB, make_model  # noqa: E402
 
 WINDOW = 24
 LAYER = 2  # whose keys and values are compared; with a sliding window where a family has some

@@ -25,9 +25,9 @@ from longmem_fairseq.commands import (
 from longmem_fairseq.models.checkpoints import fingerprint  # noqa: E402
 from longmem_fairseq.tasks import LongMemLanguageModelingTask  # noqa: E402
 from longmem_fairseq.tasks.config import LongMemLanguageModelingConfig  # noqa: E402
-from tests.hf_models import make_model, transformers  # noqa: E402
-from tests.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
-from tests.test_streams import Documents  # noqa: E402
+from tests.helpers.documents import Documents  # noqa: E402
+from tests.helpers.hf_models import make_model, transformers  # noqa: E402
+from tests.helpers.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 

@@ -13,8 +13,8 @@ from longmem_fairseq.tasks import LongMemLanguageModelingTask  # noqa: E402
 from longmem_fairseq.tasks.longmem_language_modeling import (  # noqa: E402
     LongMemLanguageModelingConfig,
 )
-from tests.hf_models import VOCAB, make_model  # noqa: E402
-from tests.small_models import SEGMENT, build_model, read, recomputed, train  # noqa: E402
+from tests.helpers.hf_models import VOCAB, make_model  # noqa: E402
+from tests.helpers.small_models import SEGMENT, build_model, read, recomputed, train  # noqa: E402
 
 NAMES = ["gpt2", "bloom", "neox", "falcon-7b", "llama3", "mistral", "qwen3", "gemma2", "gemma3"]
 

@@ -14,9 +14,9 @@ from eval.common.stream_scoring import load_model
 from longmem_fairseq import LongMem
 from longmem_fairseq.commands import convert_released
 from longmem_fairseq.models.checkpoints import load_backbone
-from tests.corpora import items_of, prepare, write_gpt2_files, write_splits
 from tests.fuzz import converted_seeds
 from tests.fuzz.watch import watched
+from tests.helpers.corpora import items_of, prepare, write_gpt2_files, write_splits
 
 FIXTURES = ("original_tiny", "original_batch2")
 BLOCK = (

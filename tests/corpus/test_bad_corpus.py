@@ -7,7 +7,7 @@ import pytest
 import sentencepiece
 
 from longmem_fairseq.utils.cli import run
-from tests.corpora import PLAIN, prepare, write_gpt2_files, write_splits
+from tests.helpers.corpora import PLAIN, prepare, write_gpt2_files, write_splits
 
 
 def lossy_model(folder, **options):

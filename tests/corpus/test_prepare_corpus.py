@@ -9,7 +9,7 @@ import pytest
 from longmem_fairseq.corpus.split import split_by_rank
 from longmem_fairseq.tokenizers import load_dictionary
 from preprocess import make_recall_corpus
-from tests.corpora import (
+from tests.helpers.corpora import (
     ODD_TEXTS,
     PLAIN,
     items_of,

@@ -2,31 +2,13 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longmem_fairseq.data import DocumentStreamDataset, Piece, lay_out_streams
-from tests.batches import assert_same_batches, flattened
-from tests.examples import examples
-
-PAD, BOS = 1, 2
-FIRST = 100  # tokens are numbered through all documents from here
-
-
-class Documents:
-    """Documents in memory, with what an indexed dataset offers."""
-
-    def __init__(self, sizes):
-        self.sizes = np.array(sizes, dtype=np.int32)
-        self.tokens = torch.arange(FIRST, FIRST + int(self.sizes.sum()), dtype=torch.int32)
-        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
-
-    def __len__(self):
-        return len(self.sizes)
-
-    def __getitem__(self, index):
-        return self.tokens[self.starts[index] : self.starts[index + 1]]
+from tests.helpers.batches import assert_same_batches, flattened
+from tests.helpers.documents import BOS, FIRST, PAD, Documents
+from tests.helpers.examples import examples
 
 
 def streams_of(documents, batch_size, segment, span=0, shards=1, seed=None):

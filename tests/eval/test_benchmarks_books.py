@@ -9,9 +9,9 @@ from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
 
 from eval import evaluate, report
 from longmem_fairseq.commands.prepare import main as prepare_corpus
-from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines
-from tests.corpora import items_of
-from tests.model_folders import WINDOW, story
+from tests.helpers.benchmark_runs import assert_one_line, assert_resumes, call, lines
+from tests.helpers.corpora import items_of
+from tests.helpers.model_folders import WINDOW, story
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import torch
 from eval import chapterbreak
 from longmem_fairseq import LongMem
 from preprocess import make_chapterbreak
-from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines, whole_chunks
-from tests.model_folders import story
+from tests.helpers.benchmark_runs import assert_one_line, assert_resumes, call, lines, whole_chunks
+from tests.helpers.model_folders import story
 
 WINDOW, SUFFIX = 32, 8
 

@@ -9,7 +9,7 @@ import torch
 from eval import icl
 from eval.icl_tasks import TASKS, Example, is_right, read_examples
 from longmem_fairseq import LongMem
-from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines, whole_chunks
+from tests.helpers.benchmark_runs import assert_one_line, assert_resumes, call, lines, whole_chunks
 
 WINDOW = 160
 SHORT = ("--tokens-per-sample", WINDOW, "--memory-size", 4096)

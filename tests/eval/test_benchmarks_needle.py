@@ -11,8 +11,8 @@ from eval.common.prompt_reader import PromptReader
 from longmem_fairseq import LongMem
 from preprocess import make_haystack
 from preprocess.recall_words import NAMES, TRADES
-from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines
-from tests.model_folders import story
+from tests.helpers.benchmark_runs import assert_one_line, assert_resumes, call, lines
+from tests.helpers.model_folders import story
 
 WINDOW = 24
 

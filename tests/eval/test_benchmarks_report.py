@@ -5,7 +5,7 @@ import json
 import pytest
 
 from eval import perplexities, report
-from tests.benchmark_runs import assert_one_line, call
+from tests.helpers.benchmark_runs import assert_one_line, call
 
 
 def icl(name, task, seed, accuracy, memory=2000):

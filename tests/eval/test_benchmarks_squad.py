@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from eval import squad
 from eval.squad_metrics import exact_match, f1, normalize_answer
 from longmem_fairseq import LongMem
-from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines, whole_chunks
-from tests.examples import examples
-from tests.model_folders import story
+from tests.helpers.benchmark_runs import assert_one_line, assert_resumes, call, lines, whole_chunks
+from tests.helpers.examples import examples
+from tests.helpers.model_folders import story
 
 WINDOW = 96
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eval import benchmark_model, efficiency
-from tests.benchmark_runs import assert_one_line, call, lines
+from tests.helpers.benchmark_runs import assert_one_line, call, lines
 
 TINY = ("--preset", "tiny", "--compute-dtype", "float32", "--device", "cpu")
 

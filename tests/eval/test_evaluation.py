@@ -11,7 +11,7 @@ from eval import evaluate, perplexities, report
 from eval.common.stream_scoring import DocumentScores
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.utils import cli
-from tests.small_models import MEMORY, SEGMENT
+from tests.helpers.small_models import MEMORY, SEGMENT
 
 
 def document(nll, words=1, name="d", tokens=None, right=None):

@@ -14,7 +14,7 @@ from longmem_fairseq.models.checkpoints import dictionary_hash
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
 from longmem_fairseq.utils.cli import run
-from tests.small_models import MEMORY, SAVED, SEGMENT, document, read
+from tests.helpers.small_models import MEMORY, SAVED, SEGMENT, document, read
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from eval.common import provenance, results
 from longmem_fairseq.utils.text_files import chance_of
-from tests.benchmark_runs import lines
+from tests.helpers.benchmark_runs import lines
 
 
 @pytest.mark.parametrize("torn", [b"", b"{", b'{"name": "b", "tex'])

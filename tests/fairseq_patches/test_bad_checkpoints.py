@@ -10,7 +10,7 @@ import torch
 from fairseq import checkpoint_utils
 
 from tests.fuzz.watch import watched
-from tests.malicious import Malicious
+from tests.helpers.malicious import Malicious
 
 
 # PyTorch words its refusal in one way for modules that it blocks and in another for all others

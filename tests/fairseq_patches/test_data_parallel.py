@@ -22,8 +22,8 @@ from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRMConfig
 from longmem_fairseq.tasks import config
-from tests.ranks import run_ranks
-from tests.training_runs import COMMON, SGD, TRAINING, fit, longmem, memory_files, named
+from tests.helpers.ranks import run_ranks
+from tests.helpers.training_runs import COMMON, SGD, TRAINING, fit, longmem, memory_files, named
 
 UPDATES = 28  # into the second epoch
 STOP = 13  # of 23 in the first

@@ -23,7 +23,7 @@ from longmem_fairseq.fairseq_patches import checkpoints as compat
 from longmem_fairseq.memory import MemoryBank, memory_file
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from longmem_fairseq.tasks.update_losses import UpdateLosses
-from tests.training_runs import BACKBONE, TRAINING, assert_same_state, longmem, memory_files
+from tests.helpers.training_runs import BACKBONE, TRAINING, assert_same_state, longmem, memory_files
 
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 

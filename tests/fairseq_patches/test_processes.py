@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from longmem_fairseq.fairseq_patches import processes
 from longmem_fairseq.fairseq_patches.processes import use_cpus
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
-from tests.training_runs import TRAINING, assert_same_state, longmem
+from tests.helpers.training_runs import TRAINING, assert_same_state, longmem
 
 RANKS = 2
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -15,7 +15,7 @@ from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
 from fairseq_cli import eval_lm, train
 
 from longmem_fairseq.models.checkpoints import fingerprint
-from tests.malicious import Malicious
+from tests.helpers.malicious import Malicious
 
 WORDS = 12  # and four special symbols
 DOCUMENTS = [[4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 2], [9, 8, 7, 2]]

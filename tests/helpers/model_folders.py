@@ -14,7 +14,7 @@ import pytest
 import torch
 from fairseq_cli import train
 
-from tests.corpora import prepare, write_splits
+from tests.helpers.corpora import prepare, write_splits
 
 WINDOW = 16
 WORDS = (

@@ -12,7 +12,7 @@ from typing import List
 import torch
 from fairseq_cli import eval_lm, train
 
-from tests.training_runs import rank_options
+from tests.helpers.training_runs import rank_options
 
 COMMANDS = {"fairseq-train": train.cli_main, "fairseq-eval-lm": eval_lm.cli_main}
 

@@ -14,7 +14,7 @@ from longmem_fairseq.api.hub_interface import THIS_TEXT, TokenReading
 from longmem_fairseq.api.passages import Passage
 from longmem_fairseq.inspector import Inspection, inspect_text, make_page
 from longmem_fairseq.inspector.inspection import gain_by_distance
-from tests.model_folders import WINDOW, story
+from tests.helpers.model_folders import WINDOW, story
 
 DATA = re.compile(r'(?<=id="data">)(.*?)(?=</script>)')
 TEXT = story(60, seed=3) + "</script><b>&amp;"

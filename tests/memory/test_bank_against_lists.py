@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from torch.testing import assert_close
 
 from longmem_fairseq.memory import MemoryBank
-from tests.examples import examples
+from tests.helpers.examples import examples
 
 HEAD_DIM = 3
 

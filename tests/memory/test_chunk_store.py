@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from longmem_fairseq.memory import DTYPES, STORAGES, MemoryBank, bytes_per_token
 from longmem_fairseq.memory.chunk_store import ChunkStore, Placement
-from tests.examples import examples
+from tests.helpers.examples import examples
 
 
 def check_rounding(stored, written, dtype):

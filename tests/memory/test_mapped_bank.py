@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from longmem_fairseq.memory import MemoryBank, MemoryFork, Source
-from tests.model_folders import TEXT, story
+from tests.helpers.model_folders import TEXT, story
 
 SIZES = {"memory_size": 64, "chunk_size": 2, "k": 4}
 

@@ -13,8 +13,8 @@ from longmem_fairseq import LongMem
 from longmem_fairseq.fairseq_patches import processes
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
-from tests.model_folders import story
-from tests.shard_processes import run
+from tests.helpers.model_folders import story
+from tests.helpers.shard_processes import run
 
 
 def read_alone_and_together(folder, model):

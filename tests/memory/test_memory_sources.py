@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from longmem_fairseq.memory import MemoryBank, Source
 from longmem_fairseq.memory.memory_file import read_memory_file
-from tests.examples import examples
+from tests.helpers.examples import examples
 
 
 class Oracle:

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from longmem_fairseq.memory import search
 from longmem_fairseq.memory.search import FlatIndex, TorchIndex, best_rows, search_rounded
-from tests.examples import examples
+from tests.helpers.examples import examples
 
 INDICES = [TorchIndex, FlatIndex]
 HEADS, QUERIES, HEAD_DIM = 2, 7, 5

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from longmem_fairseq.memory import MemoryBank, ShardedBank, memory_file, sharded_bank
-from tests.shard_processes import run
+from tests.helpers.shard_processes import run
 
 HEADS, HEAD_DIM, TOKENS = 2, 8, 4000
 SIZES = {"memory_size": 4096, "chunk_size": 2, "k": 6}

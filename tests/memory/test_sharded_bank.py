@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from longmem_fairseq.memory import DTYPES, MemoryBank, ShardedBank
 from longmem_fairseq.memory.shard_files import part_path
 from longmem_fairseq.modules import memory_attention, memory_weights
-from tests.shard_processes import run
+from tests.helpers.shard_processes import run
 
 HEADS, HEAD_DIM = 2, 5
 SIZES = {"memory_size": 16, "chunk_size": 2, "k": 6}

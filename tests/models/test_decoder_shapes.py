@@ -14,7 +14,7 @@ from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.modules import CausalBias, Int8Linear, JointAttention, Rotary
 from longmem_fairseq.modules.joint_attention import causal_attention
 from longmem_fairseq.modules.rotary import cos_sin
-from tests.small_models import SEGMENT, SIZES, document, read
+from tests.helpers.small_models import SEGMENT, SIZES, document, read
 
 HEADS, KV_HEADS, HEAD_DIM, EMBED_DIM, TOKENS = 6, 2, 8, 20, 7
 GROUP = HEADS // KV_HEADS

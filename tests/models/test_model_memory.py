@@ -8,7 +8,7 @@ from eval.common.stream_scoring import use_memory
 from longmem_fairseq.criterions import LongMemCrossEntropyCriterion
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRMConfig
-from tests.small_models import SEGMENT, differ, document, read
+from tests.helpers.small_models import SEGMENT, differ, document, read
 
 
 def test_a_closed_gate_is_the_sidenet_without_memory(build):

@@ -12,7 +12,7 @@ from longmem_fairseq.models.checkpoints import fingerprint
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRM, MemTRMConfig
 from longmem_fairseq.modules import ACTIVATIONS
-from tests.small_models import (
+from tests.helpers.small_models import (
     SAVED,
     SEGMENT,
     differ,

@@ -9,7 +9,7 @@ import pytest
 
 from preprocess import extract_arxiv, extract_gutenberg
 from preprocess.gutenberg_text import strip_boilerplate, unwrap, with_ascii_punctuation
-from tests.benchmark_runs import assert_one_line
+from tests.helpers.benchmark_runs import assert_one_line
 
 HEADER = "The Project Gutenberg eBook of Moby\n\nTitle: Moby\n\n"
 START = "*** START OF THE PROJECT GUTENBERG EBOOK MOBY ***\n\n"

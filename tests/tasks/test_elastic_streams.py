@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
-from tests.examples import examples
-from tests.test_streams import FIRST, PAD, Documents
+from tests.helpers.documents import FIRST, PAD, Documents
+from tests.helpers.examples import examples
 
 SIZES = [30, 1, 55, 12, 0, 41, 8, 19, 27, 140]
 

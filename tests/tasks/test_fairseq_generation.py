@@ -12,9 +12,9 @@ from fairseq_cli import eval_lm, generate, train
 from longmem_fairseq import LongMem
 from longmem_fairseq.tokenizers import FairseqBPE
 from longmem_fairseq.tokenizers.fairseq_bpe import FairseqBPEConfig
-from tests.bad_inputs import LONGMEM
-from tests.corpora import ODD_TEXTS
-from tests.model_folders import WINDOW, story
+from tests.helpers.bad_inputs import LONGMEM
+from tests.helpers.corpora import ODD_TEXTS
+from tests.helpers.model_folders import WINDOW, story
 
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 

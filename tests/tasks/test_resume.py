@@ -19,7 +19,7 @@ from fairseq import checkpoint_utils
 
 from longmem_fairseq.tasks import longmem_language_modeling as task_module
 from longmem_fairseq.tasks.resume import remove_unnamed_memory
-from tests.training_runs import (
+from tests.helpers.training_runs import (
     ADAM,
     APPROXIMATE,
     BACKBONE,

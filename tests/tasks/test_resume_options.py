@@ -10,7 +10,7 @@ from fairseq_cli import eval_lm
 from longmem_fairseq.memory import ExternalMemory
 from longmem_fairseq.models.memory_decoder import MemoryDecoder
 from longmem_fairseq.tasks import resume
-from tests.training_runs import COMMON, fit, longmem, memory_files, named
+from tests.helpers.training_runs import COMMON, fit, longmem, memory_files, named
 
 # fairseq's iterator asks for it everywhere
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")

@@ -8,7 +8,7 @@ from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
 
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
-from tests.batches import assert_same_batches
+from tests.helpers.batches import assert_same_batches
 
 # fairseq's iterator asks for pinned memory everywhere, and two workers on any number of cores
 pytestmark = [

@@ -10,7 +10,7 @@ from longmem_fairseq.criterions import LongMemCrossEntropyCriterion
 from longmem_fairseq.models.checkpoints import fingerprint
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRMConfig
-from tests.small_models import SAVED, SEGMENT, document, read, sample_of, train
+from tests.helpers.small_models import SAVED, SEGMENT, document, read, sample_of, train
 
 
 def test_training_leaves_the_backbone_bit_identical(build, task):

@@ -9,7 +9,7 @@ pytest.importorskip("tokenizers", reason="needs the extra hf")
 
 from longmem_fairseq.tokenizers import HFTokenizer, load_tokenizer  # noqa: E402
 from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds  # noqa: E402
-from tests.hf_tokenizers import KINDS, PAGE, make_tokenizer  # noqa: E402
+from tests.helpers.hf_tokenizers import KINDS, PAGE, make_tokenizer  # noqa: E402
 
 PREFIX = {"llama2": " ", "mistral": " "}
 
@@ -26,7 +26,7 @@ def tokenizers(request, tmp_path_factory):
 
 
 def test_tokens_are_those_of_the_original(tokenizers):
-    transformers_tokenizers = pytest.importorskip("tests.hf_models").transformers
+    transformers_tokenizers = pytest.importorskip("tests.helpers.hf_models").transformers
     kind, original, ours = tokenizers
     fast = transformers_tokenizers.PreTrainedTokenizerFast(tokenizer_object=original)
     for text in (PAGE.replace("</s>", ""), "a", " a", "\n", "", "naïve 🙂"):

@@ -11,7 +11,7 @@ from longmem_fairseq.tokenizers.sentencepiece_tokenizer import (
     SentencePieceTokenizer,
     training_sentences,
 )
-from tests.corpora import (
+from tests.helpers.corpora import (
     ODD_TEXTS,
     PLAIN,
     items_of,
