@@ -198,7 +198,7 @@ class LongMem:
             ValueError: the text is empty
         """
         source, target = self._source_and_target(text, special_tokens)
-        fork = self._fork(1) if memory else None
+        fork = self.fork(1) if memory else None
         segments = read_segments(self.decoder, source, fork, progress=progress)
         losses = [
             token_losses(logits, expected, self.dictionary.pad())
@@ -224,7 +224,7 @@ class LongMem:
             raise ValueError(f"token_ids of shape {tuple(tokens.shape)}, expected B x T")
         if tokens.is_floating_point() or tokens.min() < 0 or tokens.max() >= size:
             raise ValueError(f"token_ids must be whole numbers from 0 to {size - 1}")
-        tokens, fork = tokens.long(), self._fork(tokens.size(0))
+        tokens, fork = tokens.long(), self.fork(tokens.size(0))
         if ids is None:
             return torch.cat(list(read_segments(self.decoder, tokens, fork)), dim=1)
         index = torch.from_numpy(ids.to_dictionary).long().to(self.device)
@@ -326,7 +326,7 @@ class LongMem:
             draw = partial(drawn, top_k=top_k, top_p=top_p, temperature=temperature)
             return following.text(following.one_by_one(draw))
 
-    def _fork(self, rows: int) -> Optional[MemoryFork]:
+    def fork(self, rows: int) -> Optional[MemoryFork]:
         """The memory of texts that leave it as it is; None for a model without."""
         if self.decoder.memory is None:
             return None

@@ -7,7 +7,7 @@ character offset to its token in the same way for every tokenizer.
 import codecs
 from functools import cached_property
 from pathlib import Path
-from typing import Dict, Iterable, List, Optional, Sequence
+from typing import Callable, Dict, Iterable, List, Optional, Sequence
 
 import numpy as np
 from fairseq.data import Dictionary
@@ -99,12 +99,17 @@ class Tokenizer:
         Args:
             special_tokens: spell them out; otherwise they stand for nothing
         """
+        piece_of = self.decoder(special_tokens)
+        pieces = [piece_of(int(i)) for i in indices]
+        if pieces:
+            pieces[-1] += piece_of(None)
+        return pieces
+
+    def decoder(self, special_tokens: bool = False) -> Callable[[Optional[int]], str]:
+        """Gives for one index after another the text that it adds; None: no other follows."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         table = self._spelled_of_index if special_tokens else self._bytes_of_index
-        pieces = [decoder.decode(table.get(int(i), b"")) for i in indices]
-        if pieces:
-            pieces[-1] += decoder.decode(b"", final=True)
-        return pieces
+        return lambda index: decoder.decode(table.get(index, b""), final=index is None)
 
     def decode(self, indices: Iterable[int], special_tokens: bool = False) -> str:
         """Text of dictionary indices; those of no token (eos, padding) stand for nothing.

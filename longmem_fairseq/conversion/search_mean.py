@@ -1,4 +1,4 @@
-"""Search keys of a converted backbone: fitted once, and kept with it.
+"""The mean hidden state of a converted backbone: taken once, and kept with it for search keys.
 
 T tokens, C embed_dim.
 """
@@ -10,27 +10,23 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from longmem_fairseq.models.backbone import MOST_SEARCH_DIM, BackboneDecoder
+from longmem_fairseq.models.backbone import BackboneDecoder
 from longmem_fairseq.models.memory_config import default_search_layer
-from longmem_fairseq.modules import SearchKeys
 from longmem_fairseq.tokenizers import Tokenizer
 
 
-def fit_search_keys(
+def add_search_mean(
     cfg, weights: Dict[str, Tensor], tokenizer: Tokenizer, window: int, num_tokens: int
 ) -> None:
-    """Adds search keys to a backbone's weights, and their layer to its configuration.
+    """Adds the mean hidden state of a layer to a backbone's weights, and the layer to its options.
 
-    They are fitted to the reference of the Python language, prose and code that come with Python.
+    It is that of the reference of the Python language, prose and code that come with Python.
 
     Args:
         cfg: configuration of the backbone
         weights: state dict of its decoder
         window: tokens of a segment
         num_tokens: of the text
-
-    Raises:
-        ValueError: see :meth:`SearchKeys.fit`
     """
     with torch.device("meta"):
         decoder = BackboneDecoder(OmegaConf.structured(cfg), tokenizer.dictionary, window)
@@ -43,9 +39,7 @@ def fit_search_keys(
     states = []
     for segment in ids.split(window - 1):
         tokens = torch.cat([torch.tensor([tokenizer.document_start]), segment])
-        # without the first, an attention sink, which is not searched either
+        # without the first token, an attention sink many times as long as all others
         states.append(decoder.hidden_state(tokens.unsqueeze(0), layer)[0, 1:].float())
-    keys = SearchKeys(cfg.embed_dim, min(cfg.embed_dim, MOST_SEARCH_DIM))
-    keys.fit(torch.cat(states))
     cfg.fitted_search_layer = layer
-    weights.update({f"search_keys.{name}": t for name, t in keys.state_dict().items()})
+    weights["search_mean"] = torch.cat(states).double().mean(dim=0).float()
