@@ -9,6 +9,7 @@ from typing import List, Tuple
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 
 from longmem_fairseq.api.hub_interface import LongMem
+from longmem_fairseq.memory.memory_file import replaced_mode
 from longmem_fairseq.tasks.config import ModelOptions, given_options
 from longmem_fairseq.utils.text_files import matching_files, read_text, text_of
 
@@ -95,3 +96,7 @@ def check_output(path: str) -> None:
         raise ValueError(f"--output ({path}): there is no folder {folder}")
     if Path(path).is_dir():
         raise ValueError(f"--output ({path}) is a folder: give a file to write")
+    try:
+        replaced_mode(path)
+    except OSError as error:
+        raise ValueError(f"--output ({path}): {error}") from None

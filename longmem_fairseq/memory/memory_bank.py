@@ -4,14 +4,14 @@ N banks, H heads, D head_dim, S slots, c chunk_size in tokens, n rows of one gat
 """
 
 import copy
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from longmem_fairseq.memory.chunk_ring import ChunkRing
-from longmem_fairseq.memory.memory_file import write_memory_file
+from longmem_fairseq.memory.memory_file import Version, write_memory_file
 from longmem_fairseq.memory.shard_files import read_part, remove_other_parts
 from longmem_fairseq.memory.token_log import UNKNOWN, Source
 
@@ -107,16 +107,17 @@ class MemoryBank(ChunkRing):
         self.store, self.chunk_keys, self.index = own.store, own.chunk_keys, own.index
         self.in_place = False
 
-    def save(self, path: str) -> None:
-        """Writes the bank to a file, at once or not at all; see :mod:`memory_file`.
+    def save(self, path: str, replaces: Optional[Version] = None) -> Version:
+        """Writes the bank to a file, at once or not at all; see :func:`write_memory_file`.
 
         Then removes the files that shards have saved under the same *path*.
 
         Raises:
             OSError: the file cannot be written, or one of those not removed
         """
-        write_memory_file(path, self.header(), self.state_dict())
+        version = write_memory_file(path, self.header(), self.state_dict(), replaces)
         remove_other_parts(path, 1)
+        return version
 
     @classmethod
     def load(

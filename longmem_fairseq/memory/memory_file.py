@@ -13,13 +13,15 @@ faiss (C++) parses when a bank is loaded with the same index: load one only from
 Exact search leaves no index in a file, and reads none.
 """
 
+import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
 import zlib
-from contextlib import contextmanager
-from typing import Dict, Iterator, Tuple
+from contextlib import contextmanager, suppress
+from typing import Dict, Iterator, Optional, Tuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,7 +36,47 @@ READABLE = (1, 2)
 MOST = 2**40  # of anything that a header counts
 HEADER_KEY = "longmem_memory"
 IN_MEMORY = 2**28  # bytes, of a tensor that has to be copied to be saved
+Version = Tuple[int, ...]
 MAPPED = ("chunk_keys", "keys", "values", "scales")  # what is not read as a whole
+
+
+def file_version(path: str) -> Version:
+    """Differs after a file was written again; empty where there is none."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def is_memory_file(path: str) -> bool:
+    """Whether it has the header of one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return HEADER_KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def replaced_mode(path: str) -> Optional[int]:
+    """The permissions of the file that is to be replaced; None where there is none, or a link to one.
+
+    Raises:
+        OSError: it must not be replaced: its owner made it read-only, or it is no file
+    """
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    is_link = stat.S_ISLNK(status.st_mode)
+    if not stat.S_ISREG(status.st_mode) and not (is_link and os.path.isfile(path)):
+        raise OSError("it is no regular file: give another name")
+    if is_link:
+        return None
+    mode = stat.S_IMODE(status.st_mode)
+    if not mode & stat.S_IWUSR:  # root may write it all the same
+        raise OSError(f"it is read-only (mode {mode:o}): chmod u+w, or give another name")
+    return mode
 
 
 @contextmanager
@@ -44,10 +86,12 @@ def staged_memory_file(path: str, header: Dict, tensors: Dict[str, Tensor]) -> I
     Raises:
         OSError: there is no room, or no permission; an older file is left as it was
     """
+    mode = None
     header = {"format": FORMAT, **header}
     folder = os.path.dirname(os.path.abspath(path))
     prefix = f".{os.path.basename(path)}."
     try:
+        mode = replaced_mode(path)
         # in a folder of its own, because safetensors puts a file of any name beside what it writes
         with tempfile.TemporaryDirectory(prefix=prefix, suffix=".part", dir=folder) as beside:
             tensors = {name: _contiguous(name, t, beside) for name, t in tensors.items()}
@@ -58,6 +102,8 @@ def staged_memory_file(path: str, header: Dict, tensors: Dict[str, Tensor]) -> I
             save_file(tensors, part, metadata=metadata)
             open(usual, "w").close()
             shutil.copymode(usual, part)  # safetensors lets nobody else read it
+            if mode is not None:
+                os.chmod(part, mode)
             with open(part, "rb") as written:
                 os.fsync(written.fileno())
             yield part
@@ -82,24 +128,42 @@ def _contiguous(name: str, tensor: Tensor, folder: str) -> Tensor:
         raise OSError(str(error.__cause__)) from error
 
 
-def put_in_place(part: str, path: str) -> None:
-    """Makes a staged file that of *path*, at once."""
-    os.replace(part, path)
+def put_in_place(part: str, path: str, replaces: Optional[Version] = None) -> Version:
+    """Makes a staged file that of *path*, at once, and returns its version.
+
+    Args:
+        replaces: the version that is there (default: any, or none)
+
+    Raises:
+        OSError: another version is there, which is left as it is
+    """
     descriptor = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
     try:
+        with suppress(OSError):  # some network file systems lock no folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # until it is closed, or the process dies
+        if replaces is not None and file_version(path) != replaces:
+            raise OSError(
+                "another process saved it after it was read: read it again, or give another name"
+            )
+        version = file_version(part)  # which renaming does not change
+        os.replace(part, path)
         os.fsync(descriptor)  # the new name too outlives a power cut
+        return version
     finally:
         os.close(descriptor)
 
 
-def write_memory_file(path: str, header: Dict, tensors: Dict[str, Tensor]) -> None:
-    """Writes a file that is either whole or not there.
+def write_memory_file(
+    path: str, header: Dict, tensors: Dict[str, Tensor], replaces: Optional[Version] = None
+) -> Version:
+    """Writes a file that is either whole or not there; see :func:`put_in_place`.
 
     Raises:
-        OSError: there is no room, or no permission; an older file is left as it was
+        OSError: there is no room, no permission, or another version than the one that *replaces* says;
+            an older file is left as it was
     """
     with staged_memory_file(path, header, tensors) as part:
-        put_in_place(part, path)
+        return put_in_place(part, path, replaces)
 
 
 def read_memory_file(path: str, verify: bool = True) -> Tuple[Dict, Dict[str, Tensor]]:
