@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from longmem_fairseq import LongMem
-from longmem_fairseq.memory import MemoryBank, memory_file
-from longmem_fairseq.memory.memory_file import file_version
+from longmem_fairseq.memory import MemoryBank
+from longmem_fairseq.utils import replaced_file
+from longmem_fairseq.utils.replaced_file import file_version
 from tests.model_folders import DOCUMENTS
 
 SIZES = {"memory_size": 8, "chunk_size": 2, "k": 4}
@@ -111,7 +112,7 @@ def test_looking_and_putting_in_place_are_one_step(tmp_path, locked, monkeypatch
         waited.append(process.poll() is not None)
         return file_version(path)
 
-    monkeypatch.setattr(memory_file, "file_version", look)
+    monkeypatch.setattr(replaced_file, "file_version", look)
     killer = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -9 {process.pid}"])
     bank_of(1, 2).save(str(path), version)
     killer.wait()

@@ -17,9 +17,9 @@ from longmem_fairseq.api.passages import Passage, read_passages
 from longmem_fairseq.api.pretrained import load_pretrained
 from longmem_fairseq.api.reading import progress_bar, read_segments
 from longmem_fairseq.memory import ExternalMemory, MemoryFork
-from longmem_fairseq.memory.memory_file import Version, file_version
 from longmem_fairseq.modules import token_losses
 from longmem_fairseq.tokenizers import Tokenizer
+from longmem_fairseq.utils.replaced_file import Version, file_version
 from longmem_fairseq.utils.text_files import Text, named_texts, read_text
 
 logger = logging.getLogger(__name__)

@@ -19,8 +19,9 @@ from longmem_fairseq.commands.options import (
     make_parser,
     read_texts,
 )
-from longmem_fairseq.memory.memory_file import file_version, is_memory_file
+from longmem_fairseq.memory.memory_file import is_memory_file
 from longmem_fairseq.utils.cli import counted, run
+from longmem_fairseq.utils.replaced_file import file_version
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ from typing import List, Tuple
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 
 from longmem_fairseq.api.hub_interface import LongMem
-from longmem_fairseq.memory.memory_file import replaced_mode
 from longmem_fairseq.tasks.config import ModelOptions, given_options
+from longmem_fairseq.utils.replaced_file import replaced_mode
 from longmem_fairseq.utils.text_files import matching_files, read_text, text_of
 
 

@@ -90,7 +90,12 @@ class ExternalMemory:
         return retrieved
 
     def write(
-        self, keys: Tensor, values: Tensor, valid: Tensor, token_ids: Optional[Tensor] = None
+        self,
+        keys: Tensor,
+        values: Tensor,
+        valid: Tensor,
+        token_ids: Optional[Tensor] = None,
+        search_keys: Optional[Tensor] = None,
     ) -> None:
         """See :meth:`MemoryBank.write`.
 
@@ -100,7 +105,9 @@ class ExternalMemory:
         if self.read_only:
             return
         self.flush()
-        self.unwritten = (self.bank, keys.detach(), values.detach(), valid, token_ids)
+        if search_keys is not None:
+            search_keys = search_keys.detach()
+        self.unwritten = (self.bank, keys.detach(), values.detach(), valid, token_ids, search_keys)
         if not torch.is_grad_enabled():
             self.flush()
 

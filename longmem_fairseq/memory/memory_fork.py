@@ -38,8 +38,14 @@ class MemoryFork:
         """See :meth:`MemoryBank.retrieve`; B x H x T x D."""
         return self.bank.retrieve(queries, self.banks)
 
-    def write(self, keys: Tensor, values: Tensor, token_ids: Tensor) -> None:
-        """Appends T tokens to the memory of every hypothesis; B x H x T x D, and their ids B x T.
+    def write(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        token_ids: Tensor,
+        search_keys: Optional[Tensor] = None,
+    ) -> None:
+        """Appends T tokens to the memory of every hypothesis; see :meth:`MemoryBank.write`.
 
         Raises:
             ValueError: see :meth:`MemoryBank.write`
@@ -53,7 +59,7 @@ class MemoryFork:
             for bank in own:
                 self.bank.begin_document(bank, self.document, offset=-1)
             self._is_original = False
-        self.bank.write(keys, values, token_ids=token_ids)
+        self.bank.write(keys, values, token_ids=token_ids, search_keys=search_keys)
 
     def reorder(self, order: Tensor) -> None:
         """Hypothesis i goes on as hypothesis ``order[i]``."""

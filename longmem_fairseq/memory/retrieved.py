@@ -1,9 +1,10 @@
-"""What a search finds.
+"""The result of a search.
 
-B streams, T tokens, H heads, D head_dim, R chunks retrieved per query, K tokens of them.
+B streams, T tokens, H heads of the store, D head_dim, R chunks retrieved per query of c tokens each,
+K = R * c tokens retrieved per query.
 """
 
-from typing import NamedTuple, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 from torch import Tensor
 
@@ -16,11 +17,16 @@ class Retrieved(NamedTuple):
     chunks: B x H x T x R slot numbers, -1 where there was none
     rows: B x H x T x R rows of *store*, any where there was none
     store: where the keys and values are, until the bank is written again
+    scores: B x T x R inner products of query and search key, -inf where there was none; None where
+        every head searched for itself
+    token_ids: B x T x K of what was found, -1 where nobody said; None as *scores*
     """
 
     chunks: Tensor
     rows: Tensor
     store: ChunkStore
+    scores: Optional[Tensor] = None
+    token_ids: Optional[Tensor] = None
 
     @property
     def valid(self) -> Tensor:
@@ -33,3 +39,8 @@ class Retrieved(NamedTuple):
         shape = (*self.rows.shape[:-1], num_tokens, self.store.head_dim)
         keys, values = self.store.gather(self.rows.flatten())
         return keys.view(shape), values.view(shape)
+
+    def repeated(self, groups: int) -> "Retrieved":
+        """The same for G query heads of every key/value head: chunks and rows B x H x G * T x R."""
+        chunks, rows = (t.repeat(1, 1, groups, 1) for t in (self.chunks, self.rows))
+        return self._replace(chunks=chunks, rows=rows)
