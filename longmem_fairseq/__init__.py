@@ -7,7 +7,15 @@ criterion ``longmem_cross_entropy``.
 
 from longmem_fairseq import criterions, models, tasks
 from longmem_fairseq.api.hub_interface import LongMem
-from longmem_fairseq.fairseq_patches import checkpoints, processes
+from longmem_fairseq.fairseq_patches import checkpoints, processes, shared_parameters
 
 __version__ = "0.1.0"
-__all__ = ["LongMem", "checkpoints", "criterions", "models", "processes", "tasks"]
+__all__ = [
+    "LongMem",
+    "checkpoints",
+    "criterions",
+    "models",
+    "processes",
+    "shared_parameters",
+    "tasks",
+]

@@ -9,6 +9,7 @@ from typing import List, Tuple
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 
 from longmem_fairseq.api.hub_interface import LongMem
+from longmem_fairseq.api.pretrained import load_with_options
 from longmem_fairseq.tasks.config import ModelOptions, given_options
 from longmem_fairseq.utils.replaced_file import replaced_mode
 from longmem_fairseq.utils.text_files import matching_files, read_text, text_of
@@ -53,7 +54,7 @@ def load_model(args: argparse.Namespace) -> LongMem:
     """
     if args.memory_map and args.memory is None:
         raise ValueError("--memory-map needs --memory, the file that is to be mapped")
-    lm = LongMem.from_pretrained(args.model, args.device, **given_options(args))
+    lm = LongMem(*load_with_options(Path(args.model), args.device, given_options(args)))
     if args.memory is not None:
         lm.load_memory(args.memory, memory_map=args.memory_map)
     return lm
