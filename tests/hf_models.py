@@ -1,14 +1,10 @@
 """Small random models of every family, as transformers saves them."""
 
-import sys
-
 import torch
 
-# fairseq asks for torchaudio, transformers imports it where it is installed, and the one that pip takes
-# does not load beside a torch without CUDA
-sys.modules.setdefault("torchaudio", None)
+from longmem_fairseq.utils.optional_packages import import_transformers
 
-import transformers  # noqa: E402
+transformers = import_transformers()
 
 VOCAB = 64
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

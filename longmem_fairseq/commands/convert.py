@@ -34,6 +34,7 @@ from longmem_fairseq.models.decoder_config import MOST_CHANNELS, MOST_LAYERS, ke
 from longmem_fairseq.tokenizers.checkpoint_ids import SPECIALS, CheckpointIds
 from longmem_fairseq.tokenizers.hf_tokenizer import panics_as_errors, parsed_tokenizer
 from longmem_fairseq.utils.cli import check_positive, run
+from longmem_fairseq.utils.optional_packages import import_transformers
 from longmem_fairseq.utils.output_folder import check_new, replaced_folder
 from longmem_fairseq.utils.text_files import parse_json, read_json, read_text
 
@@ -254,7 +255,7 @@ def older_tokenizer(folder: Path) -> str:
             f"{folder} has no tokenizer.json: --no-tokenizer converts the weights alone"
         )
     try:
-        from transformers import AutoTokenizer
+        transformers = import_transformers()
     except ImportError:
         raise ValueError(
             f"{folder} has an older tokenizer without tokenizer.json: to read it, pip install "
@@ -263,7 +264,8 @@ def older_tokenizer(folder: Path) -> str:
     options = {"trust_remote_code": False, "local_files_only": True}  # else it may ask, or download
     try:
         with panics_as_errors():
-            return AutoTokenizer.from_pretrained(str(folder), **options).backend_tokenizer.to_str()
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **options)
+            return tokenizer.backend_tokenizer.to_str()
     except Exception as error:  # whatever the many tokenizers of transformers raise
         raise ValueError(
             f"{folder}: transformers cannot read its tokenizer ({error}); or --no-tokenizer"

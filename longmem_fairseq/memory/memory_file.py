@@ -17,7 +17,6 @@ Exact search leaves no index in a file, and reads none.
 
 import json
 import os
-import shutil
 import tempfile
 import zlib
 from contextlib import contextmanager
@@ -31,7 +30,12 @@ from torch import Tensor
 from longmem_fairseq.memory.bank_layout import SCOPES, SEARCHES
 from longmem_fairseq.memory.chunk_store import DTYPES, Placement
 from longmem_fairseq.memory.token_log import UNKNOWN
-from longmem_fairseq.utils.replaced_file import Version, put_in_place, replaced_mode
+from longmem_fairseq.utils.replaced_file import (
+    Version,
+    give_usual_mode,
+    put_in_place,
+    replaced_mode,
+)
 
 FORMAT = 3
 READABLE = (1, 2, 3)
@@ -69,11 +73,11 @@ def staged_memory_file(path: str, header: Dict, tensors: Dict[str, Tensor]) -> I
             checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
             checksums["header"] = _text_checksum(header)
             metadata = {HEADER_KEY: json.dumps({**header, "checksums": checksums})}
-            part, usual = os.path.join(beside, "memory"), os.path.join(beside, "usual")
+            part = os.path.join(beside, "memory")
             save_file(tensors, part, metadata=metadata)
-            open(usual, "w").close()
-            shutil.copymode(usual, part)  # safetensors lets nobody else read it
-            if mode is not None:
+            if mode is None:
+                give_usual_mode(part)
+            else:
                 os.chmod(part, mode)
             with open(part, "rb") as written:
                 os.fsync(written.fileno())

@@ -5,6 +5,7 @@ Two processes that read a file, add to it and put theirs in place lose nothing: 
 
 import fcntl
 import os
+import shutil
 import stat
 from contextlib import suppress
 from typing import Optional, Tuple
@@ -39,6 +40,14 @@ def replaced_mode(path: str) -> Optional[int]:
     if not mode & stat.S_IWUSR:  # root may write it all the same
         raise OSError(f"it is read-only (mode {mode:o}): chmod u+w, or give another name")
     return mode
+
+
+def give_usual_mode(path: str) -> None:
+    """Gives a file the permissions of any new one: safetensors lets nobody else read what it writes."""
+    usual = f"{path}.usual"
+    open(usual, "w").close()
+    shutil.copymode(usual, path)
+    os.remove(usual)
 
 
 def put_in_place(part: str, path: str, replaces: Optional[Version] = None) -> Version:

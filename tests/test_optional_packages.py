@@ -1,0 +1,41 @@
+"""transformers beside a torchaudio that does not load, as pip installs it for fairseq."""
+
+import logging
+import sys
+
+import pytest
+
+from longmem_fairseq.utils.optional_packages import import_transformers
+
+pytest.importorskip("transformers", reason="needs the extra hf")
+
+
+@pytest.fixture
+def torchaudio(tmp_path, monkeypatch):
+    """Puts a torchaudio in front of an installed one."""
+
+    def put(code):
+        (tmp_path / "torchaudio").mkdir()
+        (tmp_path / "torchaudio" / "__init__.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "torchaudio", raising=False)
+
+    yield put
+    sys.modules.pop("torchaudio", None)
+
+
+def test_transformers_goes_on_without_one_that_does_not_load(torchaudio, caplog):
+    torchaudio("raise OSError('libc10_cuda.so: cannot open shared object file')")
+    with caplog.at_level(logging.WARNING):
+        transformers = import_transformers()
+    assert transformers.LlamaForCausalLM.__name__ == "LlamaForCausalLM"
+    assert sys.modules["torchaudio"] is None
+    assert "torchaudio does not load beside this torch (libc10_cuda.so: " in caplog.text
+    assert "pip uninstall torchaudio" in caplog.text
+
+
+def test_one_that_loads_stays(torchaudio, caplog):
+    torchaudio("loaded = True")
+    with caplog.at_level(logging.WARNING):
+        import_transformers()
+    assert sys.modules["torchaudio"].loaded and not caplog.text
