@@ -14,7 +14,7 @@ from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.utils.cli import run
 from tests.model_folders import DOCUMENTS, TEXT
 
-SIZES = {"memory_size": 256, "chunk_size": 2, "k": 8}
+SIZES = {"memory_size": 512, "chunk_size": 2, "k": 8}
 
 
 def bank_of(tokens, seed=0, **options):
@@ -43,7 +43,7 @@ def test_a_mapped_memory_is_saved_over_its_own_file(tmp_path):
 
 @pytest.mark.parametrize("index", ["torch", "IVF4,Flat", "HNSW8"])
 def test_what_is_added_to_a_mapped_memory_is_found_and_the_other_one_stays(tmp_path, index):
-    path, bank, other = str(tmp_path / "memory"), bank_of(150, index=index), bank_of(60, 5)
+    path, bank, other = str(tmp_path / "memory"), bank_of(350, index=index), bank_of(60, 5)
     bank.save(path)
     mapped = MemoryBank.load(path, memory_map=True, index=index)
     for memory in (mapped, bank):
