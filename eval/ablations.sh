@@ -31,7 +31,7 @@ MODEL=${MODEL:-longmem}
 perplexity() { # PART MODEL NAME [ARGUMENT ...]
   local part=$1 model=$2 name=$3
   shift 3
-  run_model "ablation_$part" evaluate.py "$model" "$name" "$DATA_DIR" --benchmark "ablation_$part" \
+  run_model "ablation_$part" evaluate "$model" "$name" "$DATA_DIR" --benchmark "ablation_$part" \
     --batch-size 8 "$@"
 }
 
@@ -54,7 +54,7 @@ grid() {
         --chunk-size "$chunk" --memory-size "$size" "$@"
     done
     if [[ -n "${ICL_DATA:-}" ]]; then
-      run_model ablation_icl icl.py "$MODEL" "chunk $chunk" --data "$ICL_DATA" --tasks "${TASK:-SST-2}" \
+      run_model ablation_icl icl "$MODEL" "chunk $chunk" --data "$ICL_DATA" --tasks "${TASK:-SST-2}" \
         --shots 20 --memory-demonstrations "${MEMORY_DEMONSTRATIONS:-200,2000}" \
         --scoring "${SCORING:-argmax}" "${memory_options[@]}" --chunk-size "$chunk" --memory-size 131072
     fi

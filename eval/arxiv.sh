@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Perplexity on ArXiv papers (table 2 of the paper): LaTeX sources, or the Pile's validation split.
 #
-#   python preprocess/extract_arxiv.py --source pile/val.jsonl.zst --dest arxiv
-#   python preprocess/prepare_corpus.py --source arxiv --dest data/arxiv --vocabulary runs/books/longmem
+#   python -m preprocess.extract_arxiv --source pile/val.jsonl.zst --dest arxiv
+#   python -m preprocess.prepare_corpus --source arxiv --dest data/arxiv --vocabulary runs/books/longmem
 #   RUN_DIR=runs/books DATA_DIR=data/arxiv bash eval/arxiv.sh
 #
 # Paper, perplexity per token: GPT-2* 11.05, LongMem 10.05 (0.91 of it). Expect from tiny models that were

@@ -7,6 +7,7 @@
 # RESULTS_DIR, and with them what a killed run had finished: started again it goes on there.
 # shellcheck disable=SC2034  # used by the scripts that source this one
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+export PYTHONPATH=$here/..${PYTHONPATH:+:$PYTHONPATH} # of eval and preprocess
 RUN_DIR=${RUN_DIR:?folder with a folder for each model}
 RESULTS_DIR=${RESULTS_DIR:-$RUN_DIR/results}
 window=(${TOKENS_PER_SAMPLE:+--tokens-per-sample "$TOKENS_PER_SAMPLE"})
@@ -34,7 +35,7 @@ run_model() { # RESULTS PROGRAM MODEL NAME [ARGUMENT ...]: one benchmark of one 
   local results=$1 program=$2 model=$3 name=$4 checkpoint
   shift 4
   checkpoint=$(checkpoint_of "$model")
-  python "$here/$program" --path "$checkpoint" --name "$name" --results "$RESULTS_DIR/$results.jsonl" \
+  python -m "eval.$program" --path "$checkpoint" --name "$name" --results "$RESULTS_DIR/$results.jsonl" \
     "${window[@]}" "$@"
 }
 
@@ -60,5 +61,5 @@ run_models() { # RESULTS PROGRAM [ARGUMENT ...]: one benchmark of all models, th
 }
 
 report() { # RESULTS: table and plot
-  python "$here/report.py" "$RESULTS_DIR/$1.jsonl" --plot "$RESULTS_DIR/$1.png"
+  python -m eval.report "$RESULTS_DIR/$1.jsonl" --plot "$RESULTS_DIR/$1.png"
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks a long greedy generation against reading everything anew in every step, and times it.
 
-    python eval/benchmark_generation.py runs/quickstart/longmem prompt.txt --compute-dtype float32
+    python -m eval.benchmark_generation runs/quickstart/longmem prompt.txt --compute-dtype float32
 
 The text leaves the window many times. Anew means the way of evaluation: what is behind the window is
 memorised in halves of a window, then the rest is read as one segment. Token by token a step should

@@ -2,7 +2,7 @@
 """Speed, recall and size of the memory bank: each way to search it, each way to store it, by size.
 
 Example:
-    python eval/benchmark_memory.py --json memory.json --plot memory.png
+    python -m eval.benchmark_memory --json memory.json --plot memory.png
 
 Writes a full bank of each size, then measures per segment: search (the chunks of every query), read
 (gathering them, and memory attention), and write. The keys are drawn from a mixture of clusters, as
@@ -20,7 +20,10 @@ import matplotlib
 import torch
 from torch import Tensor
 
-import machine
+from eval.common.hardware import Rates, describe_hardware, peak_bytes, reset_peak, resident_bytes
+from eval.common.speed_options import Parser, positive, set_up, several
+from eval.common.speed_report import Check, write_report
+from eval.common.timing import interleaved, seconds_of, timed
 from longmem_fairseq.memory import DTYPES, STORAGES, MemoryBank, bytes_per_token
 from longmem_fairseq.memory.search import TorchIndex
 from longmem_fairseq.modules import memory_attention
@@ -33,10 +36,10 @@ CLUSTERS, NOISE = 4096, 0.5
 QUICK = {"sizes": "4096,65536", "dtypes": "float32", "repeats": 3, "stream_tokens": 300_000}
 
 
-def get_parser() -> machine.Parser:
-    parser = machine.Parser(__doc__.split("\n")[0], "milliseconds by size", QUICK)
-    add, several = parser.add_argument, machine.several
-    add("--sizes", type=several(machine.positive), default="4096,16384,65536", help="tokens")
+def get_parser() -> Parser:
+    parser = Parser(__doc__.split("\n")[0], "milliseconds by size", QUICK)
+    add = parser.add_argument
+    add("--sizes", type=several(positive), default="4096,16384,65536", help="tokens")
     add(
         "--indices",
         default="torch flat IVF2048,Flat:nprobe=16",
@@ -48,11 +51,16 @@ def get_parser() -> machine.Parser:
         "--storages", type=several(str, STORAGES), default="device", help="some of device,host,disk"
     )
     add("--directory", help="folder of the files of storage disk")
-    add("--heads", type=machine.positive, default=16, help="H")
-    add("--head-dim", type=machine.positive, default=64, help="D")
-    add("--tokens-per-sample", type=machine.positive, default=1024, help="queries of a segment")
-    add("--chunk-size", type=machine.positive, default=4, help="tokens per chunk")
-    add("--k", type=machine.positive, default=64, help="tokens retrieved per query and head")
+    add("--heads", type=positive, default=16, help="H")
+    add("--head-dim", type=positive, default=64, help="D")
+    add(
+        "--tokens-per-sample",
+        type=positive,
+        default=1024,
+        help="queries of a segment",
+    )
+    add("--chunk-size", type=positive, default=4, help="tokens per chunk")
+    add("--k", type=positive, default=64, help="tokens retrieved per query and head")
     add(
         "--stream-tokens",
         type=stream_tokens,
@@ -122,23 +130,21 @@ def make_banks(args: argparse.Namespace) -> Iterator[Tuple[Dict, MemoryBank]]:
 
 
 def measure(
-    args: argparse.Namespace, bank: MemoryBank, keys: Keys, rates: machine.Rates, bare: Callable
+    args: argparse.Namespace, bank: MemoryBank, keys: Keys, rates: Rates, bare: Callable
 ) -> Dict:
     """Fills the bank and times the three stages of a segment; the search in turns with *bare*."""
-    machine.reset_peak(args.device)
-    fill = machine.seconds_of(lambda: write_all(bank, keys, bank.memory_size), args.device)
+    reset_peak(args.device)
+    fill = seconds_of(lambda: write_all(bank, keys, bank.memory_size), args.device)
     queries = keys.draw(args.tokens_per_sample)
     segment = keys.draw(args.tokens_per_sample), keys.draw(args.tokens_per_sample)
     found = bank.retrieve(queries)
     calls = {"search": lambda: bank.retrieve(queries), "bare": bare}
-    seconds = machine.interleaved(calls, args.repeats, args.device)
+    seconds = interleaved(calls, args.repeats, args.device)
     search, pairs = median(seconds["search"]), zip(*seconds.values(), strict=True)
     with torch.no_grad():
-        read = machine.timed(
-            lambda: memory_attention(queries, found), args.repeats, args.device
-        ).median
+        read = timed(lambda: memory_attention(queries, found), args.repeats, args.device).median
     recall = recall_of(bank, queries)
-    write = machine.timed(lambda: bank.write(*segment), args.repeats, args.device).median
+    write = timed(lambda: bank.write(*segment), args.repeats, args.device).median
     rate = rates.matmul_flops_per_second["float32"]
     flops = 2 * bank.chunk_keys.numel() * args.tokens_per_sample
     return {
@@ -150,7 +156,7 @@ def measure(
         "search_to_bare_product": median(own / product for own, product in pairs),
         "recall": recall,
         "bytes_per_token": bytes_per_token(args.heads, args.head_dim, bank.chunk_size, bank.dtype),
-        "peak_bytes": machine.peak_bytes(args.device),
+        "peak_bytes": peak_bytes(args.device),
     }
 
 
@@ -194,25 +200,25 @@ def stream(args: argparse.Namespace, keys: Keys) -> Dict:
         bank.write(keys.draw(BLOCK), keys.draw(BLOCK))
         bank.retrieve(queries)
         if start + BLOCK >= 2 * STREAMED:  # every buffer has been written to, and once over
-            resident.append(machine.resident_bytes())
+            resident.append(resident_bytes())
     return {"tokens": args.stream_tokens, "first": resident[0], "last": resident[-1]}
 
 
-def checks_of(args: argparse.Namespace, rows: List[Dict], streamed: Dict) -> List[machine.Check]:
+def checks_of(args: argparse.Namespace, rows: List[Dict], streamed: Dict) -> List[Check]:
     checks = []
     exact = [r for r in rows if r["size"] == 65536 and r["index"] in ("torch", "flat")]
     if exact and (args.heads, args.head_dim, args.tokens_per_sample) == (16, 64, 1024):
         best = min(row["search_to_bare_product"] for row in exact)
         name = "exact search at 65,536 tokens / bare float32 matrix product"
-        checks.append(machine.Check.at_most(name, best, 1.05))
+        checks.append(Check.at_most(name, best, 1.05))
     for row in rows:
         if row["index"] not in ("torch", "flat"):
             name = f"recall of {row['index']} at {row['size']:,} tokens"
-            checks.append(machine.Check.at_least(name, row["recall"], 0.95))
+            checks.append(Check.at_least(name, row["recall"], 0.95))
     if streamed:
         growth = streamed["last"] / streamed["first"]
         name = f"resident memory after {streamed['tokens']:,} tokens / when the bank was full"
-        checks.append(machine.Check.at_most(name, growth, 1.02))
+        checks.append(Check.at_most(name, growth, 1.02))
     return checks
 
 
@@ -242,13 +248,13 @@ def plot(rows: List[Dict], path: Path) -> None:
 
 def main() -> None:
     args = get_parser().read()
-    machine.set_up(args)
-    rates = machine.Rates.measure(["float32"], args.device)
-    hardware = machine.describe_hardware(args.device)
+    set_up(args)
+    rates = Rates.measure(["float32"], args.device)
+    hardware = describe_hardware(args.device)
     print(f"{hardware}\n{rates}")
     keys = Keys(args)
     bare = bare_product(args)
-    bare_ms = 1000 * machine.timed(bare, args.repeats, args.device).median
+    bare_ms = 1000 * timed(bare, args.repeats, args.device).median
     print(f"bare matrix product of a segment with 65,536 tokens: {bare_ms:.1f} ms")
     print(
         f"{'tokens':>11} {'index':<24} {'dtype':<9} {'storage':<7}{'search ms':>9} {'of rate':>7} "
@@ -265,7 +271,7 @@ def main() -> None:
         print(check)
     if args.json:
         found = {"bare_product_ms": bare_ms, "results": rows, "streamed": streamed}
-        machine.write_report(args.json, hardware, rates, checks, **found)
+        write_report(args.json, hardware, rates, checks, **found)
     if args.plot:
         plot(rows, args.plot)
 

@@ -2,7 +2,7 @@
 """Speed and peak memory of LongMem, with random weights and a full memory, on this machine.
 
 Example:
-    python eval/benchmark_model.py --preset small --json small.json --plot small.png
+    python -m eval.benchmark_model --preset small --json small.json --plot small.png
 
 Measures how fast this machine multiplies matrices and copies, then evaluation and training with
 memory, the same without, the backbone alone, and the backbone that reads more context in its own
@@ -26,12 +26,8 @@ from unittest.mock import patch
 import matplotlib
 from torch import nn
 
-import machine
-from longmem_fairseq.memory import check_sizes
-from longmem_fairseq.models.backbone import COMPUTE_DTYPES
-from longmem_fairseq.modules import joint_attention
-from longmem_fairseq.utils.cli import run
-from random_model import (
+from eval.common.hardware import Rates, describe_hardware, peak_bytes, reset_peak
+from eval.common.random_model import (
     BACKBONE,
     LONGMEM,
     NO_MEMORY,
@@ -47,6 +43,13 @@ from random_model import (
     necessary_flops,
     sizes_of,
 )
+from eval.common.speed_options import Parser, positive, set_up, several
+from eval.common.speed_report import Check, write_report
+from eval.common.timing import Stages, interleaved, seconds_of, timed
+from longmem_fairseq.memory import check_sizes
+from longmem_fairseq.models.backbone import COMPUTE_DTYPES
+from longmem_fairseq.modules import joint_attention
+from longmem_fairseq.utils.cli import run
 
 MODES = ("evaluation", "training")
 STAGES = (
@@ -62,17 +65,22 @@ QUICK = {
 }
 
 
-def get_parser() -> machine.Parser:
-    parser = machine.Parser(__doc__.split("\n")[0], "tokens/s", QUICK)
+def get_parser() -> Parser:
+    parser = Parser(__doc__.split("\n")[0], "tokens/s", QUICK)
     add = parser.add_argument
     add("--preset", choices=PRESETS, default="gpt2_medium", help="sizes of the model")
     dtypes, modes = ",".join(COMPUTE_DTYPES), ",".join(MODES)
-    dtype_list = machine.several(str, COMPUTE_DTYPES)
+    dtype_list = several(str, COMPUTE_DTYPES)
     add("--compute-dtype", type=dtype_list, default="float32,bfloat16", help=f"some of {dtypes}")
-    add("--mode", type=machine.several(str, MODES), default=modes, help=f"some of {modes}")
-    add("--memory-size", type=machine.positive, default=65536, help="tokens of the memory bank")
-    add("--chunk-size", type=machine.positive, default=4, help="tokens per chunk")
-    add("--k", type=machine.positive, default=64, help="tokens retrieved per query and head")
+    add("--mode", type=several(str, MODES), default=modes, help=f"some of {modes}")
+    add(
+        "--memory-size",
+        type=positive,
+        default=65536,
+        help="tokens of the memory bank",
+    )
+    add("--chunk-size", type=positive, default=4, help="tokens per chunk")
+    add("--k", type=positive, default=64, help="tokens retrieved per query and head")
     add(
         "--model-option",
         action="append",
@@ -82,13 +90,13 @@ def get_parser() -> machine.Parser:
     )
     add(
         "--tokens-per-sample",
-        type=machine.positive,
+        type=positive,
         help="tokens of a segment, if not the preset's",
     )
-    add("--batch-size", type=machine.positive, help="streams, if not the preset's")
+    add("--batch-size", type=positive, help="streams, if not the preset's")
     add(
         "--window-contexts",
-        type=machine.several(machine.positive),
+        type=several(positive),
         default="4096,8192",
         help="tokens that the backbone alone reads in one window, in one stream; '' for none. "
         "65536 is out of reach on a CPU: its ALiBi mask, heads x T x T, takes 275 GB with 16 heads",
@@ -116,7 +124,7 @@ def breakdown(model: nn.Module, step: Callable, repeats: int, device) -> Dict[st
     """Seconds by stage of the median of *repeats* steps; "other" is what belongs to no stage."""
     measured = []
     for _ in range(repeats):
-        stages = machine.Stages(device)
+        stages = Stages(device)
         parts = [
             (model.backbone, "encode", "backbone"),
             (model.backbone, "output_layer", "head"),
@@ -131,16 +139,14 @@ def breakdown(model: nn.Module, step: Callable, repeats: int, device) -> Dict[st
             for owner, name, stage in parts:
                 counted = stages.wrap(stage, getattr(owner, name))
                 stack.enter_context(patch.object(owner, name, counted))
-            total = machine.seconds_of(partial(step, stages), device)
+            total = seconds_of(partial(step, stages), device)
         stages.seconds["other"] = total - sum(stages.seconds.values())
         measured.append((total, stages.seconds))
     _, seconds = sorted(measured, key=itemgetter(0))[repeats // 2]
     return {stage: seconds[stage] for stage in STAGES if stage in seconds}
 
 
-def measure(
-    args: argparse.Namespace, dtype: str, rates: machine.Rates
-) -> Tuple[List[Dict], List[Dict]]:
+def measure(args: argparse.Namespace, dtype: str, rates: Rates) -> Tuple[List[Dict], List[Dict]]:
     """Results of the variants, timed in turns, and the stages of a step of LongMem."""
     backbone = build_backbone(args, dtype)
     models = {variant: build_model(args, dtype, variant, backbone) for variant in VARIANTS}
@@ -152,7 +158,7 @@ def measure(
             for variant, model in models.items()
             if not (training and variant == BACKBONE)  # it is frozen
         }
-        seconds = machine.interleaved(steps, args.repeats, args.device)
+        seconds = interleaved(steps, args.repeats, args.device)
         rows = [result(args, dtype, mode, variant, seconds[variant], rates) for variant in steps]
         pairs = zip(seconds[NO_MEMORY], seconds[LONGMEM], strict=True)
         rows[0]["memory_cost"] = 1 - statistics.median(without / own for without, own in pairs)
@@ -163,7 +169,7 @@ def measure(
 
 
 def stage_rows(
-    args, dtype: str, mode: str, spent: Dict[str, float], rates: machine.Rates, model: nn.Module
+    args, dtype: str, mode: str, spent: Dict[str, float], rates: Rates, model: nn.Module
 ) -> List[Dict]:
     """The breakdown of a step of *model*: seconds of every stage, and the share of a rate."""
     sizes = sizes_of(args, LONGMEM)
@@ -190,7 +196,7 @@ def result(
     mode: str,
     variant: str,
     seconds: List[float],
-    rates: machine.Rates,
+    rates: Rates,
 ) -> Dict:
     """One line of the table."""
     flops = sum(necessary_flops(sizes_of(args, variant), mode == "training").values())
@@ -219,17 +225,15 @@ def alone(
 def measure_alone(
     args: argparse.Namespace, dtype: str, mode: str, variant: str, repeats: int
 ) -> Tuple[float, int]:
-    machine.set_up(args)
+    set_up(args)
     model = build_model(args, dtype, variant, build_backbone(args, dtype))
     step = make_step(args, model, mode == "training")
-    machine.reset_peak(args.device)
-    seconds = machine.timed(step, repeats, args.device).median
-    return seconds, machine.peak_bytes(args.device)
+    reset_peak(args.device)
+    seconds = timed(step, repeats, args.device).median
+    return seconds, peak_bytes(args.device)
 
 
-def add_windows(
-    args: argparse.Namespace, dtype: str, results: List[Dict], rates: machine.Rates
-) -> None:
+def add_windows(args: argparse.Namespace, dtype: str, results: List[Dict], rates: Rates) -> None:
     """Results of the backbone reading long windows; one that does not fit is reported on screen."""
     for window in args.window_contexts if "evaluation" in args.mode else ():
         wide = copy(args)
@@ -244,7 +248,7 @@ def add_windows(
         results[-1]["peak_bytes"] = peak
 
 
-def goals(preset: str, device: str, results: List[Dict]) -> List[machine.Check]:
+def goals(preset: str, device: str, results: List[Dict]) -> List[Check]:
     """The project's goals, as far as *results* can tell; none for the preset tiny."""
     checks = []
     own = {(r["mode"], r["compute_dtype"]): r for r in results if r["variant"] == LONGMEM}
@@ -253,16 +257,16 @@ def goals(preset: str, device: str, results: List[Dict]) -> List[machine.Check]:
     for (mode, dtype), row in own.items():
         name = f"{preset} {mode} {dtype}"
         if (mode, dtype) == ("evaluation", "float32"):
-            checks.append(machine.Check.at_least(f"{name}: share", row["share"], 0.75))
+            checks.append(Check.at_least(f"{name}: share", row["share"], 0.75))
         if (device, mode, dtype) == ("cuda", "training", "bfloat16"):
-            checks.append(machine.Check.at_least(f"{name}: share", row["share"], 0.4))
+            checks.append(Check.at_least(f"{name}: share", row["share"], 0.4))
         most = 0.1 if device == "cuda" else {"evaluation": 0.15, "training": 0.2}[mode]
-        checks.append(machine.Check.at_most(f"{name}: memory cost", row["memory_cost"], most))
+        checks.append(Check.at_most(f"{name}: memory cost", row["memory_cost"], most))
     pair = [own.get(("evaluation", dtype)) for dtype in ("bfloat16", "float32")]
     if all(pair):
         ratio = pair[0]["tokens_per_second"] / pair[1]["tokens_per_second"]
         name = f"{preset} evaluation: tokens/s bfloat16 / float32"
-        checks.append(machine.Check.at_least(name, ratio, 2.5))
+        checks.append(Check.at_least(name, ratio, 2.5))
     return checks
 
 
@@ -308,9 +312,9 @@ def plot(results: List[Dict], title: str, path: Path) -> None:
 
 def main() -> None:
     args = read_options()
-    machine.set_up(args)
-    hardware = machine.describe_hardware(args.device)
-    rates = machine.Rates.measure(args.compute_dtype, args.device)
+    set_up(args)
+    hardware = describe_hardware(args.device)
+    rates = Rates.measure(args.compute_dtype, args.device)
     print(f"{hardware}\n{rates}")
     results, stages = [], []
     for dtype in args.compute_dtype:
@@ -330,7 +334,7 @@ def main() -> None:
     if args.json:
         sizes = sizes_of(args, LONGMEM)._asdict()
         found = {"preset": args.preset, "sizes": sizes, "results": results, "breakdown": stages}
-        machine.write_report(args.json, hardware, rates, checks, **found)
+        write_report(args.json, hardware, rates, checks, **found)
     if args.plot:
         plot(results, f"{args.preset}, {hardware}", args.plot)
 

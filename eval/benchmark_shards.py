@@ -2,7 +2,7 @@
 """Speed of a memory that is split over processes, and what they send each other.
 
 Example:
-    python eval/benchmark_shards.py --json shards.json --plot shards.png
+    python -m eval.benchmark_shards --json shards.json --plot shards.png
 
 Fills a bank of each size, split over 1, 2 and 4 processes of one thread (--memory-shards), and measures
 one segment: search of the own part, until the slowest process is done; merge, in which all learn which
@@ -22,8 +22,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-import machine
-from benchmark_memory import Keys, write_all
+from eval.benchmark_memory import Keys, write_all
+from eval.common.hardware import Rates, describe_hardware
+from eval.common.speed_options import Parser, positive, set_up, several
+from eval.common.speed_report import write_report
+from eval.common.timing import Stages, seconds_of, timed
 from longmem_fairseq.memory import DTYPES, MemoryBank, ShardedBank, check_index, check_sizes
 from longmem_fairseq.memory.sharded_bank import all_gather_single, check_divisible
 from longmem_fairseq.utils.cli import run
@@ -33,11 +36,16 @@ MESSAGE = 2**24  # bytes of each process, to measure the connection
 QUICK = {"processes": "1,2", "sizes": "16384", "indices": "torch", "repeats": 2}
 
 
-def get_parser() -> machine.Parser:
-    parser = machine.Parser(__doc__.split("\n")[0], "milliseconds by number of processes", QUICK)
-    add, several = parser.add_argument, machine.several
-    add("--processes", type=several(machine.positive), default="1,2,4", help="--memory-shards")
-    add("--sizes", type=several(machine.positive), default="65536,1048576", help="tokens in all")
+def get_parser() -> Parser:
+    parser = Parser(__doc__.split("\n")[0], "milliseconds by number of processes", QUICK)
+    add = parser.add_argument
+    add("--processes", type=several(positive), default="1,2,4", help="--memory-shards")
+    add(
+        "--sizes",
+        type=several(positive),
+        default="65536,1048576",
+        help="tokens in all",
+    )
     add(
         "--indices",
         default="torch IVF1024,Flat:nprobe=16",
@@ -45,11 +53,16 @@ def get_parser() -> machine.Parser:
         "those that a part is too small for are left out there",
     )
     add("--dtype", choices=DTYPES, default="bfloat16", help="of keys and values")
-    add("--heads", type=machine.positive, default=16, help="H")
-    add("--head-dim", type=machine.positive, default=64, help="D")
-    add("--tokens-per-sample", type=machine.positive, default=1024, help="queries of a segment")
-    add("--chunk-size", type=machine.positive, default=4, help="tokens per chunk")
-    add("--k", type=machine.positive, default=64, help="tokens retrieved per query and head")
+    add("--heads", type=positive, default=16, help="H")
+    add("--head-dim", type=positive, default=64, help="D")
+    add(
+        "--tokens-per-sample",
+        type=positive,
+        default=1024,
+        help="queries of a segment",
+    )
+    add("--chunk-size", type=positive, default=4, help="tokens per chunk")
+    add("--k", type=positive, default=64, help="tokens retrieved per query and head")
     return parser
 
 
@@ -92,7 +105,7 @@ def make_bank(args: Namespace, num_shards: int, size: int, index: str) -> Memory
 def measure(args: Namespace, bank: MemoryBank, keys: Keys) -> Dict:
     """Milliseconds of every stage of the fastest round, and bytes that this process receives."""
     received = []
-    stages = machine.Stages(args.device)
+    stages = Stages(args.device)
     if isinstance(bank, ShardedBank):
         gather = bank._gather
 
@@ -139,7 +152,7 @@ def connection(args: Namespace) -> Dict:
         sent = torch.zeros(size, dtype=torch.uint8)
         got = sent.new_empty((others + 1) * size)
         gather = partial(all_gather_single, got, sent)
-        seconds[size] = machine.timed(gather, 10, args.device)
+        seconds[size] = timed(gather, 10, args.device)
     return {
         "gather_seconds": seconds[1].minimum,
         "gather_bytes_per_second": others * MESSAGE / seconds[MESSAGE].minimum,
@@ -149,13 +162,13 @@ def connection(args: Namespace) -> Dict:
 def work(rank: int, num_shards: int, args: Namespace, folder: str) -> None:
     """One of *num_shards* processes; the first prints, and writes its rows to *folder*."""
     args.threads = 1
-    machine.set_up(args)
+    set_up(args)
     meeting = f"file://{folder}/{num_shards}"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num_shards)
     rows = []
     for setting in settings(args, num_shards):
         keys, bank = Keys(args), make_bank(args, num_shards, **setting)
-        fill = machine.seconds_of(partial(write_all, bank, keys, bank.memory_size), args.device)
+        fill = seconds_of(partial(write_all, bank, keys, bank.memory_size), args.device)
         row = {"processes": num_shards, **setting, **measure(args, bank, keys)}
         rows.append({**row, "fill_seconds": fill})
         if rank == 0:
@@ -196,8 +209,8 @@ def main() -> None:
         )
     for num_shards in args.processes:
         list(settings(args, num_shards))  # an error now, not in the middle
-    hardware = machine.describe_hardware(args.device)
-    rates = machine.Rates.measure(["float32"], args.device)
+    hardware = describe_hardware(args.device)
+    rates = Rates.measure(["float32"], args.device)
     print(f"{hardware}\n{rates}")
     print(
         f"{'processes':>9} {'tokens':>11} {'index':<24} {'search ms':>9} {'merge ms':>9} "
@@ -217,7 +230,7 @@ def main() -> None:
             f"moves {found['gather_bytes_per_second'] / 1e9:.2f} GB/s to each of them"
         )
     if args.json:
-        machine.write_report(args.json, hardware, rates, [], results=rows, connections=connections)
+        write_report(args.json, hardware, rates, [], results=rows, connections=connections)
     if args.plot:
         plot(rows, args.plot)
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Perplexity on books, by their length (table 2 of the paper): PG-22, PG-19, or any.
 #
-#   python preprocess/extract_gutenberg.py --source gutenberg --metadata pg_catalog.csv \
+#   python -m preprocess.extract_gutenberg --source gutenberg --metadata pg_catalog.csv \
 #     --from-year 2020 --to-year 2022 --dest pg22
-#   python preprocess/prepare_corpus.py --source pg22 --dest data/pg22 --vocabulary runs/books/longmem
+#   python -m preprocess.prepare_corpus --source pg22 --dest data/pg22 --vocabulary runs/books/longmem
 #   RUN_DIR=runs/books DATA_DIR=data/pg22 MEMORY_OPTIONS="--memory-size 16384" bash eval/books.sh
 #
 # Paper, PG-22, perplexity per token, 5-10k / 10-100k / 100-500k / 500k-1M / >1M tokens: GPT-2* 22.78 /
@@ -22,11 +22,11 @@ BENCHMARK=${BENCHMARK:-books} # the name in results; eval/arxiv.sh sets another
 read -ra controls <<<"${CONTROLS-}" # of the models with memory: empty, other
 
 corpus=("$DATA_DIR" --benchmark "$BENCHMARK" --batch-size "${BATCH_SIZE:-8}")
-run_plain_models "$BENCHMARK" evaluate.py "${corpus[@]}" "$@"
+run_plain_models "$BENCHMARK" evaluate "${corpus[@]}" "$@"
 for model in "${memory_models[@]}"; do
-  run_model "$BENCHMARK" evaluate.py "$model" "$model" "${corpus[@]}" "${memory_options[@]}" "$@"
+  run_model "$BENCHMARK" evaluate "$model" "$model" "${corpus[@]}" "${memory_options[@]}" "$@"
   for control in "${controls[@]}"; do
-    run_model "$BENCHMARK" evaluate.py "$model" "${model}_${control}_memory" "${corpus[@]}" \
+    run_model "$BENCHMARK" evaluate "$model" "${model}_${control}_memory" "${corpus[@]}" \
       "${memory_options[@]}" --memory "$control" "$@"
   done
 done

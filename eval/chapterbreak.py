@@ -2,7 +2,7 @@
 """ChapterBreak: which of six beginnings opens the next chapter?
 
 Example:
-    python eval/chapterbreak.py --data chapterbreak_ctx_8192.json --split ao3 \
+    python -m eval.chapterbreak --data chapterbreak_ctx_8192.json --split ao3 \
         --path runs/longmem/checkpoint_last.pt --name longmem
 
 --data is the JSON of SimengSun/ChapterBreak, or one made by preprocess/make_chapterbreak.py. The
@@ -20,13 +20,24 @@ from typing import Dict, List, NamedTuple
 import torch
 from tqdm import tqdm
 
-import model_options
-from item_log import ItemLog
+from eval.common import model_options
+from eval.common.item_log import ItemLog
+from eval.common.model_options import numbers
+from eval.common.prompt_reader import PromptReader
+from eval.common.provenance import file_hash
+from eval.common.results import append_result
+from eval.common.tables import PAPER_LONGMEM, markdown, percent
+from eval.common.timing import Stopwatch
 from longmem_fairseq.utils.cli import check_positive, run
 from longmem_fairseq.utils.text_files import parse_json
-from model_options import numbers
-from prompt_reader import PromptReader
-from results import Stopwatch, append_result, file_hash
+
+# what the table shows of a line, besides its label
+SHOWN = ("split", "context", "suffix", "items")
+# ao3, accuracy (%) by tokens of context; GPT-3 is the best of those not trained for long contexts
+PAPER_AO3 = {
+    PAPER_LONGMEM: {4096: 37.7, 6144: 39.4, 8192: 40.5},
+    "paper: GPT-3": {8192: 28.0},
+}
 
 
 class Item(NamedTuple):
@@ -168,6 +179,41 @@ def main() -> None:
             f"{args.name}: {args.split}, context {context}: accuracy {100 * found['accuracy']:.1f}% "
             f"(chance {100 * found['chance']:.1f}%)"
         )
+
+
+def table(lines: List[Dict]) -> List[str]:
+    """Accuracy (%) by tokens of context."""
+    contexts = sorted({line["setting"]["context"] for line in lines})
+    rows = [["model", "split", "suffix", "items", *(f"{context:,} tokens" for context in contexts)]]
+    found: Dict[tuple, Dict[int, float]] = {}
+    for line in lines:
+        setting = line["setting"]
+        key = (line["label"], setting["split"], setting["suffix"], line["items"])
+        found.setdefault(key, {})[setting["context"]] = line["accuracy"]
+    for (name, split, suffix, items), by_context in found.items():
+        cells = [percent(by_context.get(context)) for context in contexts]
+        rows.append([name, split, f"{suffix:,}", f"{items:,}", *cells])
+    chances = dict.fromkeys((line["setting"]["split"], percent(line["chance"])) for line in lines)
+    for split, chance in chances:
+        rows.append(["chance", split, "", "", *[chance] * len(contexts)])
+    for name, by_context in PAPER_AO3.items():
+        cells = [f"{by_context[c]:.1f}%" if c in by_context else "" for c in contexts]
+        rows.append([name, "ao3", "", "", *cells])
+    return markdown(rows)
+
+
+def plot(lines: List[Dict], path: Path) -> None:
+    """Accuracy by tokens of context."""
+    from eval.common.plots import line_plot  # matplotlib, which takes a while
+
+    series: Dict[str, Dict[int, float]] = {}
+    for line in lines:
+        setting = line["setting"]
+        what = f"{setting['split']}, {line['items']} items"
+        label = f"{line['label']} ({what}, suffix {setting['suffix']})"
+        series.setdefault(label, {})[setting["context"]] = 100 * line["accuracy"]
+        series.setdefault(f"chance ({what})", {})[setting["context"]] = 100 * line["chance"]
+    line_plot(series, ("tokens of context", "accuracy (%)"), path)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 #   RUN_DIR=runs/books DATA=chapterbreak_ctx_8192.json bash eval/chapterbreak.sh
 #
 # DATA comes from https://github.com/SimengSun/ChapterBreak (SPLIT ao3 or pg19), or from books of yours:
-#   python preprocess/make_chapterbreak.py --source books --dest chapterbreak.json   # SPLIT=pg19
+#   python -m preprocess.make_chapterbreak --source books --dest chapterbreak.json   # SPLIT=pg19
 #
 # Paper, AO3, 4k / 6k / 8k tokens of context: LongMem 37.7% / 39.4% / 40.5%; GPT-3 28% (8k). Chance is
 # 16.7%. Expect from tiny models (docs/reproducing.md) 19.0 to 19.7% without memory, 21.3 to 22.4% with.
@@ -17,5 +17,5 @@ source "$here/benchmark.sh"
 
 DATA=${DATA:?file of items, .json}
 items=(--data "$DATA" --split "${SPLIT:-ao3}" --contexts "${CONTEXTS:-4096,6144,8192}")
-run_models chapterbreak chapterbreak.py "${items[@]}" "$@"
+run_models chapterbreak chapterbreak "${items[@]}" "$@"
 report chapterbreak

@@ -2,7 +2,7 @@
 """How well a backbone copies inside its window: whether memory can help is decided there.
 
 Example:
-    python eval/copying.py data/books --path runs/backbone/checkpoint_last.pt
+    python -m eval.copying data/books --path runs/backbone/checkpoint_last.pt
 
 A segment of random tokens (drawn by the square root of their frequency) whose second half repeats
 the first: a model that copies predicts the second half, one that does not is at the loss of the
@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from eval.common.results import append_result, check_results
+from eval.common.stream_scoring import load_model
 from longmem_fairseq.utils.cli import check_positive, run
-from results import append_result, check_results
-from stream_scoring import load_model
 
 
 def get_parser() -> argparse.ArgumentParser:

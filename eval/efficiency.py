@@ -3,7 +3,7 @@
 against the backbone that reads all of it in its window.
 
 Example:
-    python eval/efficiency.py --preset small --contexts 4096,8192 --results efficiency.jsonl
+    python -m eval.efficiency --preset small --contexts 4096,8192 --results efficiency.jsonl
 
 Random weights, one stream, a memory that is full; each measurement in a process of its own, by the
 functions of eval/benchmark_model.py. Appends a JSON line to --results for each of them and prints one
@@ -12,19 +12,30 @@ for people. Killed and started again, it goes on with those that are left.
 
 import argparse
 from pathlib import Path
-from typing import Dict
+from typing import Dict, List, Optional, Sequence
 
 import torch
 
-import benchmark_model
-import machine
-from item_log import ItemLog
+from eval import benchmark_model
+from eval.common.hardware import describe_hardware
+from eval.common.item_log import ItemLog
+from eval.common.model_options import numbers
+from eval.common.provenance import code_hash, commit
+from eval.common.random_model import BACKBONE, LONGMEM, PRESETS, model_config
+from eval.common.results import append_result, check_results
+from eval.common.speed_options import set_up
+from eval.common.tables import PAPER_BACKBONE, PAPER_LONGMEM, markdown
 from longmem_fairseq.memory import check_sizes
 from longmem_fairseq.models.backbone import COMPUTE_DTYPES
 from longmem_fairseq.utils.cli import check_positive, run
-from model_options import numbers
-from random_model import BACKBONE, LONGMEM, PRESETS, model_config
-from results import append_result, check_results, code_hash, commit
+
+# what the table shows of a line, besides its label
+SHOWN = ("context",)
+# tokens/s and GB of one GPU by tokens of context
+PAPER = {
+    PAPER_BACKBONE: {4096: (14_666, 20.7), 8192: (8_417, 54.2)},
+    PAPER_LONGMEM: {4096: (22_638, 13.3), 8192: (21_343, 13.4)},
+}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -93,8 +104,8 @@ def main() -> None:
         for context in numbers("--contexts", args.contexts, least=1)
         for variant in (BACKBONE, LONGMEM)
     }
-    machine.set_up(args)
-    hardware = machine.describe_hardware(torch.device(args.device))
+    set_up(args)
+    hardware = describe_hardware(torch.device(args.device))
     chosen = {n: v for n, v in vars(args).items() if n not in ("contexts", "results")}
     key = {"code": code_hash(), "hardware": hardware, "options": chosen}
     log = ItemLog(args.results, {"benchmark": "efficiency", **key})
@@ -118,6 +129,63 @@ def main() -> None:
         print(
             f"{variant}, context {context:,}: {result['tokens_per_second']:,.0f} tokens/s{memory}"
         )
+
+
+def table(lines: List[Dict]) -> List[str]:
+    """Tokens/s and GB of peak memory by tokens of context, with the ratio to the backbone's."""
+
+    def place(line: Dict) -> tuple:
+        setting = line["setting"]
+        return setting["context"], setting["preset"], line["compute_dtype"], line["hardware"]
+
+    def measured(line: Dict) -> tuple:
+        peak = line["peak_bytes"]
+        return line["tokens_per_second"], None if peak is None else peak / 1e9
+
+    found: Dict[str, Dict[int, List[str]]] = {}
+    base = {place(line): measured(line) for line in lines if line["name"] == "backbone"}
+    for line in lines:
+        of = None if line["name"] == "backbone" else base.get(place(line))
+        by_context = found.setdefault(line["label"], {})
+        by_context[line["setting"]["context"]] = _compared(measured(line), of)
+    backbone = PAPER[PAPER_BACKBONE]
+    for name, by_context in PAPER.items():
+        of = {} if by_context is backbone else backbone
+        found[name] = {c: _compared(pair, of.get(c)) for c, pair in by_context.items()}
+    contexts = sorted({line["setting"]["context"] for line in lines})
+    columns = [f"{what}, {context:,}" for context in contexts for what in ("tokens/s", "GB")]
+    rows = [["model", *columns]]
+    for name, by_context in found.items():
+        rows.append([name, *(cell for c in contexts for cell in by_context.get(c, ["", ""]))])
+    return markdown(rows)
+
+
+def _compared(measured: Sequence, base: Optional[Sequence]) -> List[str]:
+    """Tokens/s and GB, with their ratios to *base* in brackets."""
+    cells = []
+    for i, (value, form) in enumerate(zip(measured, (",.0f", ".3g"), strict=True)):
+        cell = "-" if value is None else f"{value:{form}}"
+        compares = base is not None and None not in (value, base[i])
+        cells.append(f"{cell} ({value / base[i]:.2f})" if compares else cell)
+    return cells
+
+
+def plot(lines: List[Dict], path: Path) -> None:
+    """Tokens/s and peak memory by tokens of context, a panel each."""
+    from eval.common.plots import draw, plt, save  # matplotlib, which takes a while
+
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5))
+    for axes, field, unit, what in (
+        (panels[0], "tokens_per_second", 1, "tokens/s"),
+        (panels[1], "peak_bytes", 1e9, "peak memory (GB)"),
+    ):
+        series: Dict[str, Dict[int, float]] = {}
+        for line in lines:
+            if line[field] is not None:
+                by_context = series.setdefault(line["label"], {})
+                by_context[line["setting"]["context"]] = line[field] / unit
+        draw(axes, series, ("tokens of context", what))
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@
 # kill it goes on there. Arguments go to eval/efficiency.py.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+export PYTHONPATH=$here/..${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONWARNINGS=${PYTHONWARNINGS-ignore} # fairseq 0.12 and hydra: a page of them at every start
 
 results=${RESULTS_DIR:-runs/efficiency}/efficiency
-python "$here/efficiency.py" --preset "${PRESET:-gpt2_medium}" --contexts "${CONTEXTS:-4096,8192}" \
+python -m eval.efficiency --preset "${PRESET:-gpt2_medium}" --contexts "${CONTEXTS:-4096,8192}" \
   --compute-dtype "${COMPUTE_DTYPE:-bfloat16}" --results "$results.jsonl" "$@"
-python "$here/report.py" "$results.jsonl" --plot "$results.png"
+python -m eval.report "$results.jsonl" --plot "$results.png"

@@ -2,7 +2,7 @@
 """Perplexity per document, by length and by position, and recall by distance, of one checkpoint.
 
 Example:
-    python eval/evaluate.py data/books --path runs/longmem/checkpoint_last.pt --name longmem
+    python -m eval.evaluate data/books --path runs/longmem/checkpoint_last.pt --name longmem
 
 Reads every document of a split from its first to its last token, up to --batch-size of similar length
 side by side. Appends one JSON line to --results and prints one for people; killed and started again
@@ -20,20 +20,11 @@ from typing import Dict, List
 import numpy as np
 from tqdm import tqdm
 
-import model_options
-from item_log import ItemLog
-from longmem_fairseq.tasks.config import given_options
-from longmem_fairseq.utils.cli import check_positive, run
-from longmem_fairseq.utils.text_files import chance_of, read_json
-from results import (
-    Stopwatch,
-    append_result,
-    check_results,
-    decimal,
-    file_hash,
-    read_json_lines,
-)
-from stream_scoring import (
+from eval.common import model_options
+from eval.common.item_log import ItemLog
+from eval.common.provenance import file_hash
+from eval.common.results import append_result, check_results, read_json_lines
+from eval.common.stream_scoring import (
     MEMORIES,
     QUESTION,
     Documents,
@@ -42,15 +33,17 @@ from stream_scoring import (
     group_documents,
     load_documents,
     load_model,
-    mean_loss,
-    perplexity,
     score_group,
     use_memory,
     write_with,
 )
-
-# the paper's, in tokens (section 4.2), and what is shorter
-LENGTHS = (0, 5_000, 10_000, 100_000, 500_000, 1_000_000, None)
+from eval.common.tables import decimal
+from eval.common.timing import Stopwatch
+from eval.perplexities import recall, summarise
+from longmem_fairseq.tasks.config import given_options
+from longmem_fairseq.utils.allocator import keep_freed_memory
+from longmem_fairseq.utils.cli import check_positive, run
+from longmem_fairseq.utils.text_files import chance_of, read_json
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -90,6 +83,7 @@ def main() -> None:
         )
     check_results("--results", args.results)
     options = given_options(args)
+    keep_freed_memory()
     model, task = load_model(args.path, args.data, args.tokens_per_sample, args.device, **options)
     model_options.check_memory_options(args, model)
     use_memory(model, args.memory)
@@ -179,94 +173,6 @@ def record_of(scores: DocumentScores, questions: List[Dict]) -> Dict:
         "nll": float(scores.nll.sum(dtype=np.float64)),
         "by_position": by_position,
         "answers": [bool(scores.right[answer].all()) for answer in answers],
-    }
-
-
-def summarise(records: List[Dict]) -> Dict:
-    """Perplexity per token and per word, per document, by its length, and by position in it."""
-    return {
-        **perplexities(records),
-        "by_length": by_length(records),
-        "by_position": by_position(records),
-        "documents": [
-            {"name": r["name"], "tokens": r["tokens"], "ppl": perplexity(r["nll"], r["tokens"])}
-            for r in records
-        ],
-    }
-
-
-def perplexities(records: List[Dict]) -> Dict:
-    tokens, words, nll = (
-        sum(record[key] for record in records) for key in ("tokens", "words", "nll")
-    )
-    return {
-        "tokens": tokens,
-        "words": words,
-        "loss": mean_loss(nll, tokens),
-        "ppl": perplexity(nll, tokens),
-        "word_ppl": perplexity(nll, words),
-    }
-
-
-def by_length(records: List[Dict]) -> List[Dict]:
-    """Perplexities of the documents in each of the paper's buckets that has any."""
-    buckets = []
-    for start, stop in zip(LENGTHS, LENGTHS[1:], strict=False):
-        chosen = [r for r in records if start <= r["tokens"] < (stop or float("inf"))]
-        if chosen:
-            bucket = {"from": start, "to": stop, "documents": len(chosen)}
-            buckets.append({**bucket, **perplexities(chosen)})
-    return buckets
-
-
-def by_position(records: List[Dict]) -> List[Dict]:
-    """Perplexity of the tokens 0 to 1k, 1k to 2k, 2k to 4k, ... of all documents."""
-    buckets = []
-    start, stop = 0, 1024
-    for place in range(max(len(record["by_position"]) for record in records)):
-        parts = [r["by_position"][place] for r in records if place < len(r["by_position"])]
-        tokens, nll = (sum(column) for column in zip(*parts, strict=True))
-        bucket = {"from": start, "to": stop, "tokens": tokens, "ppl": perplexity(nll, tokens)}
-        buckets.append(bucket)
-        start, stop = stop, 2 * stop
-    return buckets
-
-
-def recall(records: List[Dict], questions: List[Dict], segment: int) -> Dict:
-    """Share of the answers that were the first choice, token for token.
-
-    Args:
-        questions: of these documents
-        segment: tokens of a segment
-    """
-    answers = {number: iter(record["answers"]) for number, record in enumerate(records)}
-    right = np.array([next(answers[question["document"]]) for question in questions], dtype=bool)
-    # target p is predicted by input p of its segment; a mentioned token is input p + 1
-    visible = np.array(
-        [(q["mention"] + 1) // segment == q["position"] // segment for q in questions], dtype=bool
-    )
-    distance = np.array([q["distance"] for q in questions])
-    beyond = distance > segment
-    edges = [1, *(2**power for power in range(5, 1 + max(5, int(distance.max()).bit_length())))]
-    by_distance = []
-    for start, stop in zip(edges, edges[1:], strict=False):
-        chosen = (distance >= start) & (distance < stop)
-        if chosen.any():
-            by_distance.append(
-                {
-                    "from": start,
-                    "to": stop,
-                    "questions": int(chosen.sum()),
-                    "recall": float(right[chosen].mean()),
-                }
-            )
-    return {
-        "questions": {"within": int(visible.sum()), "beyond": int(beyond.sum())},
-        "recall": {
-            "within": float(right[visible].mean()) if visible.any() else None,
-            "beyond": float(right[beyond].mean()) if beyond.any() else None,
-        },
-        "recall_by_distance": by_distance,
     }
 
 

@@ -2,7 +2,7 @@
 """Export a trained SideNet: safetensors, config.json, dictionary, tokenizer and a model card.
 
 Example:
-    python eval/export_longmem.py runs/longmem/checkpoint_last.pt --dest exported --backbone gpt2 \
+    python -m eval.export_longmem runs/longmem/checkpoint_last.pt --dest exported --backbone gpt2 \
         --results runs/results.jsonl
 
 Whatever takes a checkpoint takes exported/model.safetensors, with --pretrained-model-path for the
@@ -10,19 +10,18 @@ backbone, which is not part of it. The card's table has the lines that eval/eval
 """
 
 import argparse
-import os
-import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from fairseq import checkpoint_utils
 
-sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "preprocess"))
-from longmem_fairseq.models.exported import WEIGHTS_FILE, write_exported  # noqa: E402
-from longmem_fairseq.tokenizers.folder import copy_vocabulary  # noqa: E402
-from longmem_fairseq.utils.cli import run  # noqa: E402
-from longmem_fairseq.utils.output_folder import check_new, replaced_folder  # noqa: E402
-from results import decimal, read_json_lines  # noqa: E402
+from eval.common.results import read_json_lines
+from eval.common.tables import decimal
+from longmem_fairseq.fairseq_patches import install
+from longmem_fairseq.models.exported import WEIGHTS_FILE, write_exported
+from longmem_fairseq.tokenizers.folder import copy_vocabulary
+from longmem_fairseq.utils.cli import run
+from longmem_fairseq.utils.output_folder import check_new, replaced_folder
 
 SHOWN = (
     *("layer_reduction_factor", "retrieval_layer_index", "sidenet_init", "memory_size"),
@@ -87,6 +86,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = get_parser().parse_args(argv)
     check_new(args.dest)
     results = [] if args.results is None else result_table(args.results)
+    install()
     state = checkpoint_utils.load_checkpoint_to_cpu(str(args.checkpoint))
     name = str(state["cfg"]["model"]["_name"])
     if name != "longmem":

@@ -2,7 +2,7 @@
 """In-context learning: a few demonstrations in the window, thousands in the memory.
 
 Example:
-    python eval/icl.py --data data/icl --path runs/longmem/checkpoint_last.pt --name longmem \
+    python -m eval.icl --data data/icl --path runs/longmem/checkpoint_last.pt --name longmem \
         --shots 20 --memory-demonstrations 2000 --chunk-size 2 --memory-size 131072
 
 --data holds the folders SST-2, mr, subj, sst-5 and mpqa. For every task, number of demonstrations and
@@ -15,6 +15,7 @@ the memory too. Appends a JSON line to --results for each, and prints one for pe
 
 import argparse
 import random
+import statistics
 from itertools import product
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
@@ -23,18 +24,26 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import model_options
-from icl_tasks import TASKS, Example, Task, is_right, read_examples
-from item_log import ItemLog
+from eval.common import model_options
+from eval.common.item_log import ItemLog
+from eval.common.model_options import check_demonstrations, numbers
+from eval.common.prompt_reader import Demonstrations, PromptReader
+from eval.common.provenance import file_hash
+from eval.common.results import append_result
+from eval.common.tables import PAPER_BACKBONE, PAPER_LONGMEM, markdown, mean_and_deviation, percent
+from eval.common.timing import Stopwatch
+from eval.icl_tasks import TASKS, Example, Task, is_right, read_examples
 from longmem_fairseq.utils.cli import check_positive, run
-from model_options import check_demonstrations, numbers
-from prompt_reader import Demonstrations, PromptReader
-from results import Stopwatch, append_result, file_hash
 
 SCORING = (
     "argmax, the paper's: right if the label word begins with the most likely next token; rank: the "
     "most likely of all label words"
 )
+
+# what the table shows of a line, besides its label
+SHOWN = ("task", "shots", "memory_demonstrations", "scoring")
+# mean accuracy (%) of the five tasks, 20 demonstrations in context; LongMem has 2,000 in memory
+PAPER_20_SHOTS = {PAPER_BACKBONE: 58.7, PAPER_LONGMEM: 66.7}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -206,6 +215,53 @@ def main() -> None:
         result = {"benchmark": "icl", **described, "setting": setting, "seed": seed, **found}
         append_result(args.results, result)
         print(f"{args.name}: {title}: accuracy {100 * found['accuracy']:.1f}%")
+
+
+def table(lines: List[Dict]) -> List[str]:
+    """Accuracy (%) by task, mean and standard deviation over the seeds, and the mean of the tasks."""
+    tasks = list(dict.fromkeys(line["setting"]["task"] for line in lines))
+    groups: Dict[tuple, Dict[str, List[float]]] = {}
+    for line in lines:
+        setting = line["setting"]
+        key = (
+            line["label"],
+            setting["scoring"],
+            setting["shots"],
+            setting["memory_demonstrations"],
+        )
+        groups.setdefault(key, {}).setdefault(setting["task"], []).append(100 * line["accuracy"])
+    rows = [["model", "scoring", "in context", "in memory", *tasks, "mean"]]
+    for (name, scoring, shots, memory), found in groups.items():
+        cells = [mean_and_deviation(found.get(task, [])) for task in tasks]
+        means = [statistics.mean(found[task]) for task in tasks if task in found]
+        mean = f"{statistics.mean(means):.1f}" if len(means) == len(tasks) else ""
+        rows.append([name, scoring, f"{shots:,}", f"{memory:,}", *cells, mean])
+    majority: Dict[str, Dict[str, None]] = {}  # several where the number of examples differs
+    for line in lines:
+        majority.setdefault(line["setting"]["task"], {})[percent(line["majority"])] = None
+    cells = [" / ".join(majority[task]) for task in tasks]
+    rows.append(["the most frequent label", "", "", "", *cells, ""])
+    for name, mean in PAPER_20_SHOTS.items():
+        memory = "2,000" if name == PAPER_LONGMEM else "0"
+        rows.append([name, "argmax", "20", memory, *[""] * len(tasks), f"{mean:.1f}"])
+    return markdown(rows)
+
+
+def plot(lines: List[Dict], path: Path) -> None:
+    """Accuracy by demonstrations in memory, mean over tasks and seeds."""
+    from eval.common.plots import line_plot  # matplotlib, which takes a while
+
+    series: Dict[str, Dict[int, List[float]]] = {}
+    for line in lines:
+        setting = line["setting"]
+        label = f"{line['label']}, {setting['shots']} in context ({setting['scoring']})"
+        by_memory = series.setdefault(label, {})
+        by_memory.setdefault(setting["memory_demonstrations"], []).append(100 * line["accuracy"])
+    line_plot(
+        {label: {m: sum(v) / len(v) for m, v in found.items()} for label, found in series.items()},
+        ("demonstrations in memory", "accuracy (%), mean of tasks and seeds"),
+        path,
+    )
 
 
 if __name__ == "__main__":

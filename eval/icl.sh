@@ -21,5 +21,5 @@ tasks=(--data "$DATA" --tasks "${TASKS:-SST-2,MR,Subj,SST-5,MPQA}" --shots "${SH
   --seeds "${SEEDS:-1,2,3,4,5,6}" --scoring "${SCORING:-argmax}")
 plain_options=(--memory-demonstrations 0)
 memory_options+=(--memory-demonstrations "${MEMORY_DEMONSTRATIONS:-0,200,2000}")
-run_models icl icl.py "${tasks[@]}" "$@"
+run_models icl icl "${tasks[@]}" "$@"
 report icl

@@ -2,7 +2,7 @@
 """A needle in a haystack: a fact at some depth of a long text, asked for at its end.
 
 Example:
-    python eval/needle.py --data haystack.json --path runs/longmem/checkpoint_last.pt --name longmem \
+    python -m eval.needle --data haystack.json --path runs/longmem/checkpoint_last.pt --name longmem \
         --lengths 1024,16384,262144,1048576 --memory-size 1048576
 
 --data is made by preprocess/make_haystack.py. For every length, depth and trial the memory holds that
@@ -13,6 +13,7 @@ Appends a JSON line to --results, for the heat map of eval/report.py, and prints
 """
 
 import argparse
+import statistics
 from pathlib import Path
 from typing import Dict, List, NamedTuple
 
@@ -21,14 +22,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import model_options
-from item_log import ItemLog
+from eval.common import model_options
+from eval.common.item_log import ItemLog
+from eval.common.model_options import numbers
+from eval.common.prompt_reader import PromptReader
+from eval.common.provenance import file_hash
+from eval.common.results import append_result
+from eval.common.tables import markdown, percent
+from eval.common.timing import Stopwatch
 from longmem_fairseq.tokenizers import Tokenizer
 from longmem_fairseq.utils.cli import check_positive, run
 from longmem_fairseq.utils.text_files import chance_of, parse_json
-from model_options import numbers
-from prompt_reader import PromptReader
-from results import Stopwatch, append_result, file_hash
+
+# what the table shows of a line, besides its label
+SHOWN = ("format", "lengths")
 
 
 class Needle(NamedTuple):
@@ -111,26 +118,26 @@ class Hider:
 
     def __init__(self, reader: PromptReader, haystack: Haystack, longest: int):
         self.reader, self.haystack = reader, haystack
-        self.pair = None
+        self.entries = None
         if reader.has_memory:
-            self.pair = reader.keys_values(haystack.tokens[:longest])  # 1 x H x T x D each
+            self.entries = reader.entries(haystack.tokens[:longest])
 
     def hide(self, needle: Tensor, length: int, depth: float) -> int:
         """Memorises *length* tokens with *needle* among them; returns where it begins."""
         start = self._place(len(needle), length, depth)
-        if self.pair is None:
+        if self.entries is None:
             return start
         window = self.reader.window
         first = start // window * window
         last = min(first + window, length)
         tokens = self.haystack.tokens
         segment = torch.cat([tokens[first:start], needle, tokens[start:last]])[: last - first]
-        changed = self.reader.keys_values(segment)
+        changed = self.reader.entries(segment)
         self.reader.forget()
-        for part in (slice(0, first), None, slice(last, length)):
-            self.reader.write(
-                *(changed if part is None else (tensor[:, :, part] for tensor in self.pair))
-            )
+        before, after = slice(0, first), slice(last, length)
+        self.reader.write(self.entries.of_tokens(before), tokens[before])
+        self.reader.write(changed, segment)
+        self.reader.write(self.entries.of_tokens(after), tokens[after])
         return start
 
     def _place(self, size: int, length: int, depth: float) -> int:
@@ -234,6 +241,53 @@ def search(
                 total += done["seconds"]
                 bar.update(length * len(needles))
     return grid, total
+
+
+def table(lines: List[Dict]) -> List[str]:
+    """Needles found (%) by tokens in memory, mean over the depths."""
+    columns = sorted({length for line in lines for length in line["setting"]["lengths"]})
+    rows = [["model", "format", *(f"{length:,}" for length in columns)]]
+    found: Dict[tuple, Dict[int, float]] = {}
+    for line in lines:
+        by_length = found.setdefault((line["label"], line["setting"]["format"]), {})
+        for length, shares in zip(
+            line["setting"]["lengths"], zip(*line["grid"], strict=True), strict=True
+        ):
+            by_length[length] = statistics.mean(shares)
+    for (name, form), by_length in found.items():
+        rows.append([name, form, *(percent(by_length.get(length)) for length in columns)])
+    chances = dict.fromkeys((line["setting"]["format"], line["chance"]) for line in lines)
+    for form, chance in chances:
+        rows.append(["chance", form, *[f"{100 * chance:.3g}%"] * len(columns)])
+    return markdown(rows)
+
+
+def plot(lines: List[Dict], path: Path) -> None:
+    """A heat map for every model: depth by tokens in memory."""
+    from eval.common.plots import plt, save  # matplotlib, which takes a while
+
+    figure, panels = plt.subplots(
+        len(lines), 1, figsize=(9, 1 + 3.4 * len(lines)), squeeze=False, sharex=False
+    )
+    for axes, line in zip(panels[:, 0], lines, strict=True):
+        lengths, depths = line["setting"]["lengths"], line["setting"]["depths"]
+        picture = axes.imshow(
+            [[100 * share for share in row] for row in line["grid"]],
+            aspect="auto",
+            cmap="viridis",
+            vmin=0,
+            vmax=100,
+        )
+        axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths], rotation=30)
+        axes.set_yticks(range(len(depths)), [f"{100 * depth:.0f}%" for depth in depths])
+        chance = f"chance {100 * line['chance']:.3g}%"
+        axes.set(
+            title=f"{line['label']}, {line['setting']['format']} ({chance})",
+            xlabel="tokens in memory",
+            ylabel="depth of the needle",
+        )
+        figure.colorbar(picture, ax=axes, label="found (%)")
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ source "$here/benchmark.sh"
 FORMAT=${FORMAT:-recall}
 DATA=${DATA:-$RESULTS_DIR/haystack_$FORMAT.json}
 if [[ ! -f "$DATA" ]]; then
-  python "$here/../preprocess/make_haystack.py" --format "$FORMAT" --dest "$DATA"
+  python -m preprocess.make_haystack --format "$FORMAT" --dest "$DATA"
 fi
 grid=(--data "$DATA" --depths "${DEPTHS:-11}" --trials "${TRIALS:-10}")
 if [[ -n "${LENGTHS:-}" ]]; then grid+=(--lengths "$LENGTHS"); fi
-run_models needle needle.py "${grid[@]}" "$@"
+run_models needle needle "${grid[@]}" "$@"
 report needle

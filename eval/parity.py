@@ -2,7 +2,7 @@
 """Compare our models with what the paper authors' released code computed.
 
 Example:
-    python eval/parity.py ../shared/parity/original_tiny
+    python -m eval.parity ../shared/parity/original_tiny
 
 FIXTURE_DIR holds backbone.pt and longmem.pt in the released layout, dict.txt, and expected.pt: the
 segments `tokens` S x B x T, `backbone_logits` and `longmem_logits` S x B x T x V, and
@@ -14,7 +14,6 @@ S segments, B streams, T tokens, V vocabulary, H heads, R chunks retrieved per q
 """
 
 import argparse
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -23,10 +22,9 @@ from typing import Dict, NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "preprocess"))
-from longmem_fairseq.commands.convert_released import convert, load_safely  # noqa: E402
-from longmem_fairseq.utils.cli import run  # noqa: E402
-from stream_scoring import load_model  # noqa: E402
+from eval.common.stream_scoring import load_model
+from longmem_fairseq.commands.convert_released import convert, load_safely
+from longmem_fairseq.utils.cli import run
 
 MAX_LOGIT_DIFFERENCE = 1e-4
 MIN_EQUAL_CHUNKS = 0.999

@@ -2,7 +2,7 @@
 """Tables, with the paper's numbers, plot and summary from the JSON lines of a benchmark.
 
 Example:
-    python eval/report.py runs/quickstart/results.jsonl --plot runs/quickstart/results.png
+    python -m eval.report runs/quickstart/results.jsonl --plot runs/quickstart/results.png
 
 Where a measurement was repeated its last line counts. Lines of one name that were measured otherwise
 (memory options, data, --limit, ...) are rows of their own, whose names say what differs. results.json,
@@ -12,15 +12,17 @@ a corpus with questions, recall within and beyond the window, questions, chance.
 
 import argparse
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Dict, List, Optional
 
-import report_plots
-import report_tables
+from eval import perplexities
+from eval.common.labels import told_apart
+from eval.common.results import check_output, check_results, read_json_lines
 from longmem_fairseq.utils.cli import run
-from report_labels import SHOWN, told_apart
-from results import check_output, check_results, read_json_lines
 
+# those with a table and a plot of their own; of all others the lines are of perplexities
+BENCHMARKS = ("chapterbreak", "efficiency", "icl", "needle", "squad")
 KEPT = ("tokens", "ppl", "word_ppl", "memory", "recall", "questions", "chance")
 
 
@@ -47,14 +49,14 @@ def by_benchmark(lines: List[Dict]) -> Dict[str, List[Dict]]:
 def report_perplexities(args: argparse.Namespace, benchmark: str, lines: List[Dict]) -> Dict:
     """Prints the tables and draws the plot; returns the summary, by name."""
     results = {line["label"]: line for line in lines}
-    print("\n".join(report_tables.perplexities(results, args.baseline)))
+    print("\n".join(perplexities.table(results, args.baseline)))
     several = {b["from"] for line in lines for b in line.get("by_length", [])}
     # the paper's numbers for books are in this table alone
     if len(several) > 1 or benchmark == "books":
         print("\nPerplexity per token (per word) by length of the document, in tokens:\n")
-        print("\n".join(report_tables.lengths(results)))
+        print("\n".join(perplexities.table_by_length(results)))
     if args.plot:
-        report_plots.perplexities(results, args.plot)
+        perplexities.plot(results, args.plot)
     return {
         name: {key: result[key] for key in KEPT if key in result}
         for name, result in results.items()
@@ -68,12 +70,13 @@ def report(args: argparse.Namespace, benchmark: str, lines: List[Dict]) -> Optio
         ValueError: they are not what its script writes
     """
     try:
-        lines = told_apart(benchmark, lines)
-        if benchmark not in SHOWN:
-            return report_perplexities(args, benchmark, lines)
-        print("\n".join(getattr(report_tables, benchmark)(lines)))
+        if benchmark not in BENCHMARKS:
+            return report_perplexities(args, benchmark, told_apart(lines, ()))
+        module = import_module(f"eval.{benchmark}")
+        lines = told_apart(lines, module.SHOWN)
+        print("\n".join(module.table(lines)))
         if args.plot:
-            getattr(report_plots, benchmark)(lines, args.plot)
+            module.plot(lines, args.plot)
         return None
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(

@@ -2,7 +2,7 @@
 """SQuAD v1.1 by open generation: a few demonstrations in the window, hundreds in the memory.
 
 Example:
-    python eval/squad.py --data dev-v1.1.json --train train-v1.1.json \
+    python -m eval.squad --data dev-v1.1.json --train train-v1.1.json \
         --path runs/longmem/checkpoint_last.pt --name longmem
 
 Draws --shots demonstrations for the window and --memory-demonstrations for the memory from --train, and
@@ -22,18 +22,26 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import model_options
-from item_log import ItemLog
+from eval.common import model_options
+from eval.common.item_log import ItemLog
+from eval.common.model_options import check_demonstrations, numbers
+from eval.common.prompt_reader import Demonstrations, PromptReader
+from eval.common.provenance import file_hash
+from eval.common.results import append_result
+from eval.common.tables import PAPER_BACKBONE, PAPER_LONGMEM, markdown, mean_and_deviation
+from eval.common.timing import Stopwatch
+from eval.squad_metrics import exact_match, f1
 from longmem_fairseq.tokenizers import Tokenizer
 from longmem_fairseq.utils.cli import check_positive, run
 from longmem_fairseq.utils.text_files import parse_json
-from model_options import check_demonstrations, numbers
-from prompt_reader import Demonstrations, PromptReader
-from results import Stopwatch, append_result, file_hash
-from squad_metrics import exact_match, f1
 
 PROMPT = "Context: {context}\nQuestion: {question}\nAnswer:"
 ANSWER = " {answer}\n\n"
+
+# what the table shows of a line, besides its label
+SHOWN = ("shots", "memory_demonstrations", "questions")
+# exact match and F1 (%), 3 demonstrations in context; LongMem has 200 in memory
+PAPER = {PAPER_BACKBONE: (22.28, 30.78), PAPER_LONGMEM: (26.77, 35.70)}
 
 
 class Question(NamedTuple):
@@ -213,6 +221,50 @@ def main() -> None:
                 f"{args.name}: {memory} demonstrations in memory, seed {seed}: exact match "
                 f"{found['exact_match']:.2f}, F1 {found['f1']:.2f}"
             )
+
+
+def table(lines: List[Dict]) -> List[str]:
+    """Exact match and F1 (%), mean and standard deviation over the seeds."""
+    groups: Dict[tuple, List[Dict]] = {}
+    for line in lines:
+        key = (
+            line["label"],
+            line["setting"]["shots"],
+            line["setting"]["memory_demonstrations"],
+            line["questions"],
+        )
+        groups.setdefault(key, []).append(line)
+    rows = [["model", "questions", "in context", "in memory", "exact match", "F1"]]
+    for (name, shots, memory, questions), found in groups.items():
+        metrics = [
+            mean_and_deviation([line[metric] for line in found], digits=2)
+            for metric in ("exact_match", "f1")
+        ]
+        rows.append([name, f"{questions:,}", f"{shots:,}", f"{memory:,}", *metrics])
+    for name, metrics in PAPER.items():
+        memory = "200" if name == PAPER_LONGMEM else "0"
+        rows.append([name, "10,570", "3", memory, *(f"{metric:.2f}" for metric in metrics)])
+    return markdown(rows)
+
+
+def plot(lines: List[Dict], path: Path) -> None:
+    """Exact match and F1, a pair of bars for every line."""
+    from eval.common.plots import plt, save  # matplotlib, which takes a while
+
+    names = [
+        f"{line['label']}\n{line['setting']['shots']} in context, seed {line['seed']}\n"
+        f"{line['setting']['memory_demonstrations']} in memory"
+        for line in lines
+    ]
+    figure, axes = plt.subplots(figsize=(2 + 1.2 * len(lines), 4.5))
+    for place, metric in enumerate(("exact_match", "f1")):
+        places = [i + 0.4 * place for i in range(len(lines))]
+        bars = axes.bar(places, [line[metric] for line in lines], width=0.4, label=metric)
+        axes.bar_label(bars, fmt="{:.1f}")
+    axes.set_xticks([i + 0.2 for i in range(len(lines))], names)
+    axes.set(ylabel="%")
+    axes.legend()
+    save(figure, path)
 
 
 if __name__ == "__main__":

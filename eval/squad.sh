@@ -16,5 +16,5 @@ TRAIN=${TRAIN:?questions to demonstrate with, .json}
 questions=(--data "$DATA" --train "$TRAIN" --shots "${SHOTS:-3}" --seeds "${SEEDS:-1}")
 plain_options=(--memory-demonstrations 0)
 memory_options+=(--memory-demonstrations "${MEMORY_DEMONSTRATIONS:-0,200}")
-run_models squad squad.py "${questions[@]}" "$@"
+run_models squad squad "${questions[@]}" "$@"
 report squad

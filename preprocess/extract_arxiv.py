@@ -2,8 +2,8 @@
 """Write ArXiv papers as documents: from LaTeX sources, or the ArXiv part of the Pile.
 
 Examples:
-    python preprocess/extract_arxiv.py --source arxiv_sources --dest arxiv
-    python preprocess/extract_arxiv.py --source pile/val.jsonl.zst --dest arxiv
+    python -m preprocess.extract_arxiv --source arxiv_sources --dest arxiv
+    python -m preprocess.extract_arxiv --source pile/val.jsonl.zst --dest arxiv
 
 A folder holds a paper in each of its .tex files, and in each of its folders and archives (.tar,
 .tar.gz, .tgz, and .gz of a single file) of several .tex files: the one with \\documentclass is the

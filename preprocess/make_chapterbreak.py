@@ -2,8 +2,8 @@
 """Make ChapterBreak's items out of any books: which of six beginnings opens the next chapter?
 
 Examples:
-    python preprocess/make_chapterbreak.py --source books --dest chapterbreak.json
-    python preprocess/make_chapterbreak.py --source data --offsets items.jsonl --dest chapterbreak.json
+    python -m preprocess.make_chapterbreak --source books --dest chapterbreak.json
+    python -m preprocess.make_chapterbreak --source data --offsets items.jsonl --dest chapterbreak.json
 
 Writes the format of SimengSun/ChapterBreak, {split: {work: [{"ctx", "pos", "negs"}]}}: the text before
 a chapter, the chapter's beginning without its heading, and the beginnings of five later chapters of
@@ -21,11 +21,11 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from tqdm import tqdm
 
-from gutenberg_text import unwrap, with_ascii_punctuation, wrap_column
 from longmem_fairseq.corpus.files import counted_kinds, files_under
 from longmem_fairseq.corpus.source import json_records
 from longmem_fairseq.utils.cli import check_positive, counted, run
 from longmem_fairseq.utils.text_files import read_text
+from preprocess.gutenberg_text import unwrap, with_ascii_punctuation, wrap_column
 
 NUMBER = r"(?:[IVXLC]+|\d+|(?:the )?[a-z]+(?:[- ][a-z]+)?)"
 HEADING = re.compile(
@@ -69,7 +69,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 def read_book(path: Path) -> str:
     """The text of a file; line breaks of any kind are newlines, and one character of the offsets."""
-    return read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    return read_text(path)
 
 
 def chapters(text: str, suffix: int) -> List[Tuple[int, int, int]]:

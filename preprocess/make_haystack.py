@@ -2,8 +2,8 @@
 """Write a haystack and needles to hide in it: a long text, facts, and what asks for them.
 
 Examples:
-    python preprocess/make_haystack.py --dest haystack.json
-    python preprocess/make_haystack.py --format passkey --dest passkey.json
+    python -m preprocess.make_haystack --dest haystack.json
+    python -m preprocess.make_haystack --format passkey --dest passkey.json
 
 --format recall speaks the language of preprocess/make_recall_corpus.py, for models that were trained on
 it: the haystack is such a document, about other people than the needles (`Wilma swims.`, asked by `Do
@@ -18,10 +18,10 @@ import random
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
-import make_recall_corpus
 from longmem_fairseq.utils.cli import run
 from longmem_fairseq.utils.text_files import read_text
-from recall_words import NAMES, RELATIONS
+from preprocess import make_recall_corpus
+from preprocess.recall_words import NAMES, RELATIONS
 
 REPEATED = (
     "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
@@ -88,7 +88,7 @@ def recall(args: argparse.Namespace) -> Tuple[str, List[Dict[str, str]], float]:
 
 def passkey(args: argparse.Namespace) -> Tuple[str, List[Dict[str, str]], float]:
     """Haystack, needles and chance in English."""
-    text = read_text(args.text).replace("\r\n", "\n") if args.text else REPEATED
+    text = read_text(args.text) if args.text else REPEATED
     words = len(text.split())
     if words == 0:
         raise ValueError(f"--text ({args.text}) is empty")

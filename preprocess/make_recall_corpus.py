@@ -7,7 +7,7 @@ belongs to a name is drawn anew and uniformly for each document, so that nothing
 who does not find the earlier mention guesses, and is right in 1 of --values cases.
 
 Example:
-    python preprocess/make_recall_corpus.py --dest data/recall
+    python -m preprocess.make_recall_corpus --dest data/recall
 
 writes data/recall/{train,valid,test}.jsonl, a document a line:
     {"name", "text", "questions": [{"answer": [start, end], "mention": [start, end], "relation"}]}
@@ -23,10 +23,10 @@ import random
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-import recall_words
 from longmem_fairseq.utils.cli import run
 from longmem_fairseq.utils.output_folder import is_up_to_date, replaced_folder
-from recall_words import FILLER, NAMES, RELATIONS
+from preprocess import recall_words
+from preprocess.recall_words import FILLER, NAMES, RELATIONS
 
 SPLITS = ("train", "valid", "test")
 FORMAT = 1

@@ -2,7 +2,7 @@
 """Write documents of random tokens that repeat themselves, to teach a small backbone to copy first.
 
 Example:
-    python preprocess/make_recital.py --data data/books --dest data/books-recital
+    python -m preprocess.make_recital --data data/books --dest data/books-recital
     fairseq-train data/books-recital:data/books ...
 
 A model that reads its past has to find the place where the same thing stood before (induction). In

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from item_log import ItemLog
+from eval.common.item_log import ItemLog
 from longmem_fairseq import LongMem
 from longmem_fairseq.utils import cli
 

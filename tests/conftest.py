@@ -58,6 +58,14 @@ def shared_dir() -> Path:
     return path.resolve()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _patched_fairseq():
+    """As for --user-dir, which fairseq skips where the package is imported already."""
+    from longmem_fairseq.fairseq_patches import install
+
+    install()
+
+
 # the models of small_models.py, imported where they are used: fairseq takes seconds to import
 
 

@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${SECONDS_PER_FORMAT:=600}" "${FINDINGS:=runs/fuzz}"
-export PYTHONPATH=.:preprocess:eval OMP_NUM_THREADS=1
+export PYTHONPATH=. OMP_NUM_THREADS=1
 
 if ! python -c 'import atheris' 2>/dev/null; then
   echo "fuzzing needs atheris: pip install -e '.[fuzz]'" >&2

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from longmem_fairseq.fairseq_patches import install
+
 
 def run(num_processes: int, function: Callable, folder: Path, *arguments) -> None:
     """``function(folder, *arguments)`` in so many processes of one gloo group.
@@ -15,7 +17,9 @@ def run(num_processes: int, function: Callable, folder: Path, *arguments) -> Non
     What one of them raises is raised here; the others are ended then.
     """
     # imported once, by the process that the others are forked from
-    multiprocessing.set_forkserver_preload(["longmem_fairseq", "fairseq_cli.train"])
+    multiprocessing.set_forkserver_preload(
+        ["longmem_fairseq.api.hub_interface", "fairseq_cli.train"]
+    )
     torch.multiprocessing.start_processes(
         _work,
         (num_processes, function, folder, arguments),
@@ -26,6 +30,7 @@ def run(num_processes: int, function: Callable, folder: Path, *arguments) -> Non
 
 def _work(rank: int, num_processes: int, function: Callable, folder: Path, arguments) -> None:
     torch.set_num_threads(1)
+    install()
     meeting = f"file://{folder}/meeting-{function.__name__}"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num_processes)
     function(folder, *arguments)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 
-import longmem_fairseq  # noqa: F401  (wraps fairseq's loading)
 from tests.fuzz.watch import watched
 from tests.malicious import Malicious
 

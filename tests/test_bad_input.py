@@ -12,10 +12,7 @@ import sys
 
 import pytest
 
-import copying
-import evaluate
-import parity
-import report
+from eval import copying, evaluate, parity, report
 from longmem_fairseq.commands import convert_released, generate, inspector, memorize, prepare
 from longmem_fairseq.utils.cli import run
 from tests.bad_inputs import BACKBONE, EXECUTES, LONGMEM, MEMORY, call_fairseq

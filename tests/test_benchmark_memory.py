@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-import benchmark_memory
-import machine
+from eval import benchmark_memory
+from eval.common import hardware
 from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.utils import cli
 
@@ -21,7 +21,7 @@ SMALL = [
 def test_run(tmp_path, monkeypatch, capsys):
     report, plot = tmp_path / "report.json", tmp_path / "plot.png"
     monkeypatch.setattr("sys.argv", [*SMALL, "--json", str(report), "--plot", str(plot)])
-    monkeypatch.setattr(machine, "matmul_rate", lambda *unused: 1e11)  # takes seconds
+    monkeypatch.setattr(hardware, "matmul_rate", lambda *unused: 1e11)  # takes seconds
     benchmark_memory.main()
     report = json.loads(report.read_text())
     assert set(report) == {
@@ -63,7 +63,7 @@ def test_recall_counts_chunks():
 )
 def test_bad_options_are_one_line(more, message, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [*SMALL, *more])
-    monkeypatch.setattr(machine, "matmul_rate", lambda *unused: 1e11)
+    monkeypatch.setattr(hardware, "matmul_rate", lambda *unused: 1e11)
     with pytest.raises(SystemExit) as stop:
         cli.run(benchmark_memory.main)
     assert stop.value.code == 2

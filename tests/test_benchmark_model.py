@@ -7,9 +7,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import benchmark_model
-import machine
-import random_model
+from eval import benchmark_model
+from eval.common import hardware, random_model, timing
 from longmem_fairseq.utils import cli
 
 CPU = torch.device("cpu")
@@ -56,7 +55,7 @@ def test_necessary_flops_of_memory(monkeypatch):
 def test_inner_stages_do_not_count_for_the_outer_one(monkeypatch):
     clock = iter([0.0, 1.0, 3.0, 7.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    stages = machine.Stages(CPU)
+    stages = timing.Stages(CPU)
     inner = stages.wrap("inner", lambda number: number + 1)
     with stages("outer"):
         assert inner(1) == 2
@@ -66,7 +65,7 @@ def test_inner_stages_do_not_count_for_the_outer_one(monkeypatch):
 def test_calls_are_timed_in_turns():
     calls = []
     functions = {name: lambda name=name: calls.append(name) for name in "ab"}
-    seconds = machine.interleaved(functions, 2, CPU)
+    seconds = timing.interleaved(functions, 2, CPU)
     assert "".join(calls) == "ab" + "abab"
     assert [len(seconds[name]) for name in "ab"] == [2, 2]
 
@@ -105,7 +104,7 @@ def test_run(tmp_path, monkeypatch, capsys):
     report, plot = tmp_path / "report.json", tmp_path / "plot.png"
     more = ["--quick", "--mode", "evaluation,training", "--json", str(report), "--plot", str(plot)]
     monkeypatch.setattr("sys.argv", [*SMALL, *more])
-    monkeypatch.setattr(machine, "matmul_rate", lambda *unused: 1e11)  # takes seconds
+    monkeypatch.setattr(hardware, "matmul_rate", lambda *unused: 1e11)  # takes seconds
     benchmark_model.main()
     report = json.loads(report.read_text())
     assert set(report) == {
@@ -137,7 +136,7 @@ def test_run(tmp_path, monkeypatch, capsys):
 
 def test_a_window_is_measured_in_a_process_of_its_own(monkeypatch):
     args = options(monkeypatch, "--window-contexts", "64")
-    results, rates = [], machine.Rates({"float32": 1e9}, 1e9)
+    results, rates = [], hardware.Rates({"float32": 1e9}, 1e9)
     benchmark_model.add_windows(args, "float32", results, rates)
     (row,) = results
     assert row["variant"] == "backbone, window 64"

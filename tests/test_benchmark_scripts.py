@@ -72,7 +72,7 @@ def test_the_checkpoint_that_is_there_with_its_own_window(script, model):
     ]
     assert ["--memory-size" in call for call in evaluations] == [False, True, True]
     assert all(call[-2:] == ["--limit", "3"] for call in evaluations)
-    assert "--tokens-per-sample" not in " ".join(calls) and report[1].endswith("report.py")
+    assert "--tokens-per-sample" not in " ".join(calls) and report[1:3] == ["-m", "eval.report"]
     _, calls = script("eval/books.sh", **settings, TOKENS_PER_SAMPLE="24")
     assert [" --tokens-per-sample 24 " in call for call in calls] == [True, True, True, False]
 
@@ -81,7 +81,7 @@ def test_the_backbone_with_longer_windows_is_another_baseline(script, model):
     for name in ("backbone", "sidenet", "memtrm", "longmem"):
         model(name, "checkpoint.pt")
     settings = {"TOKENS_PER_SAMPLE": "24", "WIDE_WINDOWS": "48 96", "DATA": "d", "TRAIN": "t"}
-    for name, program in (("eval/squad.sh", "squad.py"), ("eval/arxiv.sh", "evaluate.py")):
+    for name, program in (("eval/squad.sh", "squad"), ("eval/arxiv.sh", "evaluate")):
         found, calls = script(name, **settings, DATA_DIR="d")
         assert found.returncode == 0, found.stderr
         runs = [(call, call[: call.index(" --results")].split("--name ")[1]) for call in calls[:-1]]
@@ -94,7 +94,7 @@ def test_the_backbone_with_longer_windows_is_another_baseline(script, model):
             ("memtrm", "24"),
             ("longmem", "24"),
         ]
-        assert all(f"/{program} --path" in call for call, _ in runs)
+        assert all(f"-m eval.{program} --path" in call for call, _ in runs)
         assert all("/backbone/" in call for call, name in runs if "window" in name)
 
 
@@ -113,14 +113,14 @@ def test_efficiency_measures_and_reports(script, tmp_path):
     found, (measured, report) = script("eval/efficiency.sh", "--repeats", "1", **settings)
     assert found.returncode == 0, found.stderr
     assert (
-        measured.split()[2:]
+        measured.split()[3:]
         == (
             f"--preset tiny --contexts 512,1024 --compute-dtype float32 --results {tmp_path}/r/"
             "efficiency.jsonl --repeats 1"
         ).split()
     )
     plot = ["--plot", f"{tmp_path}/r/efficiency.png"]
-    assert report.split()[2:] == [f"{tmp_path}/r/efficiency.jsonl", *plot]
+    assert report.split()[3:] == [f"{tmp_path}/r/efficiency.jsonl", *plot]
 
 
 def test_a_training_of_the_ablations_that_fails_says_so(script, model):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-import benchmark_shards
-import machine
+from eval import benchmark_shards
+from eval.common import hardware
 from longmem_fairseq.utils import cli
 
 SMALL = (
@@ -17,7 +17,7 @@ SMALL = (
 def test_run(tmp_path, monkeypatch, capfd):
     report, plot = tmp_path / "report.json", tmp_path / "plot.png"
     monkeypatch.setattr("sys.argv", [*SMALL, "--json", str(report), "--plot", str(plot)])
-    monkeypatch.setattr(machine, "matmul_rate", lambda *unused: 1e11)  # takes seconds
+    monkeypatch.setattr(hardware, "matmul_rate", lambda *unused: 1e11)  # takes seconds
     benchmark_shards.main()
     report = json.loads(report.read_text())
     (row,) = report["results"]  # 512 chunks are too few to train 16 clusters

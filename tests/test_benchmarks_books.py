@@ -7,8 +7,7 @@ import pytest
 import torch
 from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
 
-import evaluate
-import report
+from eval import evaluate, report
 from longmem_fairseq.commands.prepare import main as prepare_corpus
 from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines
 from tests.corpora import items_of
@@ -56,7 +55,6 @@ def test_bad_vocabularies_are_one_line(
 ):
     more = [part.format(model=models["longmem"]) for part in more]
     arguments = ("--source", corpus.parent / "text", "--dest", tmp_path / "out", *more)
-    main = prepare.main
     assert message in assert_one_line(
         monkeypatch, capsys, prepare_corpus, "prepare_corpus.py", *arguments
     )

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-import chapterbreak
-import make_chapterbreak
+from eval import chapterbreak
 from longmem_fairseq import LongMem
+from preprocess import make_chapterbreak
 from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines, whole_chunks
 from tests.model_folders import story
 

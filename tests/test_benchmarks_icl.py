@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 
-import icl
-from icl_tasks import TASKS, Example, is_right, read_examples
+from eval import icl
+from eval.icl_tasks import TASKS, Example, is_right, read_examples
 from longmem_fairseq import LongMem
 from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines, whole_chunks
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import make_haystack
-import needle
+from eval import needle
+from eval.common.prompt_reader import PromptReader
 from longmem_fairseq import LongMem
-from prompt_reader import PromptReader
-from recall_words import NAMES, TRADES
+from preprocess import make_haystack
+from preprocess.recall_words import NAMES, TRADES
 from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines
 from tests.model_folders import story
 

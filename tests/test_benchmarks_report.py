@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-import report
-import report_tables
+from eval import perplexities, report
 from tests.benchmark_runs import assert_one_line, call
 
 
@@ -293,4 +292,4 @@ def test_the_summary_has_every_benchmark_of_the_file(tmp_path, monkeypatch, caps
     [(0, 5000, "< 5k"), (500_000, 1_000_000, "500k-1M"), (1_000_000, None, "> 1M")],
 )
 def test_names_of_lengths(start, stop, name):
-    assert report_tables.length_name(start, stop) == name
+    assert perplexities.length_name(start, stop) == name

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import squad
+from eval import squad
+from eval.squad_metrics import exact_match, f1, normalize_answer
 from longmem_fairseq import LongMem
-from squad_metrics import exact_match, f1, normalize_answer
 from tests.benchmark_runs import assert_one_line, assert_resumes, call, lines, whole_chunks
 from tests.examples import examples
 from tests.model_folders import story

@@ -187,7 +187,7 @@ def test_shards_of_shards_are_refused():
     for option in ({"num_shards": 2}, {"shard_id": 1}):
         cfg = FairseqConfig(dataset=DatasetConfig(**option))
         with pytest.raises(ValueError, match=r"--shard-id \(\d\) do not go with several processes"):
-            processes._distributed_main(0, eval_lm.main, cfg, {})
+            processes.distributed_main(0, eval_lm.main, cfg, {})
 
 
 @pytest.mark.parametrize("option", ["--ddp-backend fully_sharded", "--bf16", "--tpu"])

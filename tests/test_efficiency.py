@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-import benchmark_model
-import efficiency
+from eval import benchmark_model, efficiency
 from tests.benchmark_runs import assert_one_line, call, lines
 
 TINY = ("--preset", "tiny", "--compute-dtype", "float32", "--device", "cpu")

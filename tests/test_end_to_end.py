@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from stream_scoring import load_model, perplexity, score_documents
+from eval.common.stream_scoring import load_model, perplexity, score_documents
 
 pytestmark = [
     pytest.mark.slow,
@@ -56,12 +56,12 @@ def call(root):
 def data(call, tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     call(
-        "preprocess/make_recall_corpus.py",
+        *("-m", "preprocess.make_recall_corpus"),
         *("--dest", folder / "text", "--train-documents", 6, "--train-words", 400),
         *("--valid-documents", 2, "--test-documents", 3, "--test-words", 300),
     )
     call(
-        "preprocess/prepare_corpus.py",
+        *("-m", "preprocess.prepare_corpus"),
         *("--source", folder / "text", "--dest", folder / "data", "--vocab-size", 400),
     )
     return folder / "data"

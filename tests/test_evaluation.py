@@ -7,11 +7,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import evaluate
-import report
+from eval import evaluate, report
+from eval.common.stream_scoring import DocumentScores
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.utils import cli
-from stream_scoring import DocumentScores
 from tests.small_models import MEMORY, SEGMENT
 
 

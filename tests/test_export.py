@@ -8,12 +8,12 @@ import torch
 from fairseq.data import Dictionary
 from omegaconf import OmegaConf
 
-import export_longmem
+from eval import export_longmem
+from eval.common.stream_scoring import load_model
 from longmem_fairseq.models.checkpoints import dictionary_hash
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
 from longmem_fairseq.utils.cli import run
-from stream_scoring import load_model
 from tests.small_models import MEMORY, SAVED, SEGMENT, document, read
 
 

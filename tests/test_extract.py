@@ -7,9 +7,8 @@ import tarfile
 
 import pytest
 
-import extract_arxiv
-import extract_gutenberg
-from gutenberg_text import strip_boilerplate, unwrap, with_ascii_punctuation
+from preprocess import extract_arxiv, extract_gutenberg
+from preprocess.gutenberg_text import strip_boilerplate, unwrap, with_ascii_punctuation
 from tests.benchmark_runs import assert_one_line
 
 HEADER = "The Project Gutenberg eBook of Moby\n\nTitle: Moby\n\n"

@@ -218,7 +218,7 @@ def test_a_rank_whose_losses_are_finite_says_where_to_look(monkeypatch):
     trainer = SimpleNamespace(task=task, data_parallel_rank=0, data_parallel_world_size=2)
     trainer.get_num_updates = lambda: 6
     with pytest.raises(FloatingPointError) as error:
-        compat._train_step(trainer)
+        compat.train_step(trainer)
     assert str(error.value) == (
         "update 7: gradients are Nan/Inf; the log of another rank may name the document"
     )

@@ -15,6 +15,7 @@ pytest.importorskip("tokenizers", reason="needs the extra hf")
 from fairseq_cli import eval_lm, train  # noqa: E402
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 
+from eval.common.stream_scoring import load_model  # noqa: E402
 from longmem_fairseq import LongMem  # noqa: E402
 from longmem_fairseq.commands import (
     convert,  # noqa: E402
@@ -24,7 +25,6 @@ from longmem_fairseq.commands import (
 from longmem_fairseq.models.checkpoints import fingerprint  # noqa: E402
 from longmem_fairseq.tasks import LongMemLanguageModelingTask  # noqa: E402
 from longmem_fairseq.tasks.config import LongMemLanguageModelingConfig  # noqa: E402
-from stream_scoring import load_model  # noqa: E402
 from tests.hf_models import make_model, transformers  # noqa: E402
 from tests.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
 from tests.test_streams import Documents  # noqa: E402

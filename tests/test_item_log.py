@@ -5,7 +5,7 @@ import zlib
 
 import pytest
 
-from item_log import ItemLog
+from eval.common.item_log import ItemLog
 
 SETTINGS = {"benchmark": "icl", "seed": 1}
 

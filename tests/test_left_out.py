@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-import extract_arxiv
 from longmem_fairseq.corpus.source import Source
 from longmem_fairseq.utils.text_files import matching_files
+from preprocess import extract_arxiv
 from tests.corpora import PLAIN, prepare, read_lines
 
 compress = zstandard.ZstdCompressor().compress

@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from fairseq_cli import eval_lm
 
-from longmem_fairseq import LongMem, processes
+from longmem_fairseq import LongMem
+from longmem_fairseq.fairseq_patches import processes
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
 from tests.model_folders import story

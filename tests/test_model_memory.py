@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from eval.common.stream_scoring import use_memory
 from longmem_fairseq.criterions import LongMemCrossEntropyCriterion
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRMConfig
-from stream_scoring import use_memory
 from tests.small_models import SEGMENT, differ, document, read
 
 

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-import make_recall_corpus
 from longmem_fairseq.corpus.split import split_by_rank
 from longmem_fairseq.tokenizers import load_dictionary
+from preprocess import make_recall_corpus
 from tests.corpora import (
     ODD_TEXTS,
     PLAIN,

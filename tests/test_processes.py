@@ -157,7 +157,7 @@ def test_an_error_of_nccl_is_a_lost_rank_and_no_other_error_is(monkeypatch):
     def end_with(error, expected=ConnectionError):
         monkeypatch.setattr(processes, "_original_main", mock.Mock(side_effect=error))
         with pytest.raises(expected) as raised:
-            processes._distributed_main(0, train.main, cfg, {})
+            processes.distributed_main(0, train.main, cfg, {})
         return raised.value
 
     error = torch.distributed.DistBackendError("NCCL error ...: remote process exited ...")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from eval.common.prompt_reader import Demonstrations, PromptReader
 from longmem_fairseq import LongMem
-from prompt_reader import Demonstrations, PromptReader
 
 WINDOW = 24
 KINDS = ("backbone", "longmem", "memtrm")

@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-import make_recall_corpus
 from longmem_fairseq.utils.cli import run
-from recall_words import NAMES, RELATIONS
+from preprocess import make_recall_corpus
+from preprocess.recall_words import NAMES, RELATIONS
 
 SMALL = ["--train-documents", "6", "--train-words", "3000"]
 SMALL += ["--valid-documents", "1", "--test-documents", "2", "--test-words", "5000"]

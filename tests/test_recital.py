@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from fairseq.data import Dictionary, data_utils
 
-import make_recital
 from longmem_fairseq.tokenizers.folder import VOCABULARY_FILES
 from longmem_fairseq.utils import cli
+from preprocess import make_recital
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import torch
 from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
 from fairseq_cli import eval_lm
 
-import parity
+from eval import parity
+from eval.common.stream_scoring import load_model
 from longmem_fairseq import LongMem
 from longmem_fairseq.commands import convert_released
 from longmem_fairseq.models.checkpoints import load_backbone
-from stream_scoring import load_model
 from tests.corpora import items_of, prepare, write_gpt2_files, write_splits
 from tests.fuzz import converted_seeds
 from tests.fuzz.watch import watched

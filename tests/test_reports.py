@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-import export_longmem
+from eval import export_longmem
 from longmem_fairseq import LongMem
 from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.utils.cli import run

@@ -1,11 +1,11 @@
-"""results.py: what is appended to a file of results, and what code a run is of."""
+"""results.py and provenance.py: what is appended to a file of results, and what code a run is of."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 
-import results
+from eval.common import provenance, results
 from longmem_fairseq.utils.text_files import chance_of
 from tests.benchmark_runs import lines
 
@@ -36,13 +36,13 @@ def test_code_that_was_changed_is_other_code(tmp_path, monkeypatch):
     for name in ("package", "eval"):
         (tmp_path / name / "inner").mkdir(parents=True)
         (tmp_path / name / "inner" / "a.py").write_text("1")
-    monkeypatch.setattr(results, "__file__", str(tmp_path / "eval" / "results.py"))
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
     package = tmp_path / "package" / "__init__.py"
-    monkeypatch.setattr(results.longmem_fairseq, "__file__", str(package))
+    monkeypatch.setattr(provenance.longmem_fairseq, "__file__", str(package))
 
     def code_hash():
-        results.code_hash.cache_clear()
-        return results.code_hash()
+        provenance.code_hash.cache_clear()
+        return provenance.code_hash()
 
     found = [code_hash()]
     for name in ("package", "eval"):
@@ -53,7 +53,7 @@ def test_code_that_was_changed_is_other_code(tmp_path, monkeypatch):
     assert len(set(found)) == 4
     (tmp_path / "eval" / "a.md").write_text("text")
     assert code_hash() == found[-1]
-    results.code_hash.cache_clear()
+    provenance.code_hash.cache_clear()
 
 
 @pytest.mark.parametrize("content", [{}, {"chance": None}, {"chance": 0}, {"chance": 0.5}])

@@ -12,8 +12,6 @@ import torch
 import zstandard
 from fairseq import checkpoint_utils
 
-import extract_arxiv
-import make_chapterbreak
 from longmem_fairseq import LongMem
 from longmem_fairseq.conversion.files import weight_files
 from longmem_fairseq.corpus import files as corpus_files
@@ -24,6 +22,7 @@ from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
 from longmem_fairseq.tasks.resume import names_beside
 from longmem_fairseq.tokenizers import CheckpointIds, GPT2Tokenizer, load_dictionary
+from preprocess import extract_arxiv, make_chapterbreak
 from tests.corpora import write_gpt2_files
 from tests.fuzz import seeds
 from tests.fuzz.watch import watched
@@ -87,7 +86,7 @@ def test_tasks_of_others_are_refused(model):
 
 def test_code_that_comes_with_a_tokenizer_is_not_run(tmp_path):
     pytest.importorskip("transformers", reason="needs the extra hf")
-    from longmem_fairseq.commands import convert
+    from longmem_fairseq.conversion import tokens
 
     executed = tmp_path / "executed"
     code = f"import os; os.mkdir({str(executed)!r})\nclass T: pass\n"
@@ -96,7 +95,7 @@ def test_code_that_comes_with_a_tokenizer_is_not_run(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "vocab.json").write_text("{}")
     with watched(tmp_path), pytest.raises(ValueError, match="transformers cannot read its tok"):
-        convert.older_tokenizer(tmp_path)
+        tokens.older_tokenizer(tmp_path)
     assert not executed.exists()
 
 

@@ -1,8 +1,9 @@
 """What fairseq's trainer says of shared parameters: those that are shared, and no others."""
 
 import torch
-from fairseq import trainer
 from torch import nn
+
+from longmem_fairseq.fairseq_patches.shared_parameters import shared_parameters
 
 
 class Shared(nn.Module):
@@ -20,9 +21,9 @@ class Shared(nn.Module):
 
 
 def test_only_what_is_shared_is_found():
-    assert trainer._catalog_shared_params(Shared()) == [
+    assert shared_parameters(Shared()) == [
         ["scale", "inner.0.scale"],
         ["embedding.weight", "head.weight"],
         ["first.weight", "again.weight"],
     ]
-    assert trainer._catalog_shared_params(nn.Linear(2, 2, bias=False)) == []
+    assert shared_parameters(nn.Linear(2, 2, bias=False)) == []

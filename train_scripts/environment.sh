@@ -33,7 +33,7 @@ longmem_environment() {
   # faiss-cpu must not go on top of faiss-gpu.
   if python -I -m pip show --quiet faiss-gpu 2>/dev/null; then
     extra=${extra/#cpu/gpu}
-    if [[ "$extra" != gpu ]]; then extra+=-gpu; fi
+    if [[ "$extra" != gpu && "$extra" != hf ]]; then extra+=-gpu; fi
   fi
 
   missing=$(python -I "$root/train_scripts/missing_requirements.py" "$root" "$extra") || return
@@ -52,7 +52,12 @@ longmem_install() (
   trap 'rm -f "$constraints"' EXIT
   sed "${torch:+s/^torch==.*/torch==$torch/}" constraints.txt >"$constraints"
   python -m pip install --quiet -c "$constraints" torch numpy cython "setuptools>=64" wheel || return
-  python -m pip install --quiet -c "$constraints" --no-build-isolation -e ".[$2]"
+  python -m pip install --quiet -c "$constraints" --no-build-isolation -e ".[$2]" || return
+  # fairseq's metadata asks for torchaudio, of which only a task for speech makes use. The one of PyPI needs
+  # CUDA, and beside a torch without it no model class of transformers can be imported.
+  if ! python -I -c "import torchaudio" 2>/dev/null; then
+    python -m pip uninstall --quiet --yes torchaudio
+  fi
 )
 
 longmem_environment "${1:?the extra to install, one of cpu, gpu, test, dev}"

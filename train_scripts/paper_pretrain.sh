@@ -2,7 +2,7 @@
 # Pre-trains the paper's backbone GPT-2* (407M parameters: 24 layers x 1,024, ALiBi) on 8 GPUs, or more
 # machines of 8 (see paper_launch.sh).
 #
-#   python preprocess/prepare_corpus.py --source pile --dest data/pile --tokenizer gpt2 \
+#   python -m preprocess.prepare_corpus --source pile --dest data/pile --tokenizer gpt2 \
 #     --gpt2-bpe-dir gpt2_bpe --workers 32
 #   DATA_DIR=data/pile SAVE_DIR=runs/paper/backbone bash train_scripts/paper_pretrain.sh
 #

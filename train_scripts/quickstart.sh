@@ -38,6 +38,7 @@ export RETRIEVAL_LAYER_INDEX=${RETRIEVAL_LAYER_INDEX:-3} SEED=${SEED:-1}
 MORE_SEEDS=${MORE_SEEDS:-} # SideNets to be trained once more with each of these seeds
 # fairseq 0.12 speaks the dialects of hydra and PyTorch of 2020: a page of warnings at every start
 export PYTHONWARNINGS=ignore
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} # of eval and preprocess
 
 mkdir -p "$RUN_DIR"
 log() { printf '%s  %s\n' "$(date +%H:%M:%S)" "$*"; }
@@ -52,19 +53,19 @@ train() { # NAME SCRIPT [ARGUMENT ...]: trains RUN_DIR/NAME, with its log beside
 
 if [[ -z "$TEXT_DIR" ]]; then
   log "making the recall corpus"
-  python "$root/preprocess/make_recall_corpus.py" --dest "$RUN_DIR/text"
+  python -m preprocess.make_recall_corpus --dest "$RUN_DIR/text"
   TEXT_DIR=$RUN_DIR/text
 fi
 log "preparing $TEXT_DIR"
 export DATA_DIR=$RUN_DIR/data
-python "$root/preprocess/prepare_corpus.py" --source "$TEXT_DIR" --dest "$DATA_DIR" \
+python -m preprocess.prepare_corpus --source "$TEXT_DIR" --dest "$DATA_DIR" \
   --vocab-size "$VOCAB_SIZE" --workers 2
-python "$root/preprocess/make_recital.py" --data "$DATA_DIR" --dest "$RUN_DIR/recital" \
+python -m preprocess.make_recital --data "$DATA_DIR" --dest "$RUN_DIR/recital" \
   --tokens "$RECITAL_TOKENS"
 pretraining_data=$DATA_DIR
 if ((MIXED_TOKENS > 0)); then
   pretraining_data=$RUN_DIR/mixed
-  python "$root/preprocess/make_recital.py" --data "$DATA_DIR" --dest "$pretraining_data" --mix \
+  python -m preprocess.make_recital --data "$DATA_DIR" --dest "$pretraining_data" --mix \
     --tokens "$MIXED_TOKENS" --seed 2
 fi
 
@@ -84,7 +85,7 @@ evaluate() { # NAME MODEL [ARGUMENT ...]
   local name=$1 model=$2
   shift 2
   if [[ "$model" == longmem* || "$model" == memtrm ]]; then set -- "${memory[@]}" "$@"; fi
-  python "$root/eval/evaluate.py" "$DATA_DIR" --path "$RUN_DIR/$model/checkpoint_last.pt" \
+  python -m eval.evaluate "$DATA_DIR" --path "$RUN_DIR/$model/checkpoint_last.pt" \
     --name "$name" --results "$RUN_DIR/results.jsonl" --tokens-per-sample "$TOKENS_PER_SAMPLE" \
     --batch-size 8 --seed "$SEED" "$@" 2>>"$RUN_DIR/evaluation.log" \
     || fail_with_log "evaluating $name" "$RUN_DIR/evaluation.log"
@@ -108,4 +109,4 @@ evaluate longmem_empty_memory longmem --memory empty
 evaluate longmem_other_memory longmem --memory other
 
 log "results"
-python "$root/eval/report.py" "$RUN_DIR/results.jsonl" --plot "$RUN_DIR/results.png"
+python -m eval.report "$RUN_DIR/results.jsonl" --plot "$RUN_DIR/results.png"

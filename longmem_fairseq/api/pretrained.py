@@ -10,6 +10,7 @@ from fairseq.models import FairseqLanguageModel
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from longmem_fairseq.fairseq_patches import install
 from longmem_fairseq.models.checkpoints import CHECKPOINTS, checkpoint_in, identify_memory
 from longmem_fairseq.tasks.config import MODEL_OPTIONS, TASK, ModelOptions
 from longmem_fairseq.tokenizers import Tokenizer, load_tokenizer
@@ -48,6 +49,7 @@ def load_with_options(
     path: Path, device: Union[str, torch.device], overrides: Dict
 ) -> Tuple[FairseqLanguageModel, Tokenizer]:
     """The same, for commands: errors name options as a command line does."""
+    install()
     checkpoint = _find_checkpoint(path)
     for name in overrides:
         if name not in _OPTIONS:
@@ -56,6 +58,7 @@ def load_with_options(
     nothing = {name: getattr(ModelOptions(), name) for name in MODEL_OPTIONS}
     task = {**nothing, **overrides, "data": str(checkpoint.parent)}
     state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint), {"task": task})
+    _give_memory(state, overrides)
     _check_task(checkpoint, state)
     try:
         (model,), _ = checkpoint_utils.load_model_ensemble([str(checkpoint)], state=state)
@@ -90,6 +93,15 @@ def _find_checkpoint(path: Path) -> Path:
             "there (train_scripts/copy_vocabulary.sh)"
         )
     return found
+
+
+def _give_memory(state: Dict, overrides: Dict) -> None:
+    """A backbone that was converted has a memory, without training, unless no_memory says otherwise."""
+    cfg = state.get("cfg")
+    fitted = OmegaConf.select(cfg, "model.fitted_search_layer") if cfg else None
+    if fitted and not overrides.get("no_memory") and overrides.get("memory_size") != 0:
+        if cfg.task.pointer is None:
+            cfg.task.pointer = "constant"
 
 
 def _check_task(checkpoint: Path, state: Dict) -> None:

@@ -20,11 +20,11 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from longmem_fairseq.conversion.model_folder import check_fits, save_model
-from longmem_fairseq.fairseq_patches.checkpoints import clear_errors
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.checkpoints import fingerprint
 from longmem_fairseq.models.longmem import LongMemConfig, SideNetDecoder
 from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2Tokenizer
+from longmem_fairseq.utils.checkpoint_errors import clear_errors
 from longmem_fairseq.utils.cli import run
 from longmem_fairseq.utils.output_folder import check_new, replaced_folder
 
@@ -78,8 +78,8 @@ def load_safely(path: Path) -> Dict[str, Any]:
         FileNotFoundError: there is no such file
         ValueError: it is damaged, holds no dictionary, or would execute code
     """
-    with clear_errors(path):
-        # longmem_fairseq.fairseq_patches.checkpoints allows argparse.Namespace, a plain bag of options
+    # a plain bag of options
+    with clear_errors(path), torch.serialization.safe_globals([argparse.Namespace]):
         state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
         raise ValueError(f"{path} is not a checkpoint: it holds a {type(state).__name__}")

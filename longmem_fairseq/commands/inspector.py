@@ -13,9 +13,9 @@ from longmem_fairseq.commands.options import (
     check_output,
     load_model,
     make_parser,
+    parse,
     read_texts,
 )
-from longmem_fairseq.inspector import inspect_text, make_page
 from longmem_fairseq.utils.cli import counted, run
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     add("--output", required=True, help="page to write, as page.html")
     add("--max-tokens", type=int, default=2000, help="of the text, from its start (default: 2000)")
     add("--per-head", type=int, default=3, help="passages to show for each head (default: 3)")
-    args = parser.parse_intermixed_args()
+    args = parse(parser)
     for option, value in (("--max-tokens", args.max_tokens), ("--per-head", args.per_head)):
         if value < 1:
             raise ValueError(f"{option} ({value}) must be at least 1")
@@ -34,9 +34,12 @@ def main() -> None:
     if len(texts) > 1:
         raise ValueError(f"{len(texts)} texts: give one to inspect, the others to longmem-memorize")
     ((name, text),) = texts
+    from longmem_fairseq.inspector import inspect_text, make_page
+
     lm = load_model(args)
-    text = lm.tokenizer.decode(lm.tokenizer.indices(text)[: args.max_tokens])
-    inspection = inspect_text(lm, text, args.per_head, progress=True)
+    read = lm.tokenizer.indices(text, args.special_tokens)[: args.max_tokens]
+    text = lm.tokenizer.decode(read, args.special_tokens)
+    inspection = inspect_text(lm, text, args.per_head, True, args.special_tokens)
     bank = lm.memory.single_bank(lm.device)
     documents, held = len(bank.sources[0]), len(bank.held(0))
     memory = f"Memorised before: {counted(documents, 'document')}; {counted(held, 'token')} held."

@@ -17,6 +17,7 @@ from longmem_fairseq.commands.options import (
     check_output,
     load_model,
     make_parser,
+    parse,
     read_texts,
 )
 from longmem_fairseq.memory.memory_file import is_memory_file
@@ -27,7 +28,7 @@ from longmem_fairseq.utils.replaced_file import file_version
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--output", required=True, help="memory file to write")
-    args = parser.parse_intermixed_args()
+    args = parse(parser)
     check_output(args.output)
     if os.path.exists(args.output) and not is_memory_file(args.output):
         raise ValueError(f"--output ({args.output}) is there, and no memory file: give a new name")
@@ -49,7 +50,7 @@ def memorize(args: argparse.Namespace) -> dict:
     before = file_version(args.output)
     names, texts = zip(*read_texts(args), strict=True)
     lm = load_model(args)
-    tokens = lm.memorize(texts, names)
+    tokens = lm.memorize(texts, names, special_tokens=args.special_tokens)
     lm.save_memory(args.output, replaces=before)
     bank = lm.memory.single_bank(lm.device)
     return {

@@ -1,25 +1,30 @@
-"""What the commands have in common: which model, which memory, which texts."""
+"""What the commands have in common: which model, which memory, which texts.
+
+fairseq takes seconds to import, and is imported when a command line was found to be good.
+"""
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
-from typing import List, Tuple
+from typing import TYPE_CHECKING, List, Tuple
 
-from fairseq.dataclass.utils import gen_parser_from_dataclass
-
-from longmem_fairseq.api.hub_interface import LongMem
-from longmem_fairseq.api.pretrained import load_with_options
-from longmem_fairseq.tasks.config import ModelOptions, given_options
+from longmem_fairseq.utils.allocator import keep_freed_memory
+from longmem_fairseq.utils.cli import check_positive
 from longmem_fairseq.utils.replaced_file import replaced_mode
 from longmem_fairseq.utils.text_files import matching_files, read_text, text_of
 
+if TYPE_CHECKING:
+    from longmem_fairseq import LongMem
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """A parser of MODEL, TEXT... and the options of model and memory.
+
+def make_parser(description: str, reads_texts: bool = True) -> argparse.ArgumentParser:
+    """A parser, for :func:`parse`, of MODEL, TEXT... and the options of model and memory.
 
     Args:
         description: its first line says what the command does; the rest ends in an example
+        reads_texts: otherwise there are no TEXT..., --special-tokens and --json
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -27,26 +32,68 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "model", help="folder with checkpoint, dict.txt and tokenizer, or a checkpoint in it"
     )
-    parser.add_argument(
-        "texts",
-        nargs="*",
-        metavar="text",
-        help="text files in UTF-8, or patterns in quotes; - or none: standard input",
-    )
+    if reads_texts:
+        parser.add_argument(
+            "texts",
+            nargs="*",
+            metavar="text",
+            help="text files in UTF-8, or patterns in quotes; - or none: standard input",
+        )
+        parser.add_argument(
+            "--special-tokens",
+            action="store_true",
+            help="read special tokens of the model that a text spells out (default: they are text)",
+        )
+        parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument("--memory", help="memory file to start from (default: an empty memory)")
     parser.add_argument(
         "--memory-map",
         action="store_true",
         help="leave the memory in its file instead of reading it",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    gen_parser_from_dataclass(parser.add_argument_group("model"), ModelOptions())
+    parser.add_argument(
+        "--tokens-per-sample",
+        type=int,
+        help="tokens of the local window (default: as the checkpoint was trained)",
+    )
+    parser.add_argument(
+        "--help-model",
+        action=_HelpModel,
+        nargs=0,
+        help="show the options of model and memory too (--memory-size, --k, --compute-dtype, ...)",
+    )
     return parser
 
 
-def load_model(args: argparse.Namespace) -> LongMem:
+class _HelpModel(argparse.Action):
+    def __call__(self, parser, *unused):
+        _add_model_options(parser)
+        parser.print_help()
+        parser.exit()
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    from fairseq.dataclass.utils import gen_parser_from_dataclass
+
+    from longmem_fairseq.tasks.config import ModelOptions
+
+    logging.getLogger().setLevel(logging.WARNING)  # fairseq leaves it at DEBUG
+    gen_parser_from_dataclass(parser.add_argument_group("model"), ModelOptions())
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line, with the options of the model, which come last."""
+    parser.parse_known_args()  # help, and most mistakes, need no fairseq
+    _add_model_options(parser)
+    return parser.parse_intermixed_args()
+
+
+def load_model(args: argparse.Namespace, with_memory: bool = True) -> "LongMem":
     """The model, with its memory.
+
+    Args:
+        with_memory: otherwise --memory is not read
 
     Raises:
         FileNotFoundError, ValueError: see :meth:`LongMem.from_pretrained` and ``load_memory``; or
@@ -54,8 +101,17 @@ def load_model(args: argparse.Namespace) -> LongMem:
     """
     if args.memory_map and args.memory is None:
         raise ValueError("--memory-map needs --memory, the file that is to be mapped")
-    lm = LongMem(*load_with_options(Path(args.model), args.device, given_options(args)))
-    if args.memory is not None:
+    check_positive(args, "tokens_per_sample")
+    from longmem_fairseq import LongMem
+    from longmem_fairseq.api.pretrained import load_with_options
+    from longmem_fairseq.tasks.config import given_options
+
+    keep_freed_memory()
+    options = given_options(args)
+    if args.tokens_per_sample is not None:
+        options["tokens_per_sample"] = args.tokens_per_sample
+    lm = LongMem(*load_with_options(Path(args.model), args.device, options))
+    if args.memory is not None and with_memory:
         lm.load_memory(args.memory, memory_map=args.memory_map)
     return lm
 
@@ -87,17 +143,22 @@ def check_argument(option: str, text: str) -> str:
 
 
 def check_output(path: str) -> None:
+    """See :func:`check_file`."""
+    check_file("--output", path)
+
+
+def check_file(option: str, path: str) -> None:
     """Before the work of hours.
 
     Raises:
-        ValueError: *path*, given as --output, cannot be a file
+        ValueError: *path*, given as *option*, cannot be a file that is written
     """
     folder = Path(path).absolute().parent
     if not folder.is_dir():
-        raise ValueError(f"--output ({path}): there is no folder {folder}")
+        raise ValueError(f"{option} ({path}): there is no folder {folder}")
     if Path(path).is_dir():
-        raise ValueError(f"--output ({path}) is a folder: give a file to write")
+        raise ValueError(f"{option} ({path}) is a folder: give a file to write")
     try:
         replaced_mode(path)
     except OSError as error:
-        raise ValueError(f"--output ({path}): {error}") from None
+        raise ValueError(f"{option} ({path}): {error}") from None

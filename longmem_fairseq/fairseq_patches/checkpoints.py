@@ -1,8 +1,7 @@
-"""What fairseq 0.12 needs to read checkpoints safely with today's PyTorch, and to resume exactly.
+"""Replacements for fairseq's functions that save and load checkpoints, and around its update.
 
 ``torch.load`` unpickles nothing but tensors and plain containers unless told otherwise, and we keep
-it that way. Checkpoints of the released LongMem code also hold an ``argparse.Namespace``, a plain
-bag of options. fairseq's loader is wrapped so that whatever goes wrong is one clear error.
+it that way. fairseq's loader is wrapped so that whatever goes wrong is one clear error.
 
 fairseq tells a task of a save on the first rank alone, and of a load without model and folder. Its
 functions are wrapped so that a task that has ``before_save``, ``after_save`` and ``after_load``
@@ -14,14 +13,10 @@ A checkpoint is either whole or not there. fairseq copied ``checkpoint_last.pt``
 up to three times into one file where a disk was full.
 """
 
-import argparse
 import logging
 import math
 import os
-import pickle
 import shutil
-import struct
-import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,6 +27,7 @@ from fairseq.trainer import Trainer
 
 from longmem_fairseq.models.checkpoints import checkpoint_in, find_backbone, note_backbone
 from longmem_fairseq.models.exported import read_exported
+from longmem_fairseq.utils.checkpoint_errors import clear_errors
 
 logger = logging.getLogger(__name__)
 
@@ -45,60 +41,8 @@ _original_group = iterators.GroupedIterator.__init__
 
 _UNFINISHED = ".tmp"
 
-# what torch.load raises for a damaged file, depending on where the damage is
-_DAMAGE = (
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-    struct.error,
-    zipfile.BadZipFile,
-)
 
-
-@contextmanager
-def clear_errors(path):
-    """Around the loading of a checkpoint: errors for people.
-
-    Raises:
-        FileNotFoundError: there is no such file
-        ValueError: not a checkpoint, a damaged one, or one that would execute code
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such checkpoint")
-    try:
-        _check_size(path)
-        yield
-    except _DAMAGE as error:
-        if "unsupported global" in str(error).lower():  # PyTorch has two spellings
-            raise ValueError(
-                f"{path}: refused, it would execute code when loaded (its pickle names objects other "
-                "than tensors and plain containers)"
-            ) from error
-        raise ValueError(f"{path} is not a checkpoint, or a damaged one") from error
-    except MemoryError as error:  # a string in an old pickle may claim to be of 4 GB
-        raise ValueError(
-            f"{path} is not a checkpoint, or a damaged one, or takes more memory than there is"
-        ) from error
-    except OSError as error:
-        if error.filename is not None:  # not allowed to read it, and the like
-            raise
-        raise ValueError(f"{path} is not a checkpoint, or a damaged one") from error
-
-
-def _check_size(path) -> None:
-    """Raises ValueError for a file that unpacks to more than it is: torch.save compresses nothing."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if sum(part.file_size for part in archive.infolist()) > os.path.getsize(path):
-                raise ValueError("compressed")
-
-
-def _load_checkpoint_to_cpu(path, *args, **kwargs):
+def load_checkpoint_to_cpu(path, *args, **kwargs):
     """``fairseq.checkpoint_utils.load_checkpoint_to_cpu`` with :func:`clear_errors`.
 
     Also of exported models, which are no pickles, and of a folder that holds one checkpoint or more.
@@ -123,7 +67,7 @@ def _load_checkpoint_to_cpu(path, *args, **kwargs):
     return state
 
 
-def _save_checkpoint(cfg, trainer, epoch_itr, val_loss):
+def save_checkpoint(cfg, trainer, epoch_itr, val_loss):
     """``fairseq.checkpoint_utils.save_checkpoint`` between ``before_save`` and ``after_save``."""
     hooks = hasattr(trainer.task, "before_save") and not cfg.no_save
     if hooks:
@@ -134,7 +78,7 @@ def _save_checkpoint(cfg, trainer, epoch_itr, val_loss):
     return saved
 
 
-def _load_checkpoint(cfg, trainer, **kwargs):
+def load_checkpoint(cfg, trainer, **kwargs):
     """``fairseq.checkpoint_utils.load_checkpoint``, then ``after_load``."""
     if cfg.restore_file != "checkpoint_last.pt":
         if os.path.isdir(cfg.restore_file):
@@ -185,7 +129,7 @@ def _replaced(path):
         raise OSError(f"{path}: cannot be written ({reason})") from error
 
 
-def _write(state, path, async_write=False):
+def torch_persistent_save(state, path, async_write=False):
     """``fairseq.checkpoint_utils.torch_persistent_save``, once, and whole or not at all."""
     if async_write or not checkpoint_utils.PathManager.supports_rename(path):
         return _original_write(state, path, async_write)
@@ -194,7 +138,7 @@ def _write(state, path, async_write=False):
         torch.save(state, file)
 
 
-def _copy(source, target, overwrite=False):
+def copy(source, target, overwrite=False):
     """``PathManager.copy``, whole or not at all."""
     if not checkpoint_utils.PathManager.supports_rename(target):
         return _original_copy(source, target, overwrite)
@@ -202,7 +146,7 @@ def _copy(source, target, overwrite=False):
         return shutil.copyfile(source, unfinished)
 
 
-def _train_step(trainer, *args, **kwargs):
+def train_step(trainer, *args, **kwargs):
     """``Trainer.train_step``; where gradients are NaN the task says where the loss was."""
     try:
         return _original_train_step(trainer, *args, **kwargs)
@@ -214,7 +158,7 @@ def _train_step(trainer, *args, **kwargs):
         raise FloatingPointError(f"update {trainer.get_num_updates() + 1}: {where}") from error
 
 
-def _group(iterator, iterable, chunk_size, skip_remainder_batch=False):
+def grouped_iterator(iterator, iterable, chunk_size, skip_remainder_batch=False):
     """``GroupedIterator``, which counts the updates that are left of an epoch, also for a run that goes
     on with another --update-freq: fairseq counted those of whole epochs, and left out the last batches.
     """
@@ -222,13 +166,3 @@ def _group(iterator, iterable, chunk_size, skip_remainder_batch=False):
     if not skip_remainder_batch:
         left = len(iterable) - getattr(iterable, "n", 0)
         iterator.total = iterator.n + -(-left // chunk_size)
-
-
-checkpoint_utils.load_checkpoint_to_cpu = _load_checkpoint_to_cpu
-checkpoint_utils.save_checkpoint = _save_checkpoint
-checkpoint_utils.load_checkpoint = _load_checkpoint
-checkpoint_utils.PathManager.copy = staticmethod(_copy)
-checkpoint_utils.torch_persistent_save = _write
-Trainer.train_step = _train_step
-iterators.GroupedIterator.__init__ = _group
-torch.serialization.add_safe_globals([argparse.Namespace])

@@ -1,4 +1,6 @@
-"""fairseq's commands as several processes: on CPUs too, and with a clear end.
+"""Replacements for fairseq's functions that start processes.
+
+fairseq's commands as several processes: on CPUs too, and with a clear end.
 
 fairseq counts GPUs to know how many processes there are. On CPUs ``torchrun`` therefore gave W
 separate trainings, and the default backends, ``nccl`` and ``pytorch_ddp``, need GPUs.
@@ -18,11 +20,15 @@ import torch
 from fairseq.dataclass.configs import DistributedTrainingConfig
 from fairseq.distributed import DistributedTimeoutWrapper
 from fairseq.distributed import utils as distributed_utils
-from fairseq.models import distributed_fairseq_model
 
+from longmem_fairseq.fairseq_patches import install
 from longmem_fairseq.fairseq_patches.rank_evaluation import eval_lm_of_ranks
 from longmem_fairseq.fairseq_patches.sigterm import StopOnSigterm
 from longmem_fairseq.tasks.config import TASK, check_command
+from longmem_fairseq.utils.allocator import keep_freed_memory
+
+# for --heartbeat-timeout
+timeout_wrapper = partial(DistributedTimeoutWrapper, signal=signal.SIGKILL)
 
 _original_call_main = distributed_utils.call_main
 _original_main = distributed_utils.distributed_main
@@ -64,7 +70,7 @@ def use_cpus(cfg: DistributedTrainingConfig) -> None:
         cfg.ddp_backend = "legacy_ddp"
 
 
-def _call_main(cfg, main, **kwargs):
+def call_main(cfg, main, **kwargs):
     """``fairseq.distributed.utils.call_main`` with the above, and an end by SIGTERM.
 
     Raises:
@@ -72,6 +78,7 @@ def _call_main(cfg, main, **kwargs):
     """
     if getattr(cfg.task, "_name", None) == TASK:
         check_command(cfg)
+        keep_freed_memory()
     if cfg.common.cpu or not torch.cuda.is_available():
         use_cpus(cfg.distributed_training)
     functions = main.__globals__  # of the command, which may have been started as __main__
@@ -81,15 +88,19 @@ def _call_main(cfg, main, **kwargs):
         return _original_call_main(cfg, main, **kwargs)
 
 
-def _distributed_main(device_id, main, cfg, kwargs):
+def distributed_main(device_id, main, cfg, kwargs):
     """``fairseq.distributed.utils.distributed_main`` of a rank, whose command is *main*.
 
-    It leaves the process group after success.
+    It leaves the process group after success. A process that fairseq has spawned imported nothing
+    but this module, and for a package that is imported fairseq skips --user-dir.
 
     Raises:
         ConnectionError: another rank has ended, or does not answer
         ValueError: fairseq-eval-lm is to read a shard, and its processes read shards already
     """
+    install()
+    if getattr(cfg.task, "_name", None) == TASK:
+        keep_freed_memory()
     if "eval_lm" in main.__globals__:  # fairseq-eval-lm, whose main calls it
         if (cfg.dataset.num_shards, cfg.dataset.shard_id) != (1, 0):
             raise ValueError(
@@ -110,10 +121,3 @@ def _distributed_main(device_id, main, cfg, kwargs):
         ) from error
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-distributed_utils.call_main = _call_main
-distributed_utils.distributed_main = _distributed_main
-distributed_fairseq_model.DistributedTimeoutWrapper = partial(
-    DistributedTimeoutWrapper, signal=signal.SIGKILL
-)

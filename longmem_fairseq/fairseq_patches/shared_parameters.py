@@ -7,7 +7,6 @@ module does not have, such as the bias of a layer without one, for one parameter
 
 from typing import Dict, List
 
-from fairseq import trainer
 from torch import nn
 
 
@@ -17,6 +16,3 @@ def shared_parameters(module: nn.Module) -> List[List[str]]:
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
     return [group for group in names.values() if len(group) > 1]
-
-
-trainer._catalog_shared_params = shared_parameters

@@ -380,7 +380,6 @@ class MemoryBank:
         """What the chosen slots hold; scores b x T x R where all heads were searched at once."""
         first = torch.stack([self._first_rows(bank, chunks.device) for bank in banks])  # b x H x 1
         rows = chunks.clamp(min=0) + first.unsqueeze(-1)  # b x H x T x R
-        chunks = chunks.expand(rows.shape)
         if scores is None:
             return Retrieved(chunks, rows, self.store)
         return Retrieved(chunks, rows, self.store, scores, self._token_ids(chunks[:, 0], banks))

@@ -172,7 +172,8 @@ def _check_header(header: Dict) -> None:
     """Raises ValueError, KeyError or TypeError where it is not that of a bank."""
     names = ("num_streams", "num_heads", "head_dim", "memory_size", "chunk_size", "k")
     for name in names:
-        if type(header[name]) is not int or not 1 <= header[name] <= MOST:
+        least = 0 if name == "num_heads" and header["search"] == "hidden" else 1
+        if type(header[name]) is not int or not least <= header[name] <= MOST:
             raise ValueError(f"{name} {header[name]!r}")
     memory_size, size, k = header["memory_size"], header["chunk_size"], header["k"]
     if memory_size % size or k % size or k > memory_size:

@@ -1,7 +1,7 @@
 """The result of a search.
 
-B streams, T tokens, H heads of the store, D head_dim, R chunks retrieved per query of c tokens each,
-K = R * c tokens retrieved per query.
+B streams, T tokens, H heads of the store, H* searches per query (H, or 1 for all),
+D head_dim, R chunks retrieved per query of c tokens each, K = R * c tokens retrieved per query.
 """
 
 from typing import NamedTuple, Optional, Tuple
@@ -14,7 +14,7 @@ from longmem_fairseq.memory.chunk_store import ChunkStore
 class Retrieved(NamedTuple):
     """What every query found: chunks that are still in the bank.
 
-    chunks: B x H x T x R slot numbers, -1 where there was none
+    chunks: B x H* x T x R slot numbers, -1 where there was none
     rows: B x H x T x R rows of *store*, any where there was none
     store: where the keys and values are, until the bank is written again
     scores: B x T x R inner products of query and search key, -inf where there was none; None where
@@ -30,7 +30,7 @@ class Retrieved(NamedTuple):
 
     @property
     def valid(self) -> Tensor:
-        """B x H x T x K, False where the bank held fewer than K tokens."""
+        """B x H* x T x K, False where the bank held fewer than K tokens."""
         return self.chunks.ge(0).repeat_interleave(self.store.chunk_size, dim=-1)
 
     def tokens(self) -> Tuple[Tensor, Tensor]:
@@ -40,7 +40,14 @@ class Retrieved(NamedTuple):
         keys, values = self.store.gather(self.rows.flatten())
         return keys.view(shape), values.view(shape)
 
-    def repeated(self, groups: int) -> "Retrieved":
-        """The same for G query heads of every key/value head: chunks and rows B x H x G * T x R."""
-        chunks, rows = (t.repeat(1, 1, groups, 1) for t in (self.chunks, self.rows))
+    def from_query(self, first: int) -> "Retrieved":
+        """For the queries from *first* on, of those that found the same for all heads."""
+        chunks, rows = (tensor[:, :, first:] for tensor in (self.chunks, self.rows))
+        scores, token_ids = self.scores[:, first:], self.token_ids[:, first:]
+        return Retrieved(chunks, rows, self.store, scores, token_ids)
+
+    def for_heads(self, group: int) -> "Retrieved":
+        """The same for G query heads of every head of the store: chunks and rows B x H * G x T x R."""
+        chunks = self.chunks.expand(self.rows.shape)
+        chunks, rows = (t.repeat_interleave(group, dim=1) for t in (chunks, self.rows))
         return self._replace(chunks=chunks, rows=rows)

@@ -59,14 +59,13 @@ class ShardedBank(MemoryBank):
             return found
         if banks is None:
             banks = [self.bank_of(row) for row in range(queries.size(0))]
-        own = found.chunks[:, : queries.size(1)]  # B x H* x T x R
-        scores, chunks = self._merge(self._scores(queries, own, banks), own)
+        scores = self._scores(queries, found.chunks, banks)
         first = (found.rows - found.chunks.clamp(min=0))[..., :1] * self.num_shards
+        scores, chunks = self._merge(scores, found.chunks)
         rows, store = self._fetch(chunks.clamp(min=0) + first)
         if found.scores is None:
             return Retrieved(chunks, rows, store)
-        token_ids = self._token_ids(chunks[:, 0], banks)
-        return Retrieved(chunks.expand(rows.shape), rows, store, scores[:, 0], token_ids)
+        return Retrieved(chunks, rows, store, scores[:, 0], self._token_ids(chunks[:, 0], banks))
 
     def _merge(self, scores: Tensor, chunks: Tensor) -> Tuple[Tensor, Tensor]:
         """The best R of what all processes found, best first: scores, and slots of the whole bank.

@@ -1,83 +1,58 @@
 """Options of the task."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, make_dataclass
 from importlib.util import find_spec
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.dataclass.configs import FairseqConfig
 from omegaconf import II, MISSING
 
-from longmem_fairseq.models.backbone import COMPUTE_DTYPE_CHOICES
-from longmem_fairseq.models.longmem import BACKBONE_DTYPE_CHOICES
-from longmem_fairseq.models.memory_config import (
-    MEMORY_DTYPE_CHOICES,
-    MEMORY_HEADS_CHOICES,
-    MEMORY_SCOPE_CHOICES,
-    MEMORY_STORAGE_CHOICES,
-)
+from longmem_fairseq.models.longmem import LongMemConfig
 
 TASK = "longmem_language_modeling"
-_OVERRIDE = " (default when evaluating: as the checkpoint was trained)"
+# options of the models, which say what they mean
+MODEL_OPTIONS = (
+    "pretrained_model_path",
+    "no_memory",
+    "memory_size",
+    "chunk_size",
+    "k",
+    "memory_search",
+    "search_layer",
+    "search_dim",
+    "pointer",
+    "memory_scope",
+    "memory_heads",
+    "memory_distance",
+    "memory_index",
+    "memory_index_parameters",
+    "memory_dtype",
+    "memory_storage",
+    "memory_dir",
+    "memory_shards",
+    "backbone_dtype",
+    "compute_dtype",
+)
 
 
-@dataclass
-class ModelOptions(FairseqDataclass):
-    """Options of the model that the task knows too, because fairseq-eval-lm reads the task's options
-    and takes the model's from the checkpoint. None leaves the checkpoint's value."""
-
-    pretrained_model_path: Optional[str] = field(
-        default=None, metadata={"help": "checkpoint of the backbone" + _OVERRIDE}
-    )
-    no_memory: bool = field(default=False, metadata={"help": "evaluate without a memory bank"})
-    memory_size: Optional[int] = field(
-        default=None, metadata={"help": "tokens a memory bank holds" + _OVERRIDE}
-    )
-    chunk_size: Optional[int] = field(
-        default=None, metadata={"help": "tokens per chunk" + _OVERRIDE}
-    )
-    k: Optional[int] = field(
-        default=None, metadata={"help": "tokens retrieved per query and head" + _OVERRIDE}
-    )
-    memory_scope: Optional[MEMORY_SCOPE_CHOICES] = field(
-        default=None, metadata={"help": "one bank per stream or per batch" + _OVERRIDE}
-    )
-    memory_heads: Optional[MEMORY_HEADS_CHOICES] = field(
-        default=None,
-        metadata={"help": "whether heads that share keys retrieve together" + _OVERRIDE},
-    )
-    memory_distance: Optional[int] = field(
-        default=None,
-        metadata={"help": "how many tokens back retrieved ones count (rotary)" + _OVERRIDE},
-    )
-    memory_index: Optional[str] = field(
-        default=None, metadata={"help": "how the bank is searched" + _OVERRIDE}
-    )
-    memory_index_parameters: Optional[str] = field(
-        default=None, metadata={"help": "of an approximate --memory-index" + _OVERRIDE}
-    )
-    memory_dtype: Optional[MEMORY_DTYPE_CHOICES] = field(
-        default=None, metadata={"help": "type of the cached keys and values" + _OVERRIDE}
-    )
-    memory_storage: Optional[MEMORY_STORAGE_CHOICES] = field(
-        default=None, metadata={"help": "where keys and values are cached" + _OVERRIDE}
-    )
-    memory_dir: Optional[str] = field(
-        default=None, metadata={"help": "folder for --memory-storage disk" + _OVERRIDE}
-    )
-    memory_shards: Optional[int] = field(
-        default=None,
-        metadata={"help": "split the bank over so many processes, all there are" + _OVERRIDE},
-    )
-    backbone_dtype: Optional[BACKBONE_DTYPE_CHOICES] = field(
-        default=None, metadata={"help": "how the frozen backbone is stored" + _OVERRIDE}
-    )
-    compute_dtype: Optional[COMPUTE_DTYPE_CHOICES] = field(
-        default=None, metadata={"help": "type of the matrix products" + _OVERRIDE}
-    )
+def _task_option(option: Field) -> Tuple[str, Any, Any]:
+    """An option of the models as one of the task: None, unless it is a switch."""
+    if option.type is bool:
+        return option.name, bool, field(default=option.default, metadata=option.metadata)
+    words = option.metadata["help"] + " (default when evaluating: as the checkpoint was trained)"
+    return option.name, Optional[option.type], field(default=None, metadata={"help": words})
 
 
-MODEL_OPTIONS = tuple(option.name for option in fields(ModelOptions) if option.name != "_name")
+_OPTIONS = {option.name: option for option in fields(LongMemConfig)}
+# The task has options of the model too, because fairseq-eval-lm reads the task's and takes the
+# model's from the checkpoint. None leaves the checkpoint's value.
+ModelOptions = make_dataclass(
+    "ModelOptions",
+    [_task_option(_OPTIONS[name]) for name in MODEL_OPTIONS],
+    bases=(FairseqDataclass,),
+    namespace={"__module__": __name__},
+)
 
 
 def given_options(options: Any) -> Dict[str, Any]:

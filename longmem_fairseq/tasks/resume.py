@@ -22,7 +22,7 @@ from typing import Dict, List, Optional, Set, Tuple
 import torch
 from fairseq.data import iterators
 
-from longmem_fairseq.fairseq_patches.checkpoints import clear_errors
+from longmem_fairseq.utils.checkpoint_errors import clear_errors
 
 logger = logging.getLogger(__name__)
 

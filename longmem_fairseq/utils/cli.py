@@ -15,8 +15,7 @@ def run(main: Callable[[], None]) -> None:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # else a character that the locale lacks ends it
         sys.stdout.reconfigure(encoding="utf-8")
-    # importing fairseq leaves the root logger at DEBUG, and everybody talks
-    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger().setLevel(logging.WARNING)  # fairseq leaves it at DEBUG
     try:
         main()
     except (ValueError, OSError, ImportError) as error:

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from item_log import ItemLog
+from eval.common.item_log import ItemLog
 from longmem_fairseq.commands import prepare
 from longmem_fairseq.conversion.model_folder import save_model
 from longmem_fairseq.memory import MemoryBank

@@ -12,17 +12,9 @@ from unittest import mock
 
 import torch
 
-import chapterbreak
-import evaluate
-import extract_gutenberg
-import icl_tasks
-import make_chapterbreak
-import needle
-import parity
-import report
-import squad
-from extract_arxiv import latex_papers
-from item_log import ItemLog
+from eval import chapterbreak, evaluate, icl_tasks, needle, parity, report, squad
+from eval.common.item_log import ItemLog
+from eval.common.stream_scoring import load_model
 from longmem_fairseq import LongMem
 from longmem_fairseq.commands.convert_released import main as convert_longmem
 from longmem_fairseq.conversion import files as hf_files
@@ -34,7 +26,8 @@ from longmem_fairseq.tokenizers import load_dictionary, load_tokenizer
 from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 from longmem_fairseq.utils.output_folder import is_up_to_date
 from longmem_fairseq.utils.text_files import parse_json
-from stream_scoring import load_model
+from preprocess import extract_gutenberg, make_chapterbreak
+from preprocess.extract_arxiv import latex_papers
 from tests.fuzz import converted_seeds, seeds
 from tests.fuzz.seeds import DOCUMENT, SYMBOLS
 

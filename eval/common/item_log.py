@@ -8,8 +8,8 @@ import zlib
 from pathlib import Path
 from typing import Dict, Optional
 
+from eval.common.results import whole_lines
 from longmem_fairseq.utils.text_files import parse_json
-from results import whole_lines
 
 
 class ItemLog:

@@ -2,16 +2,8 @@
 
 import json
 from collections import defaultdict
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Sequence
 
-# of every kind of benchmark, what its table shows of a line besides; all others are perplexities
-SHOWN = {
-    "icl": ("task", "shots", "memory_demonstrations", "scoring"),
-    "chapterbreak": ("split", "context", "suffix", "items"),
-    "squad": ("shots", "memory_demonstrations", "questions"),
-    "needle": ("format", "lengths"),
-    "efficiency": ("context",),
-}
 # how it was measured, besides the options of the memory and the rest of the setting
 CONDITIONS = (
     *("tokens_per_sample", "compute_dtype", "hardware"),
@@ -20,14 +12,16 @@ CONDITIONS = (
 COUNTS = ("examples", "tokens")
 
 
-def told_apart(benchmark: str, lines: List[Dict]) -> List[Dict]:
+def told_apart(lines: List[Dict], shown: Sequence[str]) -> List[Dict]:
     """The lines that count, in the order of their first appearance, with their "label".
 
     That is the name, and after it what the table does not show and lines of that name differ in. What
     a line does not say, as older ones do not, is no difference. Of lines that are alike in their label,
     in what the table shows of their setting, and in the seed the last counts.
+
+    Args:
+        shown: what the table shows of a line besides; nothing of perplexities
     """
-    shown = SHOWN.get(benchmark, ())
     lines = [{**line, "label": str(line["name"])} for line in lines]
 
     def place(line: Dict) -> List:

@@ -1,41 +1,12 @@
-"""Result lines: what was measured, of which model, with which code."""
+"""Result lines: one line of JSON for everything that was measured."""
 
 import fcntl
-import hashlib
 import json
 import os
-import subprocess
-import time
-from functools import cache
 from pathlib import Path
 from typing import BinaryIO, Dict, List, Optional, Union
 
-import longmem_fairseq
 from longmem_fairseq.utils.text_files import parse_json
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def commit() -> str:
-    """The checkout's commit, "-dirty" after it if a tracked file was changed; "unknown" outside git."""
-    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        described = subprocess.run(
-            [*describe, "--exclude=*"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return described.stdout.strip()
-
-
-@cache  # what this process runs, whatever is edited meanwhile
-def code_hash() -> str:
-    """SHA-256 of the Python files of the package and of eval/, committed or not."""
-    digest = hashlib.sha256()
-    for folder in (Path(longmem_fairseq.__file__).parent, Path(__file__).parent):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(f"{path.relative_to(folder)} {file_hash(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def check_results(option: str, path: Optional[Path]) -> None:
@@ -67,19 +38,6 @@ def check_output(path: Optional[Path]) -> None:
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give a file to write")
-
-
-def file_hash(path: Union[str, Path]) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-        FileNotFoundError: there is none
-    """
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def append_result(path: Optional[Path], result: Dict) -> None:
@@ -114,11 +72,6 @@ def whole_lines(file: BinaryIO) -> List[bytes]:
     return lines
 
 
-def decimal(value: Optional[float], digits: int) -> str:
-    """A number for people; None, such as the perplexity of no words, is a dash."""
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
 def read_json_lines(path: Union[str, Path], fields: Optional[Dict[str, type]] = None) -> List[Dict]:
     """All lines of a file of JSON lines.
 
@@ -146,14 +99,3 @@ def read_json_lines(path: Union[str, Path], fields: Optional[Dict[str, type]] = 
                     )
             records.append(record)
     return records
-
-
-class Stopwatch:
-    """Seconds since it was made."""
-
-    def __init__(self):
-        self.start = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.start

@@ -7,12 +7,14 @@ from typing import Dict, List
 import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 
+from eval.common.provenance import code_hash, commit
+from eval.common.results import check_results
 from longmem_fairseq import LongMem
 from longmem_fairseq.api.pretrained import load_with_options
 from longmem_fairseq.models.checkpoints import fingerprint
 from longmem_fairseq.tasks.config import ModelOptions, given_options
+from longmem_fairseq.utils.allocator import keep_freed_memory
 from longmem_fairseq.utils.cli import as_option
-from results import check_results, code_hash, commit
 
 # where results go, and how fast: not what they are
 NO_SETTINGS = (
@@ -53,6 +55,7 @@ def load(args: argparse.Namespace) -> LongMem:
         FileNotFoundError, ValueError: see :meth:`LongMem.from_pretrained` and below
     """
     check_results("--results", args.results)
+    keep_freed_memory()
     options = given_options(args)
     if args.tokens_per_sample is not None:
         options["tokens_per_sample"] = args.tokens_per_sample

@@ -1,0 +1,95 @@
+"""What the machine is and can do: its own rates, and the memory of this process."""
+
+import os
+import platform
+from contextlib import suppress
+from pathlib import Path
+from typing import Dict, Iterable, NamedTuple, Optional
+
+import torch
+
+from eval.common.timing import timed
+from longmem_fairseq.utils.allocator import give_back_freed_memory
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of square matrix products, the best of several."""
+    size = 8192 if device.type == "cuda" else 2048  # large enough to reach the machine's best
+    # made in float32: half precision has no random numbers of its own on some devices
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(left)
+    return 2 * size**3 / timed(lambda: torch.mm(left, right, out=out), 10, device).minimum
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes/s of copying, read and written bytes both counted, the best of several."""
+    size = 2**30 if device.type == "cuda" else 2**28  # larger than the caches
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / timed(lambda: target.copy_(source), 10, device).minimum
+
+
+class Rates(NamedTuple):
+    """What the machine can do: FLOP/s by the name of a dtype, bytes/s."""
+
+    matmul_flops_per_second: Dict[str, float]
+    copy_bytes_per_second: float
+
+    @classmethod
+    def measure(cls, dtypes: Iterable[str], device: torch.device) -> "Rates":
+        matmul = {dtype: matmul_rate(getattr(torch, dtype), device) for dtype in dtypes}
+        return cls(matmul, copy_rate(device))
+
+    def __str__(self) -> str:
+        words = [
+            f"{rate / 1e9:,.1f} GFLOP/s in {dtype}"
+            for dtype, rate in self.matmul_flops_per_second.items()
+        ]
+        return f"matmul {', '.join(words)}; copy {self.copy_bytes_per_second / 1e9:,.1f} GB/s"
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forgets what :func:`peak_bytes` has seen (on Linux, where /proc may be written)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        give_back_freed_memory()
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets VmHWM
+
+
+def peak_bytes(device: torch.device) -> Optional[int]:
+    """Most memory this process has held: of the GPU, or resident (all its libraries included).
+
+    To measure one thing give it a fresh process. Not ``ru_maxrss``, which a child inherits from its
+    parent. None where there is no /proc.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _process_bytes("VmHWM")
+
+
+def resident_bytes() -> Optional[int]:
+    """What this process holds in main memory now. None where there is no /proc."""
+    return _process_bytes("VmRSS")
+
+
+def _process_bytes(name: str) -> Optional[int]:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith(f"{name}:"))
+    return 1024 * int(line.split()[1])
+
+
+def describe_hardware(device: torch.device) -> str:
+    """One line: CPU, cores used, GPU, torch."""
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].split(":", 1)[1].strip() if names else cpu
+    words = [f"{cpu}, {torch.get_num_threads()} of {os.cpu_count()} cores"]
+    if device.type == "cuda":
+        words.append(torch.cuda.get_device_name(device))
+    return ", ".join([*words, f"torch {torch.__version__}"])

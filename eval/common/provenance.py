@@ -1,0 +1,46 @@
+"""With which code, and from which files, a result came about."""
+
+import hashlib
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Union
+
+import longmem_fairseq
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def commit() -> str:
+    """The checkout's commit, "-dirty" after it if a tracked file was changed; "unknown" outside git."""
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        described = subprocess.run(
+            [*describe, "--exclude=*"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return described.stdout.strip()
+
+
+@cache  # what this process runs, whatever is edited meanwhile
+def code_hash() -> str:
+    """SHA-256 of the Python files of the package and of eval/, committed or not."""
+    digest = hashlib.sha256()
+    for folder in (Path(longmem_fairseq.__file__).parent, ROOT / "eval"):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"{path.relative_to(folder)} {file_hash(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def file_hash(path: Union[str, Path]) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        FileNotFoundError: there is none
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,93 @@
+"""Options that the measurements of speed share, and the settings of their process."""
+
+import argparse
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import Callable, Dict, Iterable, List
+
+import torch
+
+from eval.common.results import check_output
+from longmem_fairseq.utils.allocator import keep_freed_memory
+
+
+class Parser(argparse.ArgumentParser):
+    """The options of every benchmark; shows defaults.
+
+    A wrong option is a ValueError, which :func:`cli.run` makes one line of.
+
+    Args:
+        description: what the benchmark does
+        plot: what --plot shows
+        quick: option -> what it is with --quick
+    """
+
+    def __init__(self, description: str, plot: str, quick: Dict[str, object]):
+        super().__init__(
+            description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        self.quick = quick
+        add = self.add_argument
+        add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
+        add("--repeats", type=positive, default=5, help="timed rounds")
+        add("--threads", type=positive, help="of torch and faiss, if not of their choice")
+        add("--json", type=Path, help="file to write everything to")
+        add("--plot", type=Path, help=f"PNG to write: {plot}")
+        words = ", ".join(
+            f"{name.replace('_', '-')} {value or 'none'}" for name, value in quick.items()
+        )
+        add("--quick", action="store_true", help=f"under a minute on 2 cores: {words}")
+
+    def error(self, message: str) -> None:
+        raise ValueError(message)
+
+    def read(self) -> argparse.Namespace:
+        """The command line.
+
+        Raises:
+            ValueError, FileNotFoundError: naming the option
+        """
+        args = self.parse_args()
+        if args.quick:
+            self.set_defaults(**self.quick)
+            args = self.parse_args()
+        args.device = torch.device(args.device)
+        if args.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda: torch finds no GPU")
+        for path in (args.json, args.plot):
+            check_output(path)
+        return args
+
+
+def set_up(args: argparse.Namespace) -> None:
+    """The settings of a process."""
+    logging.getLogger().setLevel(logging.WARNING)  # importing fairseq leaves it at DEBUG
+    torch.manual_seed(1)
+    keep_freed_memory()  # as our commands do
+    if args.threads:
+        torch.set_num_threads(args.threads)
+        with suppress(ImportError):  # not needed by every --memory-index
+            import faiss
+
+            faiss.omp_set_num_threads(args.threads)
+
+
+def positive(text: str) -> int:
+    """Type of an option."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a number of at least 1")
+    return int(text)
+
+
+def several(one: Callable, choices: Iterable[str] = ()) -> Callable:
+    """Type of an option with values of type *one*, separated by commas, maybe only of *choices*."""
+
+    def parse(text: str) -> List:
+        values = [one(word) for word in text.split(",") if word]
+        for value in values:
+            if choices and value not in choices:
+                raise argparse.ArgumentTypeError(f"{value} must be one of {', '.join(choices)}")
+        return values
+
+    return parse
