@@ -22,8 +22,8 @@ from longmem_fairseq.models.backbone import (
     BackboneOutput,
     LongMemBackboneConfig,
 )
+from longmem_fairseq.models.checkpoints import checkpoint_in, hexadecimal, load_backbone
 from longmem_fairseq.models.checkpoints import fingerprint as sha256_of
-from longmem_fairseq.models.checkpoints import hexadecimal, load_backbone
 from longmem_fairseq.models.memory_config import (
     MemoryConfig,
     build_memory,
@@ -312,10 +312,9 @@ class LongMem(FairseqLanguageModel):
     @staticmethod
     def settle_config(cfg: LongMemConfig, from_checkpoint: bool) -> None:
         """What is saved with a checkpoint: a path that holds from any working directory."""
-        if os.path.isfile(
-            cfg.pretrained_model_path
-        ):  # else the error is to name it as it was given
-            cfg.pretrained_model_path = os.path.abspath(cfg.pretrained_model_path)
+        path = checkpoint_in(cfg.pretrained_model_path)
+        if os.path.isfile(path):  # else the error is to name it as it was given
+            cfg.pretrained_model_path = os.path.abspath(path)
 
     @classmethod
     def around_backbone(cls, backbone_cfg: LongMemBackboneConfig, options: Dict, task):
