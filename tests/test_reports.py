@@ -12,7 +12,7 @@ from eval import export_longmem
 from longmem_fairseq import LongMem
 from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.utils.cli import run
-from tests.model_folders import DOCUMENTS, TEXT
+from tests.helpers.model_folders import DOCUMENTS, TEXT
 
 SIZES = {"memory_size": 512, "chunk_size": 2, "k": 8}
 

@@ -30,6 +30,7 @@ from longmem_fairseq.models.memory_config import (
     build_pointer,
     log_parameters,
     memory_options,
+    search_dim,
     search_layer,
 )
 from longmem_fairseq.models.memory_decoder import Entries, MemoryDecoder, Reading
@@ -114,7 +115,7 @@ class SideNetDecoder(MemoryDecoder):
         self.search_layer, self.search_keys, self.pointer = None, None, None
         if self.memory is not None and self.memory.options["search"] == "hidden":
             self.search_layer = search_layer(cfg, backbone.cfg)
-            self.search_keys = SearchKeys(backbone.cfg.embed_dim, cfg.search_dim)
+            self.search_keys = SearchKeys(backbone.cfg.embed_dim, search_dim(cfg, backbone.cfg))
             self._take_search_keys(backbone)
             self.pointer = build_pointer(cfg, backbone.cfg.embed_dim)
         if cfg.no_sidenet and self.memory is not None and self.pointer is None:

@@ -200,6 +200,17 @@ def search_layer(cfg: MemoryConfig, backbone: DecoderConfig) -> int:
     return cfg.search_layer
 
 
+def search_dim(cfg: MemoryConfig, backbone: DecoderConfig) -> int:
+    """Dimensions of the search keys: --search-dim, or the backbone's channels where it has fewer.
+
+    Raises:
+        ValueError: there are none
+    """
+    if cfg.search_dim < 1:
+        raise ValueError(f"--search-dim ({cfg.search_dim}) must be at least 1")
+    return min(cfg.search_dim, backbone.embed_dim)
+
+
 def build_pointer(cfg: MemoryConfig, embed_dim: int) -> Optional[nn.Module]:
     """What turns that which was found into a prediction; None for --pointer none.
 
@@ -276,18 +287,13 @@ def build_memory(
         "storage": str(cfg.memory_storage),
         "directory": cfg.memory_dir,
         "search": str(cfg.memory_search),
-        "search_dim": cfg.search_dim if str(cfg.memory_search) == "hidden" else 0,
+        "search_dim": search_dim(cfg, backbone) if str(cfg.memory_search) == "hidden" else 0,
         "fingerprint": fingerprint and f"{fingerprint} layer {cfg.retrieval_layer_index}",
     }
     num_heads, head_dim = key_value_sizes(backbone)
     if not has_values:
         num_heads = 0
     if options["search"] == "hidden":
-        if not 1 <= cfg.search_dim <= backbone.embed_dim:
-            raise ValueError(
-                f"--search-dim ({cfg.search_dim}) must be between 1 and the backbone's "
-                f"{backbone.embed_dim} channels"
-            )
         search_layer(cfg, backbone)
     num_slots = cfg.memory_size // cfg.chunk_size // cfg.memory_shards
     key_dim = options["search_dim"] or head_dim

@@ -13,7 +13,7 @@ from longmem_fairseq import LongMem
 from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.utils import replaced_file
 from longmem_fairseq.utils.replaced_file import file_version
-from tests.model_folders import DOCUMENTS
+from tests.helpers.model_folders import DOCUMENTS
 
 SIZES = {"memory_size": 8, "chunk_size": 2, "k": 4}
 CHANGED = "cannot be written (another process saved it after it was read: read it again, or give"

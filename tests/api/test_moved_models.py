@@ -14,7 +14,7 @@ from longmem_fairseq import LongMem
 from longmem_fairseq.commands import generate
 from longmem_fairseq.models.checkpoints import checkpoint_in
 from longmem_fairseq.utils.cli import run
-from tests.model_folders import TEXT
+from tests.helpers.model_folders import TEXT
 
 
 @pytest.fixture

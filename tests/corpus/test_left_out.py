@@ -11,7 +11,7 @@ import zstandard
 from longmem_fairseq.corpus.source import Source
 from longmem_fairseq.utils.text_files import matching_files
 from preprocess import extract_arxiv
-from tests.corpora import PLAIN, prepare, read_lines
+from tests.helpers.corpora import PLAIN, prepare, read_lines
 
 compress = zstandard.ZstdCompressor().compress
 
