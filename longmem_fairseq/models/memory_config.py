@@ -76,7 +76,7 @@ class MemoryConfig(FairseqDataclass):
         default=-1,
         metadata={
             "help": "backbone layer after which hidden states are compared, 1 to the number of layers; "
-            "-1: that to which the backbone's search keys were fitted, or nine tenths of the depth"
+            "-1: that to which the backbone's search keys were fitted, or 19 twentieths of the depth"
         },
     )
     search_dim: int = field(
@@ -179,8 +179,8 @@ def memory_options(cfg: MemoryConfig) -> Dict[str, Any]:
 
 
 def default_search_layer(num_layers: int) -> int:
-    """Nine tenths of the depth; measured in docs/results/2026-11-27-memory-that-pays.md."""
-    return max(1, round(0.9 * num_layers))
+    """19 twentieths of the depth; measured in docs/results/2026-11-27-memory-that-pays.md."""
+    return max(1, round(0.95 * num_layers))
 
 
 def search_layer(cfg: MemoryConfig, backbone: DecoderConfig) -> int:
