@@ -243,12 +243,15 @@ def test_kinds_of_models_that_are_refused_by_name(model, refused, kind, options,
         ({"quantization_config": {"bits": 4}}, "its weights are quantised"),
         ({"eos_token_id": None}, "eos_token_id is missing"),
         ({"hidden_act": "mish"}, "activation mish, expected one of"),
-        ({"vocab_size": 70}, f"the embedding has {VOCAB} rows, and config.json a vocab_size of 70"),
+        ({"vocab_size": 70}, f"(it has {VOCAB} rows, and config.json a vocab_size of 70)"),
         (
             {"intermediate_size": 50},
-            "does not fit its own options: layers.0.fc1.weight is (48, 32)",
+            "does not fit its own options: model.layers.0.mlp.up_proj.weight is (48, 32)",
         ),
-        ({"num_hidden_layers": 5}, "layers.4.fc1.weight is no such tensor, expected (48, 32)"),
+        (
+            {"num_hidden_layers": 5},
+            "model.layers.4.mlp.up_proj.weight is no such tensor, expected (48, 32)",
+        ),
         ({"model_type": "gpt2"}, "n_embd is missing"),
         ({"model_type": "bloom", "n_head": 4, "n_layer": 4}, "is no tensor of this family"),
     ],
@@ -327,9 +330,13 @@ def test_what_is_no_folder_comes_from_the_hub(model, tmp_path, refused, monkeypa
         return str(model)
 
     error = refused(ALONE, folder="no/such/folder")
-    assert error.startswith("--model (no/such/folder) is no folder, and cannot be downloaded")
+    assert error == "--model (no/such/folder): no such file or folder, and no id of the hub"
+    error = refused(ALONE, folder="someone/llama")
+    assert error.startswith(
+        "--model (someone/llama): no such file or folder, and it cannot be down"
+    )
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     convert("someone/llama", tmp_path / "dest", ALONE)
     ((name, options),) = asked
-    assert name == "someone/llama" and "*.safetensors" in options["allow_patterns"]
-    assert "*.bin" not in options["allow_patterns"]
+    assert name == "someone/llama" and "model*.safetensors" in options["allow_patterns"]
+    assert not any(".bin" in pattern for pattern in options["allow_patterns"])
