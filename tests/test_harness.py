@@ -224,7 +224,7 @@ def test_the_command(tasks, models, tmp_path, monkeypatch, capsys):
             lm.forget()
         expected = float(lm.score(text).log_probs[skipped:].sum())
         assert number == pytest.approx(expected, abs=1e-3)
-    assert abs(found[0] - found[1]) > 1e-2
+    assert abs(found[0] - found[1]) > 2e-3
 
 
 @pytest.mark.parametrize(
