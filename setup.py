@@ -15,11 +15,24 @@ VERSION = re.search(r'^__version__ = "([^"]+)"', PACKAGE, re.MULTILINE).group(1)
 FAISS_CPU = ["faiss-cpu>=1.9"]
 FAISS_GPU = ["faiss-gpu>=1.14.3"]  # wheels of this name before it end at Python 3.10
 # Tokenizers of converted models; the hub's client downloads them, transformers reads old ones, gguf
-# the files of llama.cpp.
-HF = ["tokenizers>=0.21", "huggingface_hub>=0.30", "transformers>=4.51", "gguf>=0.17"]
+# the files of llama.cpp, jinja2 their chat templates (its sandboxes before 3.1.6 have known holes).
+HF = [
+    "tokenizers>=0.21",
+    "huggingface_hub>=0.30",
+    "transformers>=4.51",
+    "gguf>=0.17",
+    "jinja2>=3.1.6",
+]
 SERVE = ["starlette>=1.0", "uvicorn>=0.40"]
 HARNESS = ["lm-eval>=0.4.13,<0.5"]
-TEST_TOOLS = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "hypothesis>=6.100", *HF]
+TEST_TOOLS = [
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.5",
+    "hypothesis>=6.100",
+    "accelerate>=1",
+    *HF,
+]
 # the server's clients, and the harness's own models
 TEST_TOOLS += [*SERVE, "openai>=2", *HARNESS, "lm-eval[hf]"]
 # ruff is pinned: what its formatter writes changes between releases.

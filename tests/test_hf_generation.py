@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from tokenizers import AddedToken  # noqa: E402
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 
 from longmem_fairseq import LongMem  # noqa: E402
-from longmem_fairseq.commands import convert  # noqa: E402
+from longmem_fairseq.commands import convert, generate  # noqa: E402
 from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds  # noqa: E402
 from tests.hf_models import make_model, transformers  # noqa: E402
 from tests.hf_tokenizers import make_tokenizer  # noqa: E402
@@ -64,6 +65,22 @@ class Pair:
         return self.tokenizer.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs longmem-generate; returns what it prints and its exit status."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["longmem-generate", *map(str, arguments)])
+        capsys.readouterr()  # of the conversion
+        try:
+            generate.cli()
+        except SystemExit as exited:
+            return capsys.readouterr().err, exited.code
+        return capsys.readouterr().out, 0
+
+    return run
 
 
 @pytest.fixture
@@ -204,6 +221,35 @@ def test_a_chat_is_written_with_the_models_own_template(tmp_path, caplog):
         expected = pair.generated(torch.tensor([ids]))
         assert lm.generate(prompt, STEPS, chat=True) == pair.text(expected)
     assert caplog.text == ""
+
+
+def test_the_command_reads_special_tokens_and_chats(tmp_path, call):
+    pair = Pair(tmp_path, {"chat_template": TEMPLATE})
+    lm, prompt = pair.converted(), "<|0|>user\nthe cat<|1|><|0|>assistant\n"
+    line = (pair.folder, "--max-new-tokens", 9)
+    expected = pair.text(pair.generated(pair.ids(prompt), max_new_tokens=9))
+    assert call(*line, "--special-tokens", "--prompt", prompt) == (expected + "\n", 0)
+    bare = pair.generated(pair.ids(prompt)[:, 1:], max_new_tokens=9)
+    assert call(*line, "--chat", "--prompt", "the cat") == (pair.text(bare) + "\n", 0)
+    stop = pair.tokenizer.decode(next(i for i in bare if pair.tokenizer.decode(i) in MARKS))
+    said = lm.generate("the cat", 9, chat=True, stop=stop)
+    assert call(*line, "--chat", "--stop", stop, "--prompt", "the cat") == (said + "\n", 0)
+    error = "--chat reads special tokens already: leave --special-tokens out"
+    assert call(*line, "--chat", "--special-tokens", "--prompt", "a") == (
+        f"longmem-generate: error: {error}\n",
+        2,
+    )
+
+
+def test_a_template_that_refuses_is_one_line(tmp_path, call):
+    pair = Pair(tmp_path)
+    (pair.hf / "chat_template.jinja").write_text("{{ raise_exception('no user') }}")
+    pair.converted()
+    error = "the model's chat template fails (TemplateError: no user)"
+    assert call(pair.folder, "--chat", "--prompt", "a") == (
+        f"longmem-generate: error: {error}\n",
+        2,
+    )
 
 
 def test_a_model_without_a_template_or_special_tokens(pair, models):

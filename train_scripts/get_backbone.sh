@@ -49,7 +49,7 @@ source "$root/train_scripts/environment.sh" hf
 options=(--dest "$dest" ${DTYPE:+--dtype "$DTYPE"} "$@")
 
 if [[ -n "${MODEL:-}" ]]; then
-  exec python "$root/preprocess/convert_checkpoint.py" --model "$MODEL" "${options[@]}"
+  exec longmem-convert --model "$MODEL" "${options[@]}"
 fi
 
 cache=${CACHE_DIR:-$dest.download}
@@ -74,7 +74,7 @@ EOF
   has_hash "$cache/$GGUF" "$GGUF_SHA256" || fail "$cache/$GGUF has another SHA-256 than $GGUF_SHA256"
 fi
 echo "SmolLM2-135M-Instruct, Apache License 2.0 (https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct)" >&2
-python "$root/preprocess/convert_checkpoint.py" --model "$cache/$GGUF" "${options[@]}"
+longmem-convert --model "$cache/$GGUF" "${options[@]}"
 if [[ -z "${CACHE_DIR:-}" ]]; then
   rm -r "$cache"
 fi

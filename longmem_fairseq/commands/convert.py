@@ -1,10 +1,11 @@
-"""Make a backbone of a Hugging Face language model, with its dictionary and tokenizer.
+"""Make a backbone of a pretrained language model, with its dictionary and tokenizer.
 
 Example:
     python preprocess/convert_checkpoint.py --model Qwen/Qwen2.5-0.5B --dest models/qwen
     python preprocess/prepare_corpus.py --source books --dest data/books --vocabulary models/qwen
 
---model is a folder, or else the name of a repository on the Hugging Face hub, which is downloaded.
+--model is a folder of the Hugging Face hub, a GGUF file of llama.cpp (dequantized to float32), a folder
+that holds one, or else the name of a repository on the hub, which is downloaded.
 Writes checkpoint.pt, dict.txt, ids.json (the model's ids and their dictionary indices) and
 tokenizer.json into --dest, all or nothing. Nothing that comes with a model is executed.
 """
@@ -22,6 +23,7 @@ from longmem_fairseq.conversion.estimate import estimate
 from longmem_fairseq.conversion.families import FAMILIES, Family, unknown
 from longmem_fairseq.conversion.files import check_hashes, whole_number
 from longmem_fairseq.conversion.model_folder import check_fits, save_model
+from longmem_fairseq.conversion.search_mean import add_search_mean
 from longmem_fairseq.conversion.source import Checkpoint, open_checkpoint
 from longmem_fairseq.conversion.tokens import (
     checkpoint_ids,
@@ -31,6 +33,7 @@ from longmem_fairseq.conversion.tokens import (
 from longmem_fairseq.conversion.weights import convert_weights
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.decoder_config import MOST_CHANNELS, MOST_LAYERS
+from longmem_fairseq.tokenizers import load_tokenizer
 from longmem_fairseq.tokenizers.checkpoint_ids import SPECIALS, CheckpointIds
 from longmem_fairseq.utils.cli import check_positive, run
 from longmem_fairseq.utils.output_folder import check_new, replaced_folder
@@ -49,7 +52,18 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", required=True, help="folder with config.json and weights, GGUF file, or hub id")
     add("--dest", type=Path, help="new or empty folder to write")
-    add("--dtype", choices=tuple(DTYPES), help="of the matrices written (default: as they are)")
+    add(
+        "--dtype",
+        choices=tuple(DTYPES),
+        help="of the matrices written (default: as they are, float32 of a GGUF file)",
+    )
+    add(
+        "--search-tokens",
+        type=int,
+        default=2048,
+        help="tokens of text whose mean hidden state is kept for --memory-search hidden; 0: none, and "
+        "the backbone alone can have no memory (default: 2048)",
+    )
     add(
         "--tokens-per-sample", type=int, help="local window (default: 1,024, or what the model has)"
     )
@@ -161,6 +175,9 @@ def convert_checkpoint(args: argparse.Namespace, checkpoint: Checkpoint) -> None
         ids.save(new)
         if files.tokenizer is not None:
             (new / "tokenizer.json").write_text(files.tokenizer, encoding="utf-8")
+        if files.tokenizer is not None and args.search_tokens > 0:
+            add_search_mean(cfg, weights, load_tokenizer(new), window, args.search_tokens)
+            save_model(new, cfg, weights, window, text)
     print(dest)
 
 

@@ -4,6 +4,7 @@ import json
 from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 
 import torch
+from torch import Tensor
 
 from longmem_fairseq.conversion.families import FAMILIES
 from longmem_fairseq.modules.rotary import Rotary
@@ -27,7 +28,10 @@ KEYS = {  # after "ARCHITECTURE.": the option of config.json
     "final_logit_softcapping": "final_logit_softcapping",
     "rope.freq_base": "rope_theta",
 }
-FACTORS = "rope_freqs.weight"
+FACTORS, SHORT, LONG = (
+    f"rope_{name}.weight" for name in ("freqs", "factors_short", "factors_long")
+)
+COMPUTED = (FACTORS, SHORT, LONG)  # by llama.cpp's converter from config.json
 
 
 def _no_change(config: Config, metadata: Config, shapes: Shapes) -> None:
@@ -56,34 +60,49 @@ def _gpt_neox(config: Config, metadata: Config, shapes: Shapes) -> None:
 
 def _falcon(config: Config, metadata: Config, shapes: Shapes) -> None:
     heads, kv_heads = config["num_attention_heads"], config.get("num_key_value_heads", 1)
+    has_two_norms = "blk.0.attn_norm_2.weight" in shapes
     config["num_kv_heads"] = kv_heads
-    config["new_decoder_architecture"] = "blk.0.attn_norm_2.weight" in shapes or (
-        1 < kv_heads < heads
-    )
-    config["num_ln_in_parallel_attn"] = 2 if "blk.0.attn_norm_2.weight" in shapes else 1
+    config["new_decoder_architecture"] = has_two_norms or 1 < kv_heads < heads
+    config["num_ln_in_parallel_attn"] = 2 if has_two_norms else 1
     config["multi_query"] = kv_heads == 1
     config["bias"] = "blk.0.attn_output.bias" in shapes
-    config["ffn_hidden_size"] = config.get("intermediate_size")
+    config["ffn_hidden_size"] = shapes["blk.0.ffn_up.weight"][0]
 
 
 def _gemma2(config: Config, metadata: Config, shapes: Shapes) -> None:
-    # llama.cpp knows the number by the number of layers; the smaller models have head_dim
-    is_largest = config["num_hidden_layers"] == 46
-    _gemma_scale(config, is_largest)
+    # no key says it; llama.cpp knows the largest, which differs, by its number of layers
+    _scale_queries(config, whole=config["num_hidden_layers"] == 46)
 
 
 def _gemma3(config: Config, metadata: Config, shapes: Shapes) -> None:
-    _gemma_scale(config, config["num_hidden_layers"] == 62)
+    _scale_queries(config, whole=config["num_hidden_layers"] == 62)
     config["rope_local_base_freq"] = metadata.get("gemma3.rope.freq_base_swa", 10000.0)
-    pattern = metadata.get("gemma3.attention.sliding_window_pattern")
-    if pattern is not None:
-        config["sliding_window_pattern"] = pattern
 
 
-def _gemma_scale(config: Config, is_largest: bool) -> None:
+def _scale_queries(config: Config, whole: bool) -> None:
     head_dim = config.setdefault("head_dim", 256)
-    whole = config["hidden_size"] // config["num_attention_heads"]
-    config["query_pre_attn_scalar"] = whole if is_largest else head_dim
+    width = config["hidden_size"] // config["num_attention_heads"]
+    config["query_pre_attn_scalar"] = width if whole else head_dim
+
+
+def _starcoder2(config: Config, metadata: Config, shapes: Shapes) -> None:
+    config["use_bias"] = "blk.0.attn_q.bias" in shapes
+
+
+def _stablelm(config: Config, metadata: Config, shapes: Shapes) -> None:
+    config["use_qkv_bias"] = "blk.0.attn_q.bias" in shapes
+    config["qk_layernorm"] = "blk.0.attn_q_norm.weight" in shapes
+    config["use_parallel_residual"] = "blk.0.ffn_norm.weight" not in shapes
+
+
+def _cohere(config: Config, metadata: Config, shapes: Shapes) -> None:
+    config["use_qk_norm"] = "blk.0.attn_q_norm.weight" in shapes
+    config["attention_bias"] = "blk.0.attn_q.bias" in shapes
+
+
+def _olmo2(config: Config, metadata: Config, shapes: Shapes) -> None:
+    if "sliding_window" in config:
+        raise ValueError("olmo2.attention.sliding_window: OLMo 3 is not supported")
 
 
 class Architecture(NamedTuple):
@@ -115,16 +134,34 @@ BLOOM_KEYS = {
     "attention.layer_norm_epsilon": "layer_norm_epsilon",
 }
 FALCON_KEYS = {"attention.layer_norm_epsilon": "layer_norm_epsilon"}
+STARCODER2_KEYS = {"attention.layer_norm_epsilon": "norm_epsilon"}
+GRANITE_KEYS = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
+COHERE_KEYS = {"logit_scale": "logit_scale"}
 _ALL = {  # by general.architecture
     "llama": Architecture("llama", settle=_llama, permuted=True),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3", settle=_biases),
+    "smollm3": Architecture("smollm3", settle=_biases, permuted=True),
+    "granite": Architecture("granite", GRANITE_KEYS, _biases, permuted=True),
+    "phi3": Architecture("phi3"),
+    "olmo2": Architecture("olmo2", settle=_olmo2),
+    "exaone4": Architecture("exaone4"),
+    "command-r": Architecture("cohere", COHERE_KEYS, _cohere),
+    "cohere2": Architecture("cohere2", COHERE_KEYS, _cohere),
+    "gemma": Architecture("gemma", norm_offset=1.0),
     "gemma2": Architecture("gemma2", settle=_gemma2, norm_offset=1.0),
     "gemma3": Architecture("gemma3_text", settle=_gemma3, norm_offset=1.0),
     "gpt2": Architecture("gpt2", GPT2_KEYS, _gpt2),
     "bloom": Architecture("bloom", BLOOM_KEYS),
     "gptneox": Architecture("gpt_neox", settle=_gpt_neox),
     "falcon": Architecture("falcon", FALCON_KEYS, _falcon),
+    "stablelm": Architecture("stablelm", settle=_stablelm),
+    "starcoder2": Architecture("starcoder2", STARCODER2_KEYS, _starcoder2),
 }
 ARCHITECTURES = {name: arch for name, arch in _ALL.items() if arch.model_type in FAMILIES}
 
@@ -144,13 +181,13 @@ def architecture(metadata: Config) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def model_config(metadata: Config, shapes: Shapes, factors: Optional[torch.Tensor]) -> Config:
+def model_config(metadata: Config, shapes: Shapes, factors: Dict[str, Tensor]) -> Config:
     """config.json.
 
     Args:
         metadata: keys and values of the file
         shapes: of its tensors
-        factors: ``rope_freqs.weight``, by which the wavelengths were stretched
+        factors: of :data:`COMPUTED`, those that it has: by which wavelengths were stretched
 
     Raises:
         ValueError: of an architecture or with options that are not supported
@@ -175,38 +212,53 @@ def model_config(metadata: Config, shapes: Shapes, factors: Optional[torch.Tenso
     turned = metadata.get(f"{name}.rope.dimension_count", head_dim)
     if head_dim and turned != head_dim:
         config["partial_rotary_factor"] = turned / head_dim
-    config["rope_scaling"] = _scaling(metadata, name, config, turned, factors)
+    config["rope_scaling"] = _scaling(metadata, config, turned, factors)
+    pattern = metadata.get(f"{name}.attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        kinds = ("full_attention", "sliding_attention")
+        config["layer_types"] = [kinds[bool(slides)] for slides in pattern]
+    elif pattern is not None:
+        config["sliding_window_pattern"] = pattern
     arch.settle(config, metadata, shapes)
     return config
 
 
 def _scaling(
-    metadata: Config, name: str, config: Config, channels: int, factors: Optional[torch.Tensor]
+    metadata: Config, config: Config, channels: int, factors: Dict[str, Tensor]
 ) -> Optional[Config]:
-    if factors is not None:
-        return _llama3_scaling(config, channels, factors)
-    kind = metadata.get(f"{name}.rope.scaling.type", "none")
-    old = metadata.get(f"{name}.rope.scale_linear")
-    if kind == "none" and old is None:
-        return None
-    rule = {"rope_type": "linear" if kind == "none" else kind}
-    rule["factor"] = metadata.get(f"{name}.rope.scaling.factor", old)
-    original = metadata.get(f"{name}.rope.scaling.original_context_length")
-    if original is not None:
-        rule["original_max_position_embeddings"] = original
-    for key in ("beta_fast", "beta_slow"):
-        value = metadata.get(f"{name}.rope.scaling.yarn_{key}")
-        if value is not None:
-            rule[key] = value
-    return rule
+    prefix = f"{metadata['general.architecture']}.rope."
+    keys = {  # the name in config.json
+        "scaling.factor": "factor",
+        "scale_linear": "factor",
+        "scaling.original_context_length": "original_max_position_embeddings",
+        "scaling.attn_factor": "attention_factor",
+        "scaling.yarn_beta_fast": "beta_fast",
+        "scaling.yarn_beta_slow": "beta_slow",
+    }
+    rule = {name: metadata[prefix + key] for key, name in keys.items() if prefix + key in metadata}
+    kind = metadata.get(
+        prefix + "scaling.type", "linear" if prefix + "scale_linear" in metadata else ""
+    )
+    if FACTORS in factors:
+        return _llama3_scaling(config, channels, factors[FACTORS])
+    if LONG in factors:
+        rule["long_factor"] = factors[LONG].tolist()
+        rule["short_factor"] = factors[SHORT].tolist()
+        original = rule.get("original_max_position_embeddings")
+        if original is not None:  # where Phi-3 has it
+            config["original_max_position_embeddings"] = original
+        kind = "longrope"
+    return None if kind in ("", "none") else {"rope_type": kind, **rule}
 
 
-def _llama3_scaling(config: Config, channels: int, factors: torch.Tensor) -> Config:
+def _llama3_scaling(config: Config, channels: int, factors: Tensor) -> Config:
     """The rule that llama.cpp's converter replaced by what it makes of every wavelength.
 
     Raises:
         ValueError: no original length gives these factors
     """
+    if 2 * factors.numel() != channels:
+        raise ValueError(f"{FACTORS} has {factors.numel()} numbers, expected {channels // 2}")
     base = config.get("rope_theta", 10000.0)
     plain = Rotary(channels, base).frequencies()
     rule = {

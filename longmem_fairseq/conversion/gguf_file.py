@@ -3,7 +3,7 @@
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Collection, Dict, Iterator, List, Tuple
 
 import torch
 from torch import Tensor
@@ -54,6 +54,19 @@ def gguf_models(folder: Path) -> List[Path]:
     ]
 
 
+def _strict_reader(gguf):
+    class Reader(gguf.GGUFReader):
+        """Which beyond the end of a file would read nothing, as often as a false length says."""
+
+        def _get(self, offset, dtype, count=1, *args, **kwargs):
+            found = super()._get(offset, dtype, count, *args, **kwargs)
+            if len(found) != count:
+                raise ValueError(f"it ends at byte {len(self.data):,}, and more was to follow")
+            return found
+
+    return Reader
+
+
 class GGUFFile:
     """A model in one or more GGUF files, memory-mapped.
 
@@ -81,7 +94,7 @@ class GGUFFile:
                 "--model is a folder, a GGUF file, or a hub id"
             )
         try:
-            return self._gguf.GGUFReader(path)
+            return _strict_reader(self._gguf)(path)
         except _DAMAGE as error:
             raise ValueError(f"{path} is damaged or truncated ({error})") from None
 
@@ -107,13 +120,14 @@ class GGUFFile:
             raise ValueError(f"{self.path} has {len(shapes)} tensors, expected {expected}")
         return shapes
 
-    def tensor(self, name: str) -> Optional[Tensor]:
-        """The values of one tensor, None where there is no such."""
-        for path, reader in zip(self.paths, self._readers, strict=True):
-            for tensor in reader.tensors:
-                if tensor.name == name:
-                    return self._values(path, tensor)
-        return None
+    def some_tensors(self, names: Collection[str]) -> Dict[str, Tensor]:
+        """The values of those of *names* that there are."""
+        return {
+            tensor.name: self._values(path, tensor)
+            for path, reader in zip(self.paths, self._readers, strict=True)
+            for tensor in reader.tensors
+            if tensor.name in names
+        }
 
     def tensors(self) -> Iterator[Tuple[Path, str, Tensor]]:
         """File, name and values of all tensors, in float32, one after another.

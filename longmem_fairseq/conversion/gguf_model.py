@@ -9,7 +9,8 @@ from torch import Tensor
 
 from longmem_fairseq.conversion.families import FAMILIES, Family
 from longmem_fairseq.conversion.gguf_config import (
-    FACTORS,
+    COMPUTED,
+    Architecture,
     architecture,
     generation_config,
     model_config,
@@ -17,9 +18,6 @@ from longmem_fairseq.conversion.gguf_config import (
 )
 from longmem_fairseq.conversion.gguf_file import GGUFFile, gguf_package
 from longmem_fairseq.conversion.gguf_tokenizer import tokenizer_json
-
-# computed from the configuration: by llama.cpp's converter, and by ours
-COMPUTED = {FACTORS, "rope_factors_long.weight", "rope_factors_short.weight"}
 
 
 def write_json_files(file: GGUFFile, folder: Path, with_tokenizer: bool) -> None:
@@ -31,7 +29,7 @@ def write_json_files(file: GGUFFile, folder: Path, with_tokenizer: bool) -> None
     metadata = file.metadata
     try:
         contents = {
-            "config": model_config(metadata, file.shapes, file.tensor(FACTORS)),
+            "config": model_config(metadata, file.shapes, file.some_tensors(COMPUTED)),
             "generation_config": generation_config(metadata),
             "tokenizer_config": tokenizer_config(metadata),
         }
@@ -53,15 +51,16 @@ def theirs_of_gguf(file: GGUFFile, family: Family, num_layers: int) -> Dict[str,
     arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
     table = gguf.get_tensor_name_map(arch, num_layers)
     found: Dict[str, str] = {}
-    # Falcon's one norm of a block is the first of these, and where it has two that of the MLP
-    for key in sorted(family.modules, key=lambda key: key == "*.ln_mlp"):
+    for (
+        key
+    ) in family.modules:  # where two are the same to llama.cpp, the later belongs to the family
+        # Falcon's one norm of a block has another name than the first of two
         if key == "*.ln_mlp" and "blk.0.attn_norm_2.weight" not in file.shapes:
             continue
         for prefix in ("", *family.prefixes, "".join(family.prefixes)):
             for layer in range(num_layers if key.startswith("*.") else 1):
-                block = f"{family.blocks}.{layer}."
-                theirs = prefix + key.replace("*.", block)
-                ours = table.get_name(theirs)
+                theirs = prefix + key.replace("*.", f"{family.blocks}.{layer}.")
+                ours = table.get_name(theirs.removesuffix(".norms.#"))
                 if ours is not None:
                     found[ours] = theirs
     return found
@@ -80,23 +79,42 @@ def gguf_weights(file: GGUFFile, config: Dict) -> Iterator[Tuple[Path, str, str,
     family = FAMILIES[config["model_type"]]
     num_layers = config.get("num_hidden_layers", config.get("n_layer"))
     theirs_of = theirs_of_gguf(file, family, num_layers)
-    heads = config.get("num_attention_heads", config.get("n_head"))
-    kv_heads = config.get("num_kv_heads") or config.get("num_key_value_heads") or heads
     for path, name, tensor in file.tensors():
         if name in COMPUTED:
             continue
         module, _, parameter = name.rpartition(".")
         if module not in theirs_of:
             raise ValueError(f"{path}: {name} is no tensor of this family")
-        if arch.permuted and module.endswith((".attn_q", ".attn_k")):
-            tensor = unpermuted(tensor, heads if module.endswith("q") else kv_heads)
-        if module.endswith(".attn_qkv") and config["model_type"] in ("bloom", "falcon", "gpt_neox"):
-            tensor = grouped(tensor, heads, kv_heads)
-        if config["model_type"] == "gpt2" and module.startswith("blk.") and tensor.dim() == 2:
-            tensor = tensor.t()  # transformers' Conv1D
-        if "norm" in module:
-            tensor = tensor - arch.norm_offset
-        yield path, name, f"{theirs_of[module]}.{parameter}", tensor
+        theirs = theirs_of[module]
+        try:
+            tensor = in_their_order(module, tensor, arch, config)
+        except (RuntimeError, ArithmeticError, TypeError) as error:
+            raise ValueError(
+                f"{path}: {name} of shape {tuple(tensor.shape)} does not fit its metadata ({error})"
+            ) from None
+        if theirs.endswith(".#"):  # one norm for each head
+            for head, row in enumerate(tensor):
+                yield path, name, f"{theirs[:-1]}{head}.{parameter}", row
+        else:
+            yield path, name, f"{theirs}.{parameter}", tensor
+
+
+def in_their_order(module: str, tensor: Tensor, arch: Architecture, config: Dict) -> Tensor:
+    """What llama.cpp's converter changed, as it was before.
+
+    Args:
+        module: llama.cpp's name
+        config: config.json
+    """
+    heads = config.get("num_attention_heads", config.get("n_head"))
+    kv_heads = config.get("num_kv_heads") or config.get("num_key_value_heads") or heads
+    if arch.permuted and module.endswith((".attn_q", ".attn_k")):
+        return unpermuted(tensor, heads if module.endswith("q") else kv_heads)
+    if module.endswith(".attn_qkv") and arch.model_type in ("bloom", "falcon", "gpt_neox"):
+        return grouped(tensor, heads, kv_heads)
+    if arch.model_type == "gpt2" and module.startswith("blk.") and tensor.dim() == 2:
+        return tensor.t()  # transformers' Conv1D
+    return tensor - arch.norm_offset if "norm" in module else tensor
 
 
 def unpermuted(tensor: Tensor, heads: int) -> Tensor:

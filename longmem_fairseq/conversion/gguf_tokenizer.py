@@ -99,22 +99,12 @@ def tokenizer_json(metadata: Metadata) -> str:
     tokenizer, adds_bos = kinds[kind](tokenizers, metadata, tokens, types)
     added = [
         tokenizers.AddedToken(token, special=type_ == TokenType.CONTROL, normalized=False)
-        for token, type_ in zip(_spelled(kind, tokens, types), types, strict=True)
+        for token, type_ in zip(tokens, types, strict=True)
         if type_ in (TokenType.CONTROL, TokenType.USER_DEFINED)
     ]
     tokenizer.add_tokens(added)
     _add_template(tokenizers, tokenizer, metadata, tokens, adds_bos)
     return tokenizer.to_str()
-
-
-def _spelled(kind: str, tokens: List[str], types: List[int]) -> List[str]:
-    """Runs of spaces that SentencePiece was told to keep whole, as it writes them itself."""
-    return [
-        token.replace(" ", SPACE_PIECE)
-        if kind == "llama" and type_ == TokenType.USER_DEFINED and not token.strip(" ")
-        else token
-        for token, type_ in zip(tokens, types, strict=True)
-    ]
 
 
 def _add_template(
@@ -182,14 +172,13 @@ def _sentencepiece(tokenizers, metadata: Metadata, tokens: List[str], types: Lis
         raise ValueError(
             f"tokenizer.ggml.scores has {len(scores)} entries for {len(tokens)} tokens"
         )
-    spelled = _spelled("llama", tokens, types)
-    vocab = {token: i for i, token in enumerate(spelled) if not _is_filling(token, types[i])}
+    vocab = {token: i for i, token in enumerate(tokens) if not _is_filling(token, types[i])}
     unk: Optional[int] = metadata.get("tokenizer.ggml.unknown_token_id")
     tokenizer = tokenizers.Tokenizer(
         tokenizers.models.BPE(
             vocab=vocab,
-            merges=_merges(spelled, types, scores),
-            unk_token=None if unk is None else spelled[unk],
+            merges=_merges(tokens, types, scores),
+            unk_token=None if unk is None else tokens[unk],
             fuse_unk=True,
             byte_fallback=True,
         )
@@ -216,19 +205,15 @@ def _is_filling(token: str, type_: int) -> bool:
 def _merges(tokens: List[str], types: List[int], scores: List[float]) -> List[Tuple[str, str]]:
     """Pairs of pieces in the order in which SentencePiece joins them: by the score of the result.
 
-    Those it was told to keep whole come first. It stores no pairs: each split of a piece into two
-    others is one, and for one score the shorter left part first, as transformers orders them.
+    It stores no pairs: each split of a piece into two others is one, and for one score the shorter
+    left part comes first, as transformers orders them.
     """
-    joined = (TokenType.NORMAL, TokenType.USER_DEFINED)
-    pieces = {token for token, type_ in zip(tokens, types, strict=True) if type_ in joined}
+    normal = {token: i for i, token in enumerate(tokens) if types[i] == TokenType.NORMAL}
     ranked = []
-    for id_, token in enumerate(tokens):
-        if token not in pieces or types[id_] not in joined:
-            continue
-        told = types[id_] == TokenType.USER_DEFINED
+    for token, id_ in normal.items():
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
-            if left in pieces and right in pieces:
-                ranked.append(((0, id_) if told else (1, -scores[id_]), cut, (left, right)))
+            if left in normal and right in normal:
+                ranked.append((-scores[id_], cut, (left, right)))
     ranked.sort(key=lambda entry: entry[:2])
     return [pair for _, _, pair in ranked]

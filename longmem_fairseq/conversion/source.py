@@ -77,7 +77,10 @@ def open_checkpoint(model: str, dry_run: bool, with_tokenizer: bool) -> Iterator
     file = GGUFFile(gguf)
     with tempfile.TemporaryDirectory() as folder:  # the metadata, as all that follows reads it
         write_json_files(file, Path(folder), with_tokenizer)
-        yield Checkpoint(Path(folder), gguf, file)
+        try:
+            yield Checkpoint(Path(folder), gguf, file)
+        except ValueError as error:  # of what the user has not seen
+            raise ValueError(str(error).replace(f"{folder}/", f"{gguf}: ")) from None
 
 
 def _gguf_in(folder: Path) -> Optional[Path]:

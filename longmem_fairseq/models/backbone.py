@@ -24,7 +24,6 @@ from longmem_fairseq.modules import (
     DecoderBlock,
     LocalCache,
     Rotary,
-    SearchKeys,
     quantise,
 )
 from longmem_fairseq.modules.rotary_scaling import parse_scaling
@@ -34,7 +33,6 @@ COMPUTE_DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-MOST_SEARCH_DIM = 256  # principal components that are kept with a converted backbone
 COMPUTE_DTYPE_CHOICES = ChoiceEnum(list(COMPUTE_DTYPES))
 
 
@@ -108,9 +106,8 @@ class BackboneDecoder(MemoryDecoder):
         self.output_projection = nn.Linear(
             cfg.embed_dim, len(dictionary), bias=not cfg.no_head_bias
         )
-        self.search_keys = None
         if cfg.fitted_search_layer > 0:
-            self.search_keys = SearchKeys(cfg.embed_dim, min(cfg.embed_dim, MOST_SEARCH_DIM))
+            self.register_buffer("search_mean", torch.zeros(cfg.embed_dim))
         self.tie_head()
         self._init_parameters()
 

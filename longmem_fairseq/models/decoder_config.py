@@ -30,8 +30,8 @@ class DecoderConfig(FairseqDataclass):
     fitted_search_layer: int = field(
         default=0,
         metadata={
-            "help": "hidden state to which the checkpoint's own search keys were fitted when it was "
-            "converted (--memory-search hidden); 0: it has none"
+            "help": "hidden state whose mean was taken when the checkpoint was converted, for "
+            "--memory-search hidden; 0: none"
         },
     )
     num_kv_heads: int = field(

@@ -51,8 +51,8 @@ class LongMemConfig(MemoryConfig):
     no_sidenet: bool = field(
         default=False,
         metadata={
-            "help": "no SideNet: the backbone with a --pointer alone; --pointer trained is then all that "
-            "is trained"
+            "help": "no SideNet: the backbone with nothing but a --pointer, which is then all that "
+            "--pointer trained trains"
         },
     )
     sidenet_init: SIDENET_INIT_CHOICES = field(
@@ -144,9 +144,10 @@ class SideNetDecoder(MemoryDecoder):
             reading = {"has_memory": True, **memory_options(cfg)} if reads else {}
             source = reduction * layer + reduction - 1
             self.layers.append(backbone.new_block(source, **options, **reading))
-        self.layer_norm = backbone.new_norm(None if self.identity else SIDENET_EPS)
-        self._init_from(backbone)
-        self.layer_norm.requires_grad_(self.has_sidenet)
+        self.layer_norm = None  # the backbone's own
+        if self.has_sidenet:
+            self.layer_norm = backbone.new_norm(None if self.identity else SIDENET_EPS)
+            self._init_from(backbone)
         self.register_buffer("backbone_fingerprint", fingerprint)
         backbone.freeze(int8=str(cfg.backbone_dtype) == "int8")
         self.backbone = backbone
@@ -177,14 +178,14 @@ class SideNetDecoder(MemoryDecoder):
     def _take_search_keys(self, backbone: BackboneDecoder) -> None:
         """Those that were fitted when the backbone was converted, if they are of the same layer."""
         if backbone.cfg.fitted_search_layer == self.search_layer:
-            self.search_keys.take_from(backbone.search_keys)
+            self.search_keys.mean.copy_(backbone.search_mean)
 
     @torch.no_grad()
     def fit_search_keys(self, segments: Sequence[Tensor]) -> None:
         """Fits the search keys to the hidden states of some text, in segments of 1 x T tokens."""
         states = [self.backbone.hidden_state(tokens, self.search_layer) for tokens in segments]
-        # without the attention sinks, which are not searched either
-        self.search_keys.fit(torch.cat([state[0, 1:].float().cpu() for state in states]))
+        # without the first tokens, attention sinks many times as long as all others
+        self.search_keys.fit(torch.cat([state[0, 1:].float() for state in states]))
         self.identify_memory()
 
     def identify_memory(self) -> None:
@@ -206,13 +207,13 @@ class SideNetDecoder(MemoryDecoder):
                 encoded = self.backbone.encode(
                     src_tokens, self.retrieval_layer, self._needed_states, caches=caches
                 )
-            states, entries, found = encoded.hidden_states, self._entries(encoded, caches), None
+            states, entries, found = encoded.hidden_states, self._entries(encoded), None
             if self.search_layer is not None and retrieve is not None:
                 queries = self.search_keys(states[self.search_layer])  # B x T x E
                 found = retrieve(queries.unsqueeze(1))
                 retrieve = partial(_already, found)
             x = self._run_sidenet(states, biases, retrieve, caches)
-            x = self.layer_norm(x[:, first:])
+            x = (self.layer_norm or self.backbone.layer_norm)(x[:, first:])
             logits, pointer = self.backbone.output_layer(x), None
             if self.pointer is not None and found is not None:
                 pointer = self.pointer(found.from_query(first), x, logits)
@@ -242,7 +243,7 @@ class SideNetDecoder(MemoryDecoder):
             x = layer(x, bias, retrieve if reads else None, residual, cache).x
         return x
 
-    def _entries(self, encoded: BackboneOutput, caches=None) -> Optional[Entries]:
+    def _entries(self, encoded: BackboneOutput) -> Optional[Entries]:
         if self.memory is None:
             return None
         keys, values = encoded.keys, encoded.values
@@ -250,11 +251,7 @@ class SideNetDecoder(MemoryDecoder):
             keys, values = keys[:, :0], values[:, :0]
         if self.search_layer is None:
             return Entries(keys, values)
-        search_keys = self.search_keys(encoded.hidden_states[self.search_layer])
-        if caches is None:
-            # the first token of a segment is an attention sink, which resembles only its like
-            search_keys[:, :1] = 0
-        return Entries(keys, values, search_keys)
+        return Entries(keys, values, self.search_keys(encoded.hidden_states[self.search_layer]))
 
     def entries(self, src_tokens) -> Entries:
         needed = max(self.retrieval_layer + 1 if self.has_sidenet else 0, self.search_layer or 0)

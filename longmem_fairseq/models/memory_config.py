@@ -80,7 +80,7 @@ class MemoryConfig(FairseqDataclass):
         },
     )
     search_dim: int = field(
-        default=64,
+        default=128,
         metadata={
             "help": "dimensions of what --memory-search hidden compares: principal components of the "
             "hidden states, 4 bytes each per chunk"
@@ -93,18 +93,6 @@ class MemoryConfig(FairseqDataclass):
             "--memory-search hidden); constant: without training, by the similarity alone; trained: by "
             "a small network"
         },
-    )
-    pointer_weight: float = field(
-        default=0.3,
-        metadata={"help": "of --pointer constant: share of memory where a place is found again"},
-    )
-    pointer_temperature: float = field(
-        default=0.05,
-        metadata={"help": "of --pointer constant: smaller prefers the most similar places more"},
-    )
-    pointer_threshold: float = field(
-        default=0.3,
-        metadata={"help": "of --pointer constant: less similar places count nothing"},
     )
     memory_scope: MEMORY_SCOPE_CHOICES = field(
         default="stream",
@@ -228,14 +216,7 @@ def build_pointer(cfg: MemoryConfig, embed_dim: int) -> Optional[nn.Module]:
         )
     if kind == "trained":
         return TrainedPointer(embed_dim)
-    for option, value, most in (
-        ("--pointer-weight", cfg.pointer_weight, 1),
-        ("--pointer-threshold", cfg.pointer_threshold, 0.999),
-        ("--pointer-temperature", cfg.pointer_temperature, 1000),
-    ):
-        if not 0 <= value <= most or (option == "--pointer-temperature" and value == 0):
-            raise ValueError(f"{option} ({value}) must be above 0 and at most {most}")
-    return ConstantPointer(cfg.pointer_weight, cfg.pointer_temperature, cfg.pointer_threshold)
+    return ConstantPointer()
 
 
 def build_memory(

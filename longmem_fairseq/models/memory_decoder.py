@@ -3,7 +3,7 @@
 B streams or hypotheses, T tokens, H heads, D head_dim, V vocabulary, W window.
 """
 
-from typing import Callable, Dict, List, NamedTuple, Optional
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import torch
 from fairseq.models import FairseqIncrementalDecoder
@@ -24,6 +24,25 @@ class Entries(NamedTuple):
     keys: Tensor
     values: Tensor
     search_keys: Optional[Tensor] = None
+
+    def of_tokens(self, tokens: slice) -> "Entries":
+        """Those of some of the T tokens."""
+        keys, values = self.keys[:, :, tokens], self.values[:, :, tokens]
+        return Entries(
+            keys, values, None if self.search_keys is None else self.search_keys[:, tokens]
+        )
+
+    @staticmethod
+    def in_one_row(parts: Sequence["Entries"]) -> "Entries":
+        """The rows of all *parts*, one after another, as one row."""
+        keys, values = (
+            torch.cat([t.transpose(0, 1).flatten(1, 2) for t in tensors], dim=1).unsqueeze(0)
+            for tensors in ([part.keys for part in parts], [part.values for part in parts])
+        )
+        if parts[0].search_keys is None:
+            return Entries(keys, values)
+        search_keys = torch.cat([part.search_keys.flatten(0, 1) for part in parts])
+        return Entries(keys, values, search_keys.unsqueeze(0))
 
 
 class Reading(NamedTuple):
@@ -110,11 +129,16 @@ class MemoryDecoder(FairseqIncrementalDecoder):
     def get_normalized_probs(self, net_output, log_probs: bool, sample=None) -> Tensor:
         """See ``fairseq.models.FairseqDecoder``: probabilities B x T x V, of what :meth:`forward`
         returned."""
+        log_probs_of_all = self.scores(net_output).float().log_softmax(dim=-1)
+        return log_probs_of_all if log_probs else log_probs_of_all.exp()
+
+    def scores(self, net_output) -> Tensor:
+        """Logits of the prediction, B x T x V, of what :meth:`forward` returned; with a pointer they
+        are log-probabilities."""
         logits, pointer = net_output[0], (net_output[1] or {}).get("pointer")
         if pointer is None:
-            return super().get_normalized_probs(net_output, log_probs, sample)
-        mixed = pointer.from_token(-logits.size(1)).mixed(logits)
-        return mixed if log_probs else mixed.exp()
+            return logits
+        return pointer.from_token(-logits.size(1)).mixed(logits)
 
     def forward(
         self,
@@ -224,3 +248,10 @@ class MemoryDecoder(FairseqIncrementalDecoder):
 
     def max_positions(self) -> int:
         return 10**9  # a stream has no limit
+
+
+def unwrapped(model):
+    """The model in fairseq's distributed wrappers, which keep it in ``module``."""
+    while not hasattr(model, "decoder"):
+        model = model.module
+    return model

@@ -10,6 +10,7 @@ as the datastore.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longmem_fairseq.memory import Retrieved
@@ -43,11 +44,12 @@ class Pointer(NamedTuple):
         repeated = same.tril(-1).any(dim=-1)  # counted at its first place
         return log_probs.scatter_add(-1, self.ids, more.masked_fill(repeated, 0.0))
 
-    def losses(self, losses: Tensor, target: Tensor) -> Tensor:
+    def losses(self, losses: Tensor, target: Tensor, padding_idx: int) -> Tensor:
         """-log p of B x T targets, from -log p_model of them; without a vocabulary's work."""
         found = (self.shares * (self.ids == target.unsqueeze(-1))).sum(dim=-1)
         pointed = self.log_weight + found.clamp(min=SMALLEST).log()
-        return -torch.logaddexp(self.log_rest - losses, pointed)
+        mixed = -torch.logaddexp(self.log_rest - losses, pointed)
+        return mixed.masked_fill(target == padding_idx, 0.0)
 
     def from_token(self, first: int) -> "Pointer":
         """For the tokens from *first* on."""
@@ -66,29 +68,27 @@ def shares_of(scores: Tensor) -> Tensor:
 
 
 class ConstantPointer(nn.Module):
-    """A pointer without training: its weight grows with the best similarity.
+    """A pointer without training: its weight depends on the best similarity alone.
 
-    Args:
-        weight: l at similarity 1
-        temperature: of the softmax over the similarities
-        threshold: similarity up to which l is 0
+    ``l = sigmoid(SLOPE (similarity - HALF))`` and ``shares = softmax(similarity / TEMPERATURE + TRUST *
+    log p_model)`` over the tokens found. The constants were chosen on novels and LaTeX, with
+    SmolLM2-135M (docs/results/2026-11-27-memory-that-pays.md).
     """
 
-    def __init__(self, weight: float, temperature: float, threshold: float):
-        super().__init__()
-        self.weight, self.temperature, self.threshold = weight, temperature, threshold
+    HALF, SLOPE, TEMPERATURE, TRUST = 0.99, 9.5, 0.09, 0.17
 
     def forward(self, found: Retrieved, features: Tensor, logits: Tensor) -> Pointer:
         """
         Args:
             found: by the T tokens
-            features, logits: not looked at
+            features: not looked at
+            logits: of the model, B x T x V
         """
-        scores = similarities(found)
-        surplus = (scores.amax(dim=-1) - self.threshold) / (1 - self.threshold)
-        weight = self.weight * surplus.clamp(0, 1)
-        shares = shares_of(scores / self.temperature)
-        return Pointer(weight.log(), (-weight).log1p(), shares, found.token_ids.clamp(min=0))
+        scores, ids = similarities(found), found.token_ids.clamp(min=0)  # B x T x K
+        own = logits.gather(-1, ids).float() - logits.float().logsumexp(dim=-1, keepdim=True)
+        shares = shares_of(scores / self.TEMPERATURE + self.TRUST * own)
+        odds = self.SLOPE * (scores.amax(dim=-1) - self.HALF)  # -inf where nothing was found
+        return Pointer(F.logsigmoid(odds), F.logsigmoid(-odds), shares, ids)
 
 
 class TrainedPointer(nn.Module):
@@ -149,6 +149,6 @@ class TrainedPointer(nn.Module):
             scores = sharpness.exp().unsqueeze(-1) * scores + trust.unsqueeze(-1) * own
             shares = shares_of(scores.masked_fill(~valid, -torch.inf))
             nothing = ~valid.any(dim=-1)
-            log_weight = nn.functional.logsigmoid(weight).masked_fill(nothing, -torch.inf)
-            log_rest = nn.functional.logsigmoid(-weight).masked_fill(nothing, 0.0)
+            log_weight = F.logsigmoid(weight).masked_fill(nothing, -torch.inf)
+            log_rest = F.logsigmoid(-weight).masked_fill(nothing, 0.0)
             return Pointer(log_weight, log_rest, shares, ids)

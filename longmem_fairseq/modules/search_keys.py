@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 
 class SearchKeys(nn.Module):
-    """Hidden states of one backbone layer, centered, projected to E dimensions, and normalized.
+    """Hidden states of one backbone layer, centered, reduced to E dimensions, and normalized.
 
     Hidden states of a language model lie in a narrow cone around their mean, and a few channels are
-    far larger than all others: without the mean every state resembles every other. Mean and projection
-    (the principal components) are computed once and then stay: keys of different times have to be
-    comparable.
+    far larger than all others: without the mean every state resembles every other. It is computed once
+    and then stays: keys of different times have to be comparable. The reduction is a random rotation,
+    which preserves inner products on average and in measurements lost less than principal components
+    (docs/results/2026-11-27-memory-that-pays.md).
 
     Args:
         embed_dim, search_dim: C, E
@@ -22,53 +23,28 @@ class SearchKeys(nn.Module):
 
     def __init__(self, embed_dim: int, search_dim: int):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(embed_dim))
-        self.register_buffer("projection", torch.zeros(embed_dim, search_dim))
-
-    def take_from(self, other: "SearchKeys") -> None:
-        """Becomes the first E dimensions of another one.
-
-        Raises:
-            ValueError: it has fewer
-        """
-        search_dim, most = self.projection.size(1), other.projection.size(1)
-        if search_dim > most:
-            raise ValueError(
-                f"--search-dim ({search_dim}) must be at most {most}, which were kept with the backbone"
-            )
-        self.mean.copy_(other.mean)
-        self.projection.copy_(other.projection[:, :search_dim])
+        self.register_buffer("mean", torch.full((embed_dim,), torch.nan))
+        generator = torch.Generator("cpu").manual_seed(0)
+        numbers = torch.randn(embed_dim, search_dim, generator=generator, device="cpu")
+        self.register_buffer("rotation", torch.linalg.qr(numbers.double()).Q.float())
 
     @property
     def is_fitted(self) -> bool:
-        return bool(self.projection.any())
+        return not bool(self.mean.isnan().any())
 
     @torch.no_grad()
     def fit(self, states: Tensor) -> None:
-        """Takes mean and principal components of hidden states, n x C.
+        """Takes the mean of hidden states, n x C.
 
         Raises:
-            ValueError: there are fewer of them than dimensions of a key
+            ValueError: there are none
         """
-        search_dim = self.projection.size(1)
-        if len(states) <= search_dim:
-            raise ValueError(
-                f"--search-dim ({search_dim}) needs more than so many tokens of text to be fitted to, "
-                f"not {len(states)}"
-            )
-        states = states.double()
-        mean = states.mean(dim=0)
-        # every state counts alike, as it will when it is normalized
-        centered = F.normalize(states - mean, dim=-1)
-        _, components = torch.linalg.eigh(centered.T @ centered)  # ascending
-        components = components.flip(1)[:, :search_dim]
-        # the sign of a component is arbitrary: the same on every machine
-        largest = components.gather(0, components.abs().argmax(dim=0, keepdim=True))
-        self.mean.copy_(mean)
-        self.projection.copy_(components * largest.sign())
+        if len(states) == 0:
+            raise ValueError("search keys cannot be fitted to a text without tokens")
+        self.mean.copy_(states.double().mean(dim=0))
 
     @torch.no_grad()
     def forward(self, states: Tensor) -> Tensor:
         """B x T x C: B x T x E of length 1, float32."""
         with torch.autocast(states.device.type, enabled=False):
-            return F.normalize((states.float() - self.mean) @ self.projection, dim=-1)
+            return F.normalize((states.float() - self.mean) @ self.rotation, dim=-1)

@@ -26,6 +26,7 @@ from longmem_fairseq.data import (
 from longmem_fairseq.models.backbone import LongMemBackbone
 from longmem_fairseq.models.checkpoints import dictionary_hash
 from longmem_fairseq.models.longmem import LongMem
+from longmem_fairseq.models.memory_decoder import unwrapped
 from longmem_fairseq.tasks.config import (
     TASK,
     LongMemLanguageModelingConfig,
@@ -293,7 +294,7 @@ class LongMemLanguageModelingTask(GenerationTask):
         return [tokens.long().unsqueeze(0) for tokens in segments]
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
-        decoder = _unwrapped(model).decoder
+        decoder = unwrapped(model).decoder
         memory = getattr(decoder, "memory", None)
         for segment in [] if ignore_grad else sample.get("earlier", []):
             decoder.memorise(**segment)
@@ -354,10 +355,3 @@ class LongMemLanguageModelingTask(GenerationTask):
 def _single_item(items):
     (batch,) = items
     return batch
-
-
-def _unwrapped(model):
-    # fairseq's distributed wrappers keep the model in .module
-    while not hasattr(model, "decoder"):
-        model = model.module
-    return model
