@@ -6,7 +6,6 @@ import threading
 import httpx
 import openai
 import pytest
-import torch
 
 from longmem_fairseq import LongMem
 from longmem_fairseq.api.prompts import document_tokens
@@ -71,7 +70,7 @@ def test_completions_are_those_of_generate(client, lm, server):
             *(prompt, 20),
             prompt + 20,
         )
-    assert text != load_text(lm)
+    assert text != lm.generate(PROMPT, 20, **{**DRAWN, "seed": 4})
     greedy = lm.generate(PROMPT, 20)
     stop = greedy[4:7]
     answer = client.completions.create(
@@ -82,11 +81,6 @@ def test_completions_are_those_of_generate(client, lm, server):
     ]
     assert answer.choices[0].finish_reason == "stop"
     assert_same_memory(server[1].lm, before)
-
-
-def load_text(lm):
-    """What the model says with another seed."""
-    return lm.generate(PROMPT, 20, **{**DRAWN, "seed": 4})
 
 
 @pytest.mark.parametrize("stop", [None, "e"])
@@ -107,10 +101,7 @@ def test_a_stream_is_the_completion(client, lm, stop):
     assert stop is not None or len(choices) > 5
     for name in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):
         joined = [value for choice in choices for value in getattr(choice.logprobs, name)]
-        expected = getattr(whole.choices[0].logprobs, name)
-        assert joined == (
-            pytest.approx(expected, abs=1e-5) if name == "token_logprobs" else joined
-        ) and len(joined) == len(expected)
+        assert joined == getattr(whole.choices[0].logprobs, name)
     assert pieces[-1].usage == whole.usage
 
 
@@ -369,4 +360,3 @@ def test_clients_at_once_do_not_read_each_other(server, lm):
     for thread in threads:
         thread.join()
     assert [answer["choices"][0]["text"] for answer in found] == expected
-    assert torch.get_num_threads() >= 1
