@@ -22,9 +22,9 @@ from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModel
 from longmem_fairseq.tasks.resume import names_beside
 from longmem_fairseq.tokenizers import CheckpointIds, GPT2Tokenizer, load_dictionary
 from preprocess import extract_arxiv, make_chapterbreak
-from tests.corpora import write_gpt2_files
 from tests.fuzz import seeds
 from tests.fuzz.watch import watched
+from tests.helpers.corpora import write_gpt2_files
 
 
 @pytest.fixture

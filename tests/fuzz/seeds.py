@@ -25,7 +25,7 @@ from longmem_fairseq.memory.memory_file import HEADER_KEY, MAPPED
 from longmem_fairseq.models.exported import write_exported
 from longmem_fairseq.models.memtrm import MemTRMConfig, MemTRMDecoder
 from longmem_fairseq.tokenizers import CheckpointIds, SentencePieceTokenizer
-from tests.corpora import PLAIN, write_gpt2_files
+from tests.helpers.corpora import PLAIN, write_gpt2_files
 
 DOCUMENT = "The cat sat on caf\u00e9 \u4e2d\U0001f600,\n\tand so on.  "
 SYMBOLS = 16  # of the binaries' dictionary
@@ -143,7 +143,7 @@ def binary(folder: Path) -> None:
 
 
 def hf_tokenizer(folder: Path) -> None:
-    from tests.hf_tokenizers import make_tokenizer
+    from tests.helpers.hf_tokenizers import make_tokenizer
 
     tokenizer = make_tokenizer("gpt2")
     ids = CheckpointIds(tokenizer.get_vocab_size(), {"unk": 0, "bos": 1, "eos": 2})
