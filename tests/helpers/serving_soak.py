@@ -148,7 +148,7 @@ def main() -> None:
             import longmem_fairseq.tasks.user_dir  # noqa: F401, for fairseq-train
             from tests.helpers.model_folders import make
 
-            folder = make(Path(scratch), Path(__file__).resolve().parent.parent)["longmem"]
+            folder = make(Path(scratch), Path(__file__).resolve().parents[2])["longmem"]
             logging.getLogger().setLevel(logging.WARNING)
         load(folder, Path(scratch) / "load.memory", float(os.environ["SECONDS_OF_LOAD"]))
         kill(folder, Path(scratch) / "kill.memory")

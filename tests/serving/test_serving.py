@@ -9,6 +9,9 @@ import pytest
 
 from longmem_fairseq import LongMem
 from longmem_fairseq.api.prompts import document_tokens
+from longmem_fairseq.commands import convert
+from tests.helpers.hf_models import make_model
+from tests.helpers.hf_tokenizers import make_tokenizer
 from tests.helpers.model_folders import DOCUMENTS, assert_same_memory, memory_state, story
 from tests.helpers.servers import served
 
@@ -174,6 +177,49 @@ def test_a_backbone_is_served_without_a_memory(models):
         answer = httpx.get(url + "/memory")
         assert answer.status_code == 400
         assert answer.json()["error"]["message"].startswith("this model has no memory")
+
+
+# --- chats ---
+
+TEMPLATE = (
+    "{% for message in messages %}{{ '<s>' + message['role'] + ': ' + message['content'] + '</s>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant: ' }}{% endif %}"
+)
+MESSAGES = [
+    {"role": "system", "content": "in the best of all worlds"},
+    {"role": "user", "content": "the cat sat on"},
+]
+
+
+@pytest.fixture(scope="module")
+def chatting(tmp_path_factory):
+    """A converted model with a chat template."""
+    folder = tmp_path_factory.mktemp("chat")
+    tokenizer = make_tokenizer("llama3")
+    make_model("llama", folder / "hf", tokenizer, vocab_size=tokenizer.get_vocab_size())
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": TEMPLATE}
+    (folder / "hf" / "tokenizer_config.json").write_text(json.dumps(settings))
+    convert.main(["--model", str(folder / "hf"), "--dest", str(folder / "backbone")])
+    return LongMem.from_pretrained(folder / "backbone")
+
+
+def test_a_chat_is_that_of_generate(chatting):
+    lm = chatting
+    with served(lm) as (url, _), openai.OpenAI(base_url=url + "/v1", api_key="any") as client:
+        arguments = dict(model="tiny", messages=MESSAGES, max_completion_tokens=9, temperature=0)
+        text = lm.generate(MESSAGES, 9, chat=True)
+        answer = client.chat.completions.create(**arguments, logprobs=True, top_logprobs=2)
+        (choice,) = answer.choices
+        assert (choice.message.role, choice.message.content) == ("assistant", text)
+        tokens = choice.logprobs.content
+        assert "".join(token.token for token in tokens) == text
+        for token in tokens:
+            assert [top.logprob for top in token.top_logprobs][0] == token.logprob
+            assert bytes(token.bytes).decode() == token.token and len(token.top_logprobs) == 2
+        pieces = client.chat.completions.create(**arguments, stream=True)
+        assert "".join(p.choices[0].delta.content for p in pieces) == text
+        with pytest.raises(openai.BadRequestError, match="is not supported: leave it out"):
+            client.chat.completions.create(**arguments, n=2)
 
 
 # --- the memory ---
