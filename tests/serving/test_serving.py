@@ -199,7 +199,7 @@ def chatting(tmp_path_factory):
     make_model("llama", folder / "hf", tokenizer, vocab_size=tokenizer.get_vocab_size())
     settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": TEMPLATE}
     (folder / "hf" / "tokenizer_config.json").write_text(json.dumps(settings))
-    convert.main(["--model", str(folder / "hf"), "--dest", str(folder / "backbone")])
+    convert.main(["--model", str(folder / "hf"), "--dest", str(folder / "backbone"), "--search-tokens", "0"])
     return LongMem.from_pretrained(folder / "backbone")
 
 
