@@ -199,7 +199,9 @@ def chatting(tmp_path_factory):
     make_model("llama", folder / "hf", tokenizer, vocab_size=tokenizer.get_vocab_size())
     settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": TEMPLATE}
     (folder / "hf" / "tokenizer_config.json").write_text(json.dumps(settings))
-    convert.main(["--model", str(folder / "hf"), "--dest", str(folder / "backbone"), "--search-tokens", "0"])
+    convert.main(
+        ["--model", str(folder / "hf"), "--dest", str(folder / "backbone"), "--search-tokens", "0"]
+    )
     return LongMem.from_pretrained(folder / "backbone")
 
 
@@ -261,6 +263,19 @@ def test_a_memory_that_cannot_be_saved_is_left_as_it_was(models, tmp_path):
         message = answer.json()["error"]["message"]
         assert answer.status_code == 500 and message.startswith("the memory was left as it was: ")
         assert_same_memory(service.lm, before)
+
+
+def test_a_file_that_another_process_has_saved_is_left_to_it(models, tmp_path):
+    path = tmp_path / "m"
+    other = load(models)
+    with served(load(models, memorized=False), str(path)) as (url, service):
+        other.save_memory(path)  # it was not there when the server began
+        answer = httpx.post(url + "/memory", json={"name": "c", "text": "house"}, timeout=60)
+        assert answer.status_code == 500
+        assert httpx.get(url + "/memory").json()["data"] == []
+    saved = load(models, memorized=False)
+    saved.load_memory(path)
+    assert_same_memory(saved, memory_state(other))
 
 
 # --- bad input ---
