@@ -253,6 +253,24 @@ def test_documents_are_added_and_saved(models, tmp_path):
         assert_same_memory(service.lm, before)
 
 
+def test_a_document_is_forgotten(models, tmp_path):
+    """Also in the file, and one whose name is a path."""
+    path = tmp_path / "m"
+    with served(load(models), str(path)) as (url, service):
+        body = {"name": "notes/c d.txt", "text": "house"}
+        assert httpx.post(url + "/memory", json=body, timeout=60).status_code == 201
+        for name in ("a.txt", "notes/c%20d.txt"):
+            answer = httpx.delete(f"{url}/memory/{name}", timeout=60)
+            plain = name.replace("%20", " ")
+            assert (answer.status_code, answer.json()) == (200, {"name": plain, "deleted": True})
+        assert [entry["name"] for entry in httpx.get(url + "/memory").json()["data"]] == ["b.txt"]
+        answer = httpx.delete(url + "/memory/a.txt")
+        assert answer.status_code == 404 and answer.json()["error"]["code"] == "document_not_found"
+        saved = LongMem.from_pretrained(models["longmem"])
+        saved.load_memory(path)
+        assert_same_memory(saved, memory_state(service.lm))
+
+
 def test_a_memory_that_cannot_be_saved_is_left_as_it_was(models, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
