@@ -146,7 +146,7 @@ def test_the_numbers_are_those_of_hf(tasks, tmp_path, begins):
     )
     for window in (WINDOW, 512):
         hf = HFLM(original, tokenizer=own, max_length=window, batch_size=2, device="cpu")
-        ours = harness_model(tmp_path / "backbone", window=window, batch_size=2, no_memory=True)
+        ours = harness_model(tmp_path / "backbone", window=window, batch_size=2)
         assert ours.adds_start == begins and ours.tok_encode(TEXT) == indices(ours, own, TEXT)
         names = list(TASKS)
         if window == WINDOW:
