@@ -131,7 +131,16 @@ def test_the_numbers_are_those_of_hf(tasks, tmp_path, begins):
         tokenizer.post_processor = start
     sizes = {"vocab_size": tokenizer.get_vocab_size() + 3, "max_position_embeddings": 512}
     original = make_model("llama", tmp_path / "hf", tokenizer, **sizes)
-    convert.main(["--model", str(tmp_path / "hf"), "--dest", str(tmp_path / "backbone")])
+    convert.main(
+        [
+            "--model",
+            str(tmp_path / "hf"),
+            "--dest",
+            str(tmp_path / "backbone"),
+            "--search-tokens",
+            "0",
+        ]
+    )
     own = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(tmp_path / "hf" / "tokenizer.json"), bos_token="<s>", eos_token="</s>"
     )
@@ -224,7 +233,7 @@ def test_the_command(tasks, models, tmp_path, monkeypatch, capsys):
             lm.forget()
         expected = float(lm.score(text).log_probs[skipped:].sum())
         assert number == pytest.approx(expected, abs=1e-3)
-    assert abs(found[0] - found[1]) > 1e-2
+    assert abs(found[0] - found[1]) > 2e-3
 
 
 @pytest.mark.parametrize(

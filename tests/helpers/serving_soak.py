@@ -1,5 +1,6 @@
 """What ``tests/serving_soak.sh`` runs; see there."""
 
+import logging
 import os
 import random
 import sys
@@ -139,6 +140,7 @@ def which(folder: Path, memory: Path, added: int) -> str:
 
 
 def main() -> None:
+    logging.getLogger().setLevel(logging.WARNING)  # fairseq leaves it at DEBUG
     with tempfile.TemporaryDirectory() as scratch:
         if len(sys.argv) > 1:
             folder = Path(sys.argv[1])
@@ -146,7 +148,8 @@ def main() -> None:
             import longmem_fairseq.tasks.user_dir  # noqa: F401, for fairseq-train
             from tests.helpers.model_folders import make
 
-            folder = make(Path(scratch), Path(__file__).resolve().parent.parent)["longmem"]
+            folder = make(Path(scratch), Path(__file__).resolve().parents[2])["longmem"]
+            logging.getLogger().setLevel(logging.WARNING)
         load(folder, Path(scratch) / "load.memory", float(os.environ["SECONDS_OF_LOAD"]))
         kill(folder, Path(scratch) / "kill.memory")
 
