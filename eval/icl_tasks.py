@@ -77,7 +77,7 @@ def read_examples(path: Path, labels: Sequence[str], allow_empty: bool = False) 
 
 def _lines(path: Path) -> Iterator:
     """Line numbers with label and text, or with other columns where the form is not kept."""
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="") as file:
         try:
             if path.suffix == ".csv":
                 for row in (reader := csv.reader(file)):

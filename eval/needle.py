@@ -118,26 +118,26 @@ class Hider:
 
     def __init__(self, reader: PromptReader, haystack: Haystack, longest: int):
         self.reader, self.haystack = reader, haystack
-        self.pair = None
+        self.entries = None
         if reader.has_memory:
-            self.pair = reader.keys_values(haystack.tokens[:longest])  # 1 x H x T x D each
+            self.entries = reader.entries(haystack.tokens[:longest])
 
     def hide(self, needle: Tensor, length: int, depth: float) -> int:
         """Memorises *length* tokens with *needle* among them; returns where it begins."""
         start = self._place(len(needle), length, depth)
-        if self.pair is None:
+        if self.entries is None:
             return start
         window = self.reader.window
         first = start // window * window
         last = min(first + window, length)
         tokens = self.haystack.tokens
         segment = torch.cat([tokens[first:start], needle, tokens[start:last]])[: last - first]
-        changed = self.reader.keys_values(segment)
+        changed = self.reader.entries(segment)
         self.reader.forget()
-        for part in (slice(0, first), None, slice(last, length)):
-            self.reader.write(
-                *(changed if part is None else (tensor[:, :, part] for tensor in self.pair))
-            )
+        before, after = slice(0, first), slice(last, length)
+        self.reader.write(self.entries.of_tokens(before), tokens[before])
+        self.reader.write(changed, segment)
+        self.reader.write(self.entries.of_tokens(after), tokens[after])
         return start
 
     def _place(self, size: int, length: int, depth: float) -> int:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from longmem_fairseq.corpus.source import SPLITS
 from longmem_fairseq.utils.cli import as_option, run
 from longmem_fairseq.utils.output_folder import check_new, replaced_folder
-from longmem_fairseq.utils.text_files import read_text
+from longmem_fairseq.utils.text_files import plain_text, read_text
 from preprocess.gutenberg_text import strip_boilerplate, unwrap, with_ascii_punctuation
 
 FIELDS = ("id", "title", "author", "year", "file", "words", "characters")
@@ -71,7 +71,7 @@ def read_metadata(args: argparse.Namespace) -> Dict[str, Dict[str, str]]:
     """Id, title, author and year of every book of the table, by the number of the book."""
     books = {}
     names = args.columns.split(",") if args.columns else None
-    text = read_text(args.metadata).removeprefix("\ufeff")  # which spreadsheets put first
+    text = read_text(args.metadata)
     with io.StringIO(text, newline="") as file:
         try:
             reader = csv.DictReader(file, fieldnames=names)
@@ -111,9 +111,9 @@ def read_book(path: Path) -> str:
     # Gutenberg's files are UTF-8 or, from before it, Latin-1, which takes any byte
     data = path.read_bytes()
     try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
+        return plain_text(data.decode("utf-8"))
     except UnicodeDecodeError:
-        return data.decode("latin-1").replace("\r\n", "\n")
+        return plain_text(data.decode("latin-1"))
 
 
 def number_of(path: Path) -> str:

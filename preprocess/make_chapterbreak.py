@@ -68,7 +68,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 def read_book(path: Path) -> str:
     """The text of a file; line breaks of any kind are newlines, and one character of the offsets."""
-    return read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    return read_text(path)
 
 
 def chapters(text: str, suffix: int) -> List[Tuple[int, int, int]]:

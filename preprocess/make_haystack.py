@@ -88,7 +88,7 @@ def recall(args: argparse.Namespace) -> Tuple[str, List[Dict[str, str]], float]:
 
 def passkey(args: argparse.Namespace) -> Tuple[str, List[Dict[str, str]], float]:
     """Haystack, needles and chance in English."""
-    text = read_text(args.text).replace("\r\n", "\n") if args.text else REPEATED
+    text = read_text(args.text) if args.text else REPEATED
     words = len(text.split())
     if words == 0:
         raise ValueError(f"--text ({args.text}) is empty")

@@ -85,7 +85,7 @@ def test_tasks_of_others_are_refused(model):
 
 def test_code_that_comes_with_a_tokenizer_is_not_run(tmp_path):
     pytest.importorskip("transformers", reason="needs the extra hf")
-    from longmem_fairseq.commands import convert
+    from longmem_fairseq.conversion import tokens
 
     executed = tmp_path / "executed"
     code = f"import os; os.mkdir({str(executed)!r})\nclass T: pass\n"
@@ -94,7 +94,7 @@ def test_code_that_comes_with_a_tokenizer_is_not_run(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "vocab.json").write_text("{}")
     with watched(tmp_path), pytest.raises(ValueError, match="transformers cannot read its tok"):
-        convert.older_tokenizer(tmp_path)
+        tokens.older_tokenizer(tmp_path)
     assert not executed.exists()
 
 

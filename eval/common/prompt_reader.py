@@ -4,13 +4,14 @@ B rows, T tokens, n segments, H heads, D head_dim, W window.
 """
 
 from collections import deque
-from typing import List, NamedTuple, Sequence, Tuple
+from typing import List, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from longmem_fairseq import LongMem
+from longmem_fairseq.models.memory_decoder import Entries
 from longmem_fairseq.modules import token_losses
 
 MEMORISED_AT_A_TIME = 8192  # tokens whose keys and values are computed at once
@@ -51,22 +52,23 @@ class PromptReader:
         """
         if self.has_memory and len(tokens) > 0:
             missing = self.whole_chunks(len(tokens)) - len(tokens)
-            self.write(*self.keys_values(torch.cat([tokens, self.start.expand(missing)])))
+            tokens = torch.cat([tokens, self.start.expand(missing)])
+            self.write(self.entries(tokens), tokens)
 
     def whole_chunks(self, tokens: int) -> int:
         """How many tokens the memory holds after it has memorised *tokens*."""
         size = self.decoder.memory.options["chunk_size"] if self.has_memory else 1
         return -(-tokens // size) * size
 
-    def write(self, keys: Tensor, values: Tensor) -> None:
-        """Adds keys and values, 1 x H x T x D, to the memory.
+    def write(self, entries: Entries, tokens: Tensor) -> None:
+        """Adds T tokens to the memory.
 
         Raises:
             ValueError: the memory would lose its oldest tokens for them
         """
         bank = self.lm.memory.single_bank(self.lm.device)
-        self.check_room(bank.num_tokens[0] + bank.num_pending[0] + keys.size(2))
-        bank.write(keys, values)
+        self.check_room(bank.num_tokens[0] + bank.num_pending[0] + len(tokens))
+        bank.write(**entries._asdict(), token_ids=tokens.unsqueeze(0))
 
     def check_room(self, tokens: int) -> None:
         """Raises ValueError where there is a memory that holds less than *tokens*."""
@@ -76,8 +78,8 @@ class PromptReader:
             )
 
     @torch.no_grad()
-    def keys_values(self, tokens: Tensor) -> Tuple[Tensor, Tensor]:
-        """What the memory keeps of T tokens read in segments of the window; 1 x H x T x D each."""
+    def entries(self, tokens: Tensor) -> Entries:
+        """What the memory keeps of T tokens read in segments of the window, in one row."""
         # the cached layer stands below what reads memory, so that segments can be read side by side
         whole = len(tokens) - len(tokens) % self.window
         segments = (
@@ -87,10 +89,8 @@ class PromptReader:
         parts = []
         for rows in [*segments, rest]:
             if rows.numel() > 0:
-                pair = self.decoder.keys_values(rows.to(self.lm.device))  # n x H x W x D
-                parts.append([t.transpose(0, 1).flatten(1, 2).unsqueeze(0) for t in pair])
-        keys, values = (torch.cat(part, dim=2) for part in zip(*parts, strict=True))
-        return keys, values
+                parts.append(self.decoder.entries(rows.to(self.lm.device)))
+        return Entries.in_one_row(parts)
 
     @torch.no_grad()
     def score(self, prefix: Tensor, rows: Sequence[Tensor]) -> List[Scored]:
@@ -114,7 +114,8 @@ class PromptReader:
         last = prefix[-1:].expand(len(rows), -1)
         state = self.decoder.start_generation(prefix[None, :-1], len(rows))
         inputs = torch.cat([last, targets[:, :-1]], dim=1)
-        logits = self.decoder(inputs, incremental_state=state, last_only=False)[0]
+        output = self.decoder(inputs, incremental_state=state, last_only=False)
+        logits = self.decoder.scores(output)
         known = min(longest, logits.size(1))
         logits, targets = logits[:, -known:], targets[:, -known:]
         likelihoods, choices = -token_losses(logits, targets, pad), logits.argmax(dim=-1)
@@ -137,7 +138,8 @@ class PromptReader:
         state = self.decoder.start_generation(prefix[None], len(rows))
         ended = torch.zeros(len(rows), dtype=torch.bool, device=self.lm.device)
         for _ in range(max_new_tokens):
-            following = self.decoder(tokens, incremental_state=state)[0][:, -1].argmax(dim=-1)
+            scores = self.decoder.scores(self.decoder(tokens, incremental_state=state))
+            following = scores[:, -1].argmax(dim=-1)
             tokens = torch.cat([tokens, following.unsqueeze(1)], dim=1)
             ended |= torch.isin(following, stop)
             if ended.all():

@@ -103,8 +103,12 @@ def _shifted(memory, read, queries):
     retrieved = read(queries)
     if retrieved is None:
         return None
-    chunks, rows = (found.roll(-1, dims=0)[: queries.size(0) - missing] for found in retrieved[:2])
-    return retrieved._replace(chunks=chunks, rows=rows)
+    found = {
+        name: tensor.roll(-1, dims=0)[: queries.size(0) - missing]
+        for name, tensor in retrieved._asdict().items()
+        if isinstance(tensor, Tensor)
+    }
+    return retrieved._replace(**found)
 
 
 def write_with(model, writer) -> None:
@@ -118,8 +122,7 @@ def write_with(model, writer) -> None:
     read = model.decoder.read
 
     def read_and_replace(src_tokens, *others):
-        keys, values = writer.decoder.keys_values(src_tokens)
-        return read(src_tokens, *others)._replace(keys=keys, values=values)
+        return read(src_tokens, *others)._replace(entries=writer.decoder.entries(src_tokens))
 
     model.decoder.read = read_and_replace
 
@@ -230,9 +233,9 @@ def score_group(
     for batch in batches:
         target = batch["target"].to(device)
         net_input = {name: tensor.to(device) for name, tensor in batch["net_input"].items()}
-        logits, _ = model(**net_input)
+        predicted = model.decoder.scores(model(**net_input))
         nll, right = (
-            scored.view_as(target).cpu().numpy() for scored in _score(logits, target, pad)
+            scored.view_as(target).cpu().numpy() for scored in _score(predicted, target, pad)
         )
         target = target.cpu().numpy()
         for row, (number, start) in enumerate(zip(batch["id"], batch["position"], strict=True)):

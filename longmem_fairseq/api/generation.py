@@ -1,90 +1,132 @@
-"""Continuing a prompt with fairseq's ``SequenceGenerator``.
+"""Continuing a prompt: the most likely tokens, a beam search as transformers does it, or draws.
 
 B hypotheses, T tokens, V vocabulary.
 """
 
 import math
-from typing import Callable, Optional, Sequence
+from typing import Callable, List, Optional, Sequence, Tuple
 
 import torch
-from fairseq.data import Dictionary
-from fairseq.search import BeamSearch, Sampling
-from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from torch import Tensor
 
+from longmem_fairseq.models.memory_decoder import MemoryDecoder
 from longmem_fairseq.tokenizers import Tokenizer
 
 LOWEST_TEMPERATURE = 1e-3  # as good as 0; what is divided by much less overflows
+NEVER = -1e9  # a score below that of any hypothesis
 
 
-class PromptedModel(EnsembleModel):
-    """A model whose hypotheses have all read a prompt, at once, before the generator begins.
+class Continuation:
+    """What follows a prompt, which all hypotheses have read at once before the first step.
 
     Args:
-        model: a language model whose decoder is a :class:`MemoryDecoder`
-        prompt: 1 x T, without its last token, which the generator takes for its first
-        tokenizer: of the model's dictionary
-        stop: strings after which eos is all that can follow
+        decoder: of the model
+        tokenizer: of its dictionary
+        prompt: 1 x T, at least one token
+        max_new_tokens: at most so many
+        stop: strings at which a hypothesis ends; one that is a special token names that token too
         on_token: is called after every step
     """
 
     def __init__(
         self,
-        model,
-        prompt: Tensor,
+        decoder: MemoryDecoder,
         tokenizer: Tokenizer,
+        prompt: Tensor,
+        max_new_tokens: int,
         stop: Sequence[str] = (),
         on_token: Callable[[], None] = lambda: None,
     ):
-        super().__init__([model])
-        self.prompt, self.tokenizer, self.stop, self.on_token = prompt, tokenizer, stop, on_token
+        self.decoder, self.tokenizer, self.prompt = decoder, tokenizer, prompt
+        self.max_new_tokens, self.stop, self.on_token = max_new_tokens, stop, on_token
+        named = [
+            tokenizer.special_tokens[text] for text in stop if text in tokenizer.special_tokens
+        ]
+        self.ends = torch.tensor([*tokenizer.ends, *named], device=prompt.device).unique()
+        self.impossible = torch.tensor(tokenizer.impossible, dtype=torch.long, device=prompt.device)
+        self.state = {}
 
-    def forward_decoder(self, tokens, encoder_outs, incremental_states, temperature=1.0):
-        """See ``fairseq.sequence_generator.EnsembleModel``; tokens B x T, log-probabilities B x V."""
-        (state,) = incremental_states
-        if not state:
-            state.update(self.single_model.decoder.start_generation(self.prompt, tokens.size(0)))
-        log_probs, attention = super().forward_decoder(
-            tokens, encoder_outs, incremental_states, temperature
-        )
-        if self.stop:
-            stopped = self._stopped(tokens[:, 1:])
-            log_probs[stopped] = float("-inf")
-            log_probs[stopped, self.tokenizer.dictionary.eos()] = 0.0
+    def text(self, tokens: Tensor) -> str:
+        """The text of new tokens, up to what ends it."""
+        ended = torch.isin(tokens, self.ends).nonzero().flatten().tolist()
+        text = self.tokenizer.decode(tokens[: min(ended, default=None)].tolist())
+        return text[: min((text.index(stop) for stop in self.stop if stop in text), default=None)]
+
+    def one_by_one(self, choose: Callable[[Tensor], Tensor]) -> Tensor:
+        """New tokens, T, each the one that *choose* takes from log-probabilities 1 x V."""
+        tokens = self.begin(1)
+        while True:
+            tokens = torch.cat([tokens, choose(self.log_probs(tokens)).view(1, 1)], dim=1)
+            if self.ended(tokens)[0]:
+                return tokens[0, 1:]
+
+    def beam_search(self, beam: int) -> Tensor:
+        """New tokens, T, of the best hypothesis by mean log-probability of a token, its end included.
+
+        Step by step that of transformers with its defaults (``_beam_search`` of its generation), so
+        that both give the same text: fairseq's adds the end of text to hypotheses that are cut off,
+        narrows the beam by those that have ended, and stops when as many have as it is wide.
+        """
+        tokens = self.begin(beam)
+        scores = torch.full((beam,), NEVER, device=tokens.device)
+        scores[0] = 0.0  # all are the same still
+        best: List[Tuple[float, Tensor]] = []  # of those that have ended, the best first
+        width = max(2, 1 + len(self.ends)) * beam
+        while True:
+            totals = scores[:, None] + self.log_probs(tokens)
+            found, places = totals.flatten().topk(min(width, totals.numel()))
+            rows, new = places // totals.size(1), places % totals.size(1)
+            longer = torch.cat([tokens[rows], new[:, None]], dim=1)
+            ended, length = self.ended(longer), tokens.size(1)
+            best += [(float(found[i]) / length, longer[i]) for i in range(beam) if ended[i]]
+            best = sorted(best, key=lambda scored: -scored[0])[:beam]
+            scores, kept = (found + NEVER * ended).topk(beam)
+            hopeless = len(best) == beam and float(scores[0]) / length <= best[-1][0]
+            if hopeless or ended.all():
+                return best[0][1][1:]
+            tokens = longer[kept]
+            self.decoder.reorder_incremental_state_scripting(self.state, rows[kept])
+
+    def begin(self, hypotheses: int) -> Tensor:
+        """B x 1, the last token of the prompt; the state is that of having read what is before."""
+        self.state = self.decoder.start_generation(self.prompt[:, :-1], hypotheses)
+        return self.prompt[:, -1:].expand(hypotheses, 1)
+
+    def log_probs(self, tokens: Tensor) -> Tensor:
+        """Of what follows B x T, where T begins with the last token of the prompt; B x V."""
+        logits = self.decoder(tokens, incremental_state=self.state)[0][:, -1].float()
+        logits[:, self.impossible] = -math.inf
         self.on_token()
-        return log_probs, attention
+        return logits.log_softmax(dim=-1)
 
-    def _stopped(self, tokens: Tensor) -> Tensor:
-        longest = max(len(stop.encode()) for stop in self.stop)  # a token has a byte or more
-        texts = [self.tokenizer.decode(row) for row in tokens[:, -longest:].tolist()]
-        return torch.tensor([any(stop in text for stop in self.stop) for text in texts])
+    def ended(self, tokens: Tensor) -> Tensor:
+        """B, those of B x T that are complete."""
+        if tokens.size(1) > self.max_new_tokens:
+            return torch.ones(tokens.size(0), dtype=torch.bool, device=tokens.device)
+        ended = torch.isin(tokens[:, -1], self.ends)
+        if self.stop:
+            longest = max(len(stop.encode()) for stop in self.stop)  # a token has a byte or more
+            texts = [self.tokenizer.decode(row[-longest:]) for row in tokens[:, 1:].tolist()]
+            stopped = [any(stop in text for stop in self.stop) for text in texts]
+            ended |= torch.tensor(stopped, device=tokens.device)
+        return ended
 
 
-class TruncatedSampling(Sampling):
-    """Draws the next token from the most likely ones; fairseq's own takes top_k or top_p, not both.
+def drawn(
+    log_probs: Tensor, top_k: int = 0, top_p: float = 0.0, temperature: float = 1.0
+) -> Tensor:
+    """B x 1, a token drawn from each of log-probabilities B x V.
 
     Args:
-        dictionary: of V symbols
-        top_k: how many of them, 0 for all
-        top_p: of these as few as have this probability together, 0 for all
-        temperature: what log-probabilities are divided by; fairseq's SequenceGenerator would divide
-            logits, which in float16 overflow
+        top_k, top_p: see :func:`most_likely`
+        temperature: what log-probabilities are divided by; logits would overflow in float16
     """
-
-    def __init__(
-        self, dictionary: Dictionary, top_k: int = 0, top_p: float = 0.0, temperature: float = 1.0
-    ):
-        super().__init__(dictionary)
-        self.top_k, self.top_p, self.temperature = top_k, top_p, temperature
-
-    def step(self, step, lprobs, *state):
-        """See ``fairseq.search.Search``; lprobs ... x V."""
-        lprobs = most_likely(lprobs / self.temperature, self.top_k, self.top_p)
-        return super().step(step, lprobs.log_softmax(dim=-1), *state)
+    return most_likely(log_probs / temperature, top_k, top_p).softmax(dim=-1).multinomial(1)
 
 
 def most_likely(log_probs: Tensor, top_k: int, top_p: float) -> Tensor:
-    """-inf for tokens that :class:`TruncatedSampling` leaves out; ... x V."""
+    """-inf for all but the *top_k* most likely tokens (0: all), and of these as few as have the
+    probability *top_p* together (0: all); ... x V."""
     ordered, tokens = log_probs.sort(dim=-1, descending=True)
     if top_k > 0:
         ordered[..., top_k:] = float("-inf")
@@ -136,37 +178,3 @@ def check_generation(
         raise ValueError(f"{spelled('seed')} ({seed}) must be a number of 64 bits")
     if "" in stop:
         raise ValueError(f"{spelled('stop')} holds an empty string, which every text contains")
-
-
-def continue_prompt(
-    model: PromptedModel,
-    last_token: int,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 0.0,
-    beam: int = 1,
-) -> str:
-    """The text after the prompt, up to the first of the model's stop strings.
-
-    Args:
-        last_token: of the prompt
-        max_new_tokens, temperature, top_k, top_p, beam: see :meth:`LongMem.generate`
-    """
-    dictionary = model.tokenizer.dictionary
-    search = BeamSearch(dictionary)
-    if temperature > 0:
-        search = TruncatedSampling(dictionary, top_k, top_p, temperature)
-    generator = SequenceGenerator(
-        model,
-        dictionary,
-        beam_size=beam,
-        max_len_b=max_new_tokens,
-        min_len=0,
-        search_strategy=search,
-    )
-    sample = {"net_input": {"src_tokens": model.prompt}}
-    best = generator.generate([], sample, bos_token=last_token)[0][0]
-    text = model.tokenizer.decode(best["tokens"].tolist())
-    ends = [text.index(stop) for stop in model.stop if stop in text]
-    return text[: min(ends, default=len(text))]

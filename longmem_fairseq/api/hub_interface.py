@@ -5,19 +5,22 @@ B texts, T tokens, V vocabulary.
 
 import logging
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
 
-from longmem_fairseq.api.generation import PromptedModel, check_generation, continue_prompt
+from longmem_fairseq.api.generation import Continuation, check_generation, drawn
 from longmem_fairseq.api.passages import Passage, read_passages
 from longmem_fairseq.api.pretrained import load_pretrained
+from longmem_fairseq.api.prompts import document_tokens, prompt_tokens
 from longmem_fairseq.api.reading import progress_bar, read_segments
 from longmem_fairseq.memory import ExternalMemory, MemoryFork
 from longmem_fairseq.modules import token_losses
 from longmem_fairseq.tokenizers import Tokenizer
+from longmem_fairseq.tokenizers.chat_template import Message
 from longmem_fairseq.utils.text_files import Text, named_texts, read_text
 
 logger = logging.getLogger(__name__)
@@ -101,6 +104,7 @@ class LongMem:
         texts: Union[Text, Iterable[Text]],
         names: Union[str, Sequence[str], None] = None,
         progress: bool = True,
+        special_tokens: bool = False,
     ) -> int:
         """Reads documents into memory, each from its beginning.
 
@@ -108,6 +112,7 @@ class LongMem:
             texts: documents: a string is a text, a ``Path`` is a file, or a pattern of files
             names: what to cite them as (default: the file's path, or ``document N``)
             progress: show a bar, on a terminal
+            special_tokens: read those that the texts spell out; otherwise they are text
 
         Returns:
             how many tokens the documents have
@@ -123,9 +128,10 @@ class LongMem:
         with progress_bar("memorising", progress) as bar:
             for name, text in documents:
                 bank.begin_document(0, name or f"document {len(bank.sources[0]) + 1}", offset=-1)
-                tokens = self._tokens(read_text(text) if isinstance(text, Path) else text)
+                text = read_text(text) if isinstance(text, Path) else text
+                tokens = self._tokens(text, special_tokens)
                 for segment in tokens.split(self.window, dim=1):
-                    bank.write(*self.decoder.keys_values(segment), token_ids=segment)
+                    bank.write(**self.decoder.entries(segment)._asdict(), token_ids=segment)
                     bar.update(segment.size(1))
                 count += tokens.size(1) - 1
         if (forgotten := bank.held(0).start - oldest) > 0:
@@ -178,24 +184,27 @@ class LongMem:
             yield
 
     @torch.no_grad()
-    def score(self, text: str, memory: bool = True, progress: bool = False) -> TokenScores:
+    def score(
+        self, text: str, memory: bool = True, progress: bool = False, special_tokens: bool = False
+    ) -> TokenScores:
         """The log-probability of every token of a text, also of the first.
 
         Args:
             memory: read it; otherwise a segment is all that is seen
             progress: show a bar
+            special_tokens: read those that the text spells out; otherwise they are text
 
         Raises:
             ValueError: the text is empty
         """
-        source, target = self._source_and_target(text)
-        fork = self._fork(1) if memory else None
+        source, target = self._source_and_target(text, special_tokens)
+        fork = self.fork(1) if memory else None
         segments = read_segments(self.decoder, source, fork, progress=progress)
         losses = [
             token_losses(logits, expected, self.dictionary.pad())
             for logits, expected in zip(segments, target.split(self.window, dim=1), strict=True)
         ]
-        pieces = self.tokenizer.pieces(target[0].tolist())
+        pieces = self.tokenizer.pieces(target[0].tolist(), special_tokens)
         return TokenScores(pieces, -torch.cat(losses, dim=1)[0].cpu())
 
     @torch.no_grad()
@@ -215,7 +224,7 @@ class LongMem:
             raise ValueError(f"token_ids of shape {tuple(tokens.shape)}, expected B x T")
         if tokens.is_floating_point() or tokens.min() < 0 or tokens.max() >= size:
             raise ValueError(f"token_ids must be whole numbers from 0 to {size - 1}")
-        tokens, fork = tokens.long(), self._fork(tokens.size(0))
+        tokens, fork = tokens.long(), self.fork(tokens.size(0))
         if ids is None:
             return torch.cat(list(read_segments(self.decoder, tokens, fork)), dim=1)
         index = torch.from_numpy(ids.to_dictionary).long().to(self.device)
@@ -223,20 +232,25 @@ class LongMem:
 
     @torch.no_grad()
     def retrieved(
-        self, text: str, per_head: Optional[int] = None, progress: bool = False
+        self,
+        text: str,
+        per_head: Optional[int] = None,
+        progress: bool = False,
+        special_tokens: bool = False,
     ) -> List[TokenReading]:
         """The passages that were read to predict every token of a text.
 
         Args:
             per_head: at most so many of each head (default: all that were read)
             progress: show a bar
+            special_tokens: read those that the text spells out; otherwise they are text
 
         Raises:
             ValueError: the text is empty, *per_head* is not positive, or the model has no memory
         """
         if per_head is not None and per_head < 1:
             raise ValueError(f"per_head ({per_head}) must be at least 1")
-        source, target = self._source_and_target(text)
+        source, target = self._source_and_target(text, special_tokens)
         fork, passages = self.memory.fork(1, self.device, THIS_TEXT), []
 
         def look(*found):
@@ -245,12 +259,13 @@ class LongMem:
 
         for _ in read_segments(self.decoder, source, fork, look, progress):
             pass
-        pieces = self.tokenizer.pieces(target[0].tolist())
+        pieces = self.tokenizer.pieces(target[0].tolist(), special_tokens)
         return [TokenReading(*token) for token in zip(pieces, passages, strict=True)]
 
+    @torch.no_grad()
     def generate(
         self,
-        prompt: str,
+        prompt: Union[str, Sequence[Message]],
         max_new_tokens: int = 100,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -259,11 +274,14 @@ class LongMem:
         seed: Optional[int] = None,
         stop: Union[str, Sequence[str]] = (),
         progress: bool = False,
+        special_tokens: bool = False,
+        chat: bool = False,
     ) -> str:
         """Continues a text, at most until its document ends.
 
         Args:
-            prompt: how the document begins; it may be longer than the window
+            prompt: how the document begins; it may be longer than the window. With *chat* what the user
+                says, or all messages, as in ``[{"role": "user", "content": "Hello"}]``
             max_new_tokens: at most so many
             temperature: 0 for the most likely continuation; otherwise tokens are drawn, at 1 from the
                 model's own distribution, below 1 (down to 0.001) from a sharper one
@@ -271,8 +289,11 @@ class LongMem:
                 the probability *top_p* together (default: from all)
             beam: hypotheses of the search for the most likely continuation (1: greedy)
             seed: of the draws (default: PyTorch's generator goes on)
-            stop: strings before the first of which the text ends
+            stop: strings before the first of which the text ends; one that is a special token of the
+                model ends it at that token too
             progress: show a bar
+            special_tokens: read those that the prompt spells out; otherwise they are text
+            chat: make the prompt with the model's own chat template, and answer it
 
         Returns:
             what follows the prompt
@@ -282,44 +303,43 @@ class LongMem:
         """
         stop = [stop] if isinstance(stop, str) else list(stop)
         check_generation(max_new_tokens, temperature, top_k, top_p, beam, seed, stop)
-        if not prompt:
-            raise ValueError("the prompt is empty")
-        tokens = self._tokens(prompt)
+        tokens = prompt_tokens(self.decoder, self.tokenizer, prompt, special_tokens, chat)
         devices = [self.device] if self.device.type == "cuda" else []
         with (
             torch.random.fork_rng(devices, enabled=seed is not None),
-            progress_bar("generating", progress, max_new_tokens + 1) as bar,  # and its end
+            progress_bar("generating", progress, max_new_tokens) as bar,
         ):
             if seed is not None:
                 torch.manual_seed(seed)
-            model = PromptedModel(self.model, tokens[:, :-1], self.tokenizer, stop, bar.update)
-            options = (max_new_tokens, temperature, top_k, top_p, beam)
-            return continue_prompt(model, int(tokens[0, -1]), *options)
+            following = Continuation(
+                self.decoder,
+                self.tokenizer,
+                tokens.to(self.device),
+                max_new_tokens,
+                stop,
+                bar.update,
+            )
+            if beam > 1:
+                return following.text(following.beam_search(beam))
+            if temperature == 0:
+                return following.text(following.one_by_one(lambda scores: scores.argmax(dim=-1)))
+            draw = partial(drawn, top_k=top_k, top_p=top_p, temperature=temperature)
+            return following.text(following.one_by_one(draw))
 
-    def _fork(self, rows: int) -> Optional[MemoryFork]:
+    def fork(self, rows: int) -> Optional[MemoryFork]:
         """The memory of texts that leave it as it is; None for a model without."""
         if self.decoder.memory is None:
             return None
         return self.memory.fork(rows, self.device, THIS_TEXT)
 
-    def _tokens(self, text: str) -> Tensor:
-        """1 x (1 + T): the beginning of a document, and its tokens.
+    def _tokens(self, text: str, special_tokens: bool) -> Tensor:
+        """1 x (1 + T): the beginning of a document, and its tokens."""
+        return document_tokens(self.tokenizer, text, special_tokens).to(self.device)
 
-        Raises:
-            ValueError: the text cannot be written in UTF-8
-        """
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError("the text holds half of a surrogate pair, which is no text") from None
-        indices = torch.from_numpy(self.tokenizer.indices(text)).long()
-        start = torch.tensor([self.tokenizer.document_start])
-        return torch.cat([start, indices]).unsqueeze(0).to(self.device)
-
-    def _source_and_target(self, text: str) -> Tuple[Tensor, Tensor]:
-        if not text:
-            raise ValueError("the text is empty")
-        tokens = self._tokens(text)
+    def _source_and_target(self, text: str, special_tokens: bool) -> Tuple[Tensor, Tensor]:
+        tokens = self._tokens(text, special_tokens)
+        if tokens.size(1) < 2:
+            raise ValueError("the text is nothing but the beginning of a document")
         return tokens[:, :-1], tokens[:, 1:]
 
     def _check_not_frozen(self) -> None:

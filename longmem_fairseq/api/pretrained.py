@@ -46,6 +46,7 @@ def load_pretrained(
     nothing = {name: getattr(ModelOptions(), name) for name in MODEL_OPTIONS}
     task = {**nothing, **overrides, "data": str(checkpoint.parent)}
     state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint), {"task": task})
+    _give_memory(state, overrides)
     _check_task(checkpoint, state)
     try:
         (model,), _ = checkpoint_utils.load_model_ensemble([str(checkpoint)], state=state)
@@ -82,6 +83,15 @@ def _find_checkpoint(path: Path) -> Path:
             "there (train_scripts/copy_vocabulary.sh)"
         )
     return found
+
+
+def _give_memory(state: Dict, overrides: Dict) -> None:
+    """A backbone that was converted has a memory, without training, unless no_memory says otherwise."""
+    cfg = state.get("cfg")
+    fitted = OmegaConf.select(cfg, "model.fitted_search_layer") if cfg else None
+    if fitted and not overrides.get("no_memory") and overrides.get("memory_size") != 0:
+        if cfg.task.pointer is None:
+            cfg.task.pointer = "constant"
 
 
 def _check_task(checkpoint: Path, state: Dict) -> None:

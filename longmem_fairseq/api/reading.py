@@ -51,6 +51,6 @@ def read_segments(
         for number, segment in enumerate(segments, start=1):
             reading = decoder.read(segment, retrieve if fork is not None else None)
             if fork is not None and number < len(segments):
-                fork.write(reading.keys, reading.values, segment)
+                fork.write(**reading.entries._asdict(), token_ids=segment)
             bar.update(segment.size(1))
-            yield reading.logits
+            yield reading.scores

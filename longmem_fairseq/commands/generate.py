@@ -39,7 +39,13 @@ def main() -> None:
     )
     add("--beam", type=int, default=1, help="hypotheses of the search (default: 1, greedy)")
     add("--seed", type=int, help="of the draws (default: another one every time)")
-    add("--stop", action="append", default=[], help="end before this string; may be repeated")
+    add(
+        "--stop",
+        action="append",
+        default=[],
+        help="end before this string, or at this special token; may be repeated",
+    )
+    add("--chat", action="store_true", help="answer the text, with the model's own chat template")
     args = parse(parser)
     if args.prompt is not None and args.texts:
         raise ValueError("--prompt and files of texts: give one of them")
@@ -50,6 +56,8 @@ def main() -> None:
     for name, prompt in prompts:
         if not prompt:
             raise ValueError(f"{name}: the prompt is empty")
+    if args.chat and args.special_tokens:
+        raise ValueError("--chat reads special tokens already: leave --special-tokens out")
     from longmem_fairseq.api.generation import check_generation
 
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "beam", "seed", "stop")
@@ -59,7 +67,9 @@ def main() -> None:
         check_argument("--stop", text)
     lm = load_model(args)
     for name, prompt in prompts:
-        text = lm.generate(prompt, **options, progress=True)
+        text = lm.generate(
+            prompt, **options, progress=True, special_tokens=args.special_tokens, chat=args.chat
+        )
         if args.json:
             print(json.dumps({"name": name, "prompt": prompt, "continuation": text}))
         else:

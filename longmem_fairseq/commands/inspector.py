@@ -37,8 +37,9 @@ def main() -> None:
     from longmem_fairseq.inspector import inspect_text, make_page
 
     lm = load_model(args)
-    text = lm.tokenizer.decode(lm.tokenizer.indices(text)[: args.max_tokens])
-    inspection = inspect_text(lm, text, args.per_head, progress=True)
+    read = lm.tokenizer.indices(text, args.special_tokens)[: args.max_tokens]
+    text = lm.tokenizer.decode(read, args.special_tokens)
+    inspection = inspect_text(lm, text, args.per_head, True, args.special_tokens)
     bank = lm.memory.single_bank(lm.device)
     documents, held = len(bank.sources[0]), len(bank.held(0))
     memory = f"Memorised before: {counted(documents, 'document')}; {counted(held, 'token')} held."

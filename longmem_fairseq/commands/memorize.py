@@ -25,7 +25,7 @@ def main() -> None:
     check_output(args.output)
     names, texts = zip(*read_texts(args), strict=True)
     lm = load_model(args)
-    tokens = lm.memorize(texts, names)
+    tokens = lm.memorize(texts, names, special_tokens=args.special_tokens)
     lm.save_memory(args.output)
     bank = lm.memory.single_bank(lm.device)
     result = {

@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, List, Tuple
 
 from longmem_fairseq.utils.allocator import keep_freed_memory
+from longmem_fairseq.utils.cli import check_positive
 from longmem_fairseq.utils.text_files import matching_files, read_text, text_of
 
 if TYPE_CHECKING:
     from longmem_fairseq import LongMem
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
+def make_parser(description: str, reads_texts: bool = True) -> argparse.ArgumentParser:
     """A parser, for :func:`parse`, of MODEL, TEXT... and the options of model and memory.
 
     Args:
         description: its first line says what the command does; the rest ends in an example
+        reads_texts: otherwise there are no TEXT..., --special-tokens and --json
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -29,20 +31,31 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "model", help="folder with checkpoint, dict.txt and tokenizer, or a checkpoint in it"
     )
-    parser.add_argument(
-        "texts",
-        nargs="*",
-        metavar="text",
-        help="text files in UTF-8, or patterns in quotes; - or none: standard input",
-    )
+    if reads_texts:
+        parser.add_argument(
+            "texts",
+            nargs="*",
+            metavar="text",
+            help="text files in UTF-8, or patterns in quotes; - or none: standard input",
+        )
+        parser.add_argument(
+            "--special-tokens",
+            action="store_true",
+            help="read special tokens of the model that a text spells out (default: they are text)",
+        )
+        parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument("--memory", help="memory file to start from (default: an empty memory)")
     parser.add_argument(
         "--memory-map",
         action="store_true",
         help="leave the memory in its file instead of reading it",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    parser.add_argument(
+        "--tokens-per-sample",
+        type=int,
+        help="tokens of the local window (default: as the checkpoint was trained)",
+    )
     parser.add_argument(
         "--help-model",
         action=_HelpModel,
@@ -75,8 +88,11 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def load_model(args: argparse.Namespace) -> "LongMem":
+def load_model(args: argparse.Namespace, with_memory: bool = True) -> "LongMem":
     """The model, with its memory.
+
+    Args:
+        with_memory: otherwise --memory is not read
 
     Raises:
         FileNotFoundError, ValueError: see :meth:`LongMem.from_pretrained` and ``load_memory``; or
@@ -84,12 +100,16 @@ def load_model(args: argparse.Namespace) -> "LongMem":
     """
     if args.memory_map and args.memory is None:
         raise ValueError("--memory-map needs --memory, the file that is to be mapped")
+    check_positive(args, "tokens_per_sample")
     from longmem_fairseq import LongMem
     from longmem_fairseq.tasks.config import given_options
 
     keep_freed_memory()
-    lm = LongMem.from_pretrained(args.model, args.device, **given_options(args))
-    if args.memory is not None:
+    options = given_options(args)
+    if args.tokens_per_sample is not None:
+        options["tokens_per_sample"] = args.tokens_per_sample
+    lm = LongMem.from_pretrained(args.model, args.device, **options)
+    if args.memory is not None and with_memory:
         lm.load_memory(args.memory, memory_map=args.memory_map)
     return lm
 
@@ -121,13 +141,18 @@ def check_argument(option: str, text: str) -> str:
 
 
 def check_output(path: str) -> None:
+    """See :func:`check_file`."""
+    check_file("--output", path)
+
+
+def check_file(option: str, path: str) -> None:
     """Before the work of hours.
 
     Raises:
-        ValueError: *path*, given as --output, cannot be a file
+        ValueError: *path*, given as *option*, cannot be a file that is written
     """
     folder = Path(path).absolute().parent
     if not folder.is_dir():
-        raise ValueError(f"--output ({path}): there is no folder {folder}")
+        raise ValueError(f"{option} ({path}): there is no folder {folder}")
     if Path(path).is_dir():
-        raise ValueError(f"--output ({path}) is a folder: give a file to write")
+        raise ValueError(f"{option} ({path}) is a folder: give a file to write")

@@ -3,9 +3,10 @@
 import re
 from typing import Callable, Dict, NamedTuple, Tuple
 
+import torch
 from torch import Tensor
 
-from longmem_fairseq.conversion import options as hf_options
+from longmem_fairseq.conversion import gpt_options, options
 from longmem_fairseq.conversion.options import Config
 
 # causal masks and wavelengths that older versions saved with the weights
@@ -34,23 +35,51 @@ def change_opt(name: str, tensor: Tensor, config: Config) -> Tensor:
 
 
 def change_gemma(name: str, tensor: Tensor, config: Config) -> Tensor:
-    if "norm" in name:
-        tensor = tensor.float() + 1  # its norms multiply by 1 + weight
-    # it divides scores by the square root of a number of its own, not of head_dim
-    scaled = "self_attn.q_proj." if config["model_type"] == "gemma2" else "self_attn.q_norm."
-    if scaled in name:
-        ratio = config.get("head_dim", 256) / config.get("query_pre_attn_scalar", 256)
-        tensor = tensor * ratio**0.5
-    return tensor
+    # its norms multiply by 1 + weight
+    return tensor.float() + 1 if "norm" in name else tensor
+
+
+def change_phi3(name: str, tensor: Tensor, config: Config) -> Tensor:
+    if "self_attn.qkv." not in name:
+        return tensor
+    # the rows of all query heads, then those of all keys, then of all values, not of each head
+    heads = config["num_attention_heads"]
+    kv_heads = config.get("num_key_value_heads") or heads
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    parts = tensor.split([heads * head_dim, kv_heads * head_dim, kv_heads * head_dim])
+    return torch.cat([part.unflatten(0, (kv_heads, -1)) for part in parts], dim=1).flatten(0, 1)
+
+
+def change_gptj(name: str, tensor: Tensor, config: Config) -> Tensor:
+    head_dim = config["n_embd"] // config["n_head"]
+    return unpaired(name, tensor, head_dim, config.get("rotary_dim", 64))
+
+
+def change_cohere(name: str, tensor: Tensor, config: Config) -> Tensor:
+    if "self_attn.q_norm." in name or "self_attn.k_norm." in name:
+        tensor = tensor.flatten()
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return unpaired(name, tensor, head_dim, head_dim)
+
+
+def unpaired(name: str, tensor: Tensor, head_dim: int, rotary_dim: int) -> Tensor:
+    """Rows of queries and keys for a rotary that turns channels i and i + n/2 together, where the
+    model's turns neighbors."""
+    if not re.search(r"self_attn\.[qk]_(proj|norm)\.", name):
+        return tensor
+    heads = tensor.unflatten(0, (-1, head_dim))
+    turned, rest = heads[:, :rotary_dim], heads[:, rotary_dim:]
+    return torch.cat([turned[:, 0::2], turned[:, 1::2], rest], dim=1).flatten(0, 1)
 
 
 class Family(NamedTuple):
     """
     options: config.json -> fields of LongMemBackboneConfig; ValueError for what is not supported
     blocks: the module that holds the layers
-    modules: names of modules without their prefix -> ours; ``*.`` stands before those of a block, and
-        ``self_attn.qkv`` is all three projections in one: for each key/value head the rows of its query
-        heads, those of its key, those of its value
+    modules: names of modules without their prefix -> ours; ``*.`` stands before those of a block and
+        ``.#`` after those of which each head has its own; ``self_attn.qkv`` is all three projections in
+        one: for each key/value head the rows of its query heads, those of its key, those of its value;
+        ``gate_up`` is gate_proj and fc1
     prefixes: before the names of all modules but the head, as far as they are there
     change: our name, tensor, config.json -> what the tensor has to be here
     tied: the head is the embedding, where config.json does not say
@@ -64,7 +93,8 @@ class Family(NamedTuple):
     tied: bool = False
 
     def our_name(self, name: str) -> str:
-        """What a tensor is called here, "" for one that is not needed.
+        """What a tensor is called here, "" for one that is not needed; the number of a head stands at
+        the end, see :func:`join_heads`.
 
         Raises:
             ValueError: the family has none of this name
@@ -77,10 +107,23 @@ class Family(NamedTuple):
         module, _, parameter = rest.rpartition(".")
         block = re.fullmatch(rf"{re.escape(self.blocks)}\.(\d+)\.(.+)", module)
         key = f"*.{block[2]}" if block else module
+        head = re.fullmatch(r"(.+)\.(\d+)", key)
+        if head and f"{head[1]}.#" in self.modules:
+            key, parameter = f"{head[1]}.#", f"{parameter}.{head[2]}"
         if key not in self.modules:
             raise ValueError(f"{name} is no tensor of this family")
         ours = f"{self.modules[key]}.{parameter}"
         return f"layers.{block[1]}.{ours}" if block else ours
+
+
+def join_heads(weights: Dict[str, Tensor]) -> None:
+    """Puts the tensors of single heads together, whose names end with a number."""
+    heads: Dict[str, Dict[int, Tensor]] = {}
+    for whole in [name for name in weights if name.rpartition(".")[2].isdigit()]:
+        name, _, head = whole.rpartition(".")
+        heads.setdefault(name, {})[int(head)] = weights.pop(whole)
+    for name, tensors in heads.items():
+        weights[name] = torch.cat([tensors[head] for head in sorted(tensors)])
 
 
 LLAMA = {
@@ -159,20 +202,82 @@ GPT_NEOX = {
     "*.mlp.dense_h_to_4h": "fc1",
     "*.mlp.dense_4h_to_h": "fc2",
 }
+GPT_NEO = {
+    **GPT2,
+    "*.attn.attention.q_proj": "self_attn.q_proj",
+    "*.attn.attention.k_proj": "self_attn.k_proj",
+    "*.attn.attention.v_proj": "self_attn.v_proj",
+    "*.attn.attention.out_proj": "self_attn.out_proj",
+}
+GPTJ = {
+    **GPT2,
+    "*.attn.q_proj": "self_attn.q_proj",
+    "*.attn.k_proj": "self_attn.k_proj",
+    "*.attn.v_proj": "self_attn.v_proj",
+    "*.attn.out_proj": "self_attn.out_proj",
+    "*.mlp.fc_in": "fc1",
+    "*.mlp.fc_out": "fc2",
+}
+POST_NORMS = {
+    **LLAMA,
+    "*.post_attention_layernorm": "attention_post_norm",
+    "*.post_feedforward_layernorm": "mlp_post_norm",
+}
+PHI3 = {
+    **LLAMA,
+    "*.self_attn.qkv_proj": "self_attn.qkv",
+    "*.mlp.gate_up_proj": "gate_up",
+}
+STABLELM = {
+    **LLAMA,
+    "*.self_attn.q_layernorm.norms.#": "self_attn.q_norm",
+    "*.self_attn.k_layernorm.norms.#": "self_attn.k_norm",
+}
+STARCODER2 = {
+    **LLAMA,
+    "*.mlp.c_fc": "fc1",
+    "*.mlp.c_proj": "fc2",
+}
 _TRANSFORMER = ("transformer.",)
 _DECODER = ("model.", "decoder.")
 _LANGUAGE = ("language_model.", "model.", "language_model.")
 
 FAMILIES = {  # by the model_type of config.json
-    "gpt2": Family(hf_options.gpt2, "h", GPT2, _TRANSFORMER, change_gpt2, tied=True),
-    "opt": Family(hf_options.opt, "layers", OPT, _DECODER, change_opt, tied=True),
-    "bloom": Family(hf_options.bloom, "h", BLOOM, _TRANSFORMER, tied=True),
-    "gpt_neox": Family(hf_options.gpt_neox, "layers", GPT_NEOX, ("gpt_neox.",)),
-    "falcon": Family(hf_options.falcon, "h", FALCON, _TRANSFORMER, tied=True),
-    "llama": Family(hf_options.llama, "layers", LLAMA),
-    "mistral": Family(hf_options.mistral, "layers", LLAMA),
-    "qwen2": Family(hf_options.qwen2, "layers", LLAMA),
-    "qwen3": Family(hf_options.qwen3, "layers", LLAMA),
-    "gemma2": Family(hf_options.gemma2, "layers", GEMMA, change=change_gemma, tied=True),
-    "gemma3_text": Family(hf_options.gemma3, "layers", GEMMA, _LANGUAGE, change_gemma, tied=True),
+    "gpt2": Family(gpt_options.gpt2, "h", GPT2, _TRANSFORMER, change_gpt2, tied=True),
+    "gpt_neo": Family(gpt_options.gpt_neo, "h", GPT_NEO, _TRANSFORMER, tied=True),
+    "gptj": Family(gpt_options.gptj, "h", GPTJ, _TRANSFORMER, change_gptj),
+    "opt": Family(gpt_options.opt, "layers", OPT, _DECODER, change_opt, tied=True),
+    "bloom": Family(gpt_options.bloom, "h", BLOOM, _TRANSFORMER, tied=True),
+    "gpt_neox": Family(gpt_options.gpt_neox, "layers", GPT_NEOX, ("gpt_neox.",)),
+    "falcon": Family(gpt_options.falcon, "h", FALCON, _TRANSFORMER, tied=True),
+    "stablelm": Family(gpt_options.stablelm, "layers", STABLELM),
+    "starcoder2": Family(gpt_options.starcoder2, "layers", STARCODER2, tied=True),
+    "llama": Family(options.llama, "layers", LLAMA),
+    "mistral": Family(options.mistral, "layers", LLAMA),
+    "qwen2": Family(options.qwen2, "layers", LLAMA),
+    "qwen3": Family(options.qwen3, "layers", LLAMA),
+    "smollm3": Family(options.smollm3, "layers", LLAMA, tied=True),
+    "granite": Family(options.granite, "layers", LLAMA),
+    "phi3": Family(options.phi3, "layers", PHI3, change=change_phi3),
+    "olmo2": Family(options.olmo2, "layers", POST_NORMS),
+    "exaone4": Family(options.exaone4, "layers", POST_NORMS),
+    "cohere": Family(options.cohere, "layers", LLAMA, change=change_cohere, tied=True),
+    "cohere2": Family(options.cohere2, "layers", LLAMA, change=change_cohere, tied=True),
+    "gemma": Family(options.gemma, "layers", LLAMA, change=change_gemma, tied=True),
+    "gemma2": Family(options.gemma2, "layers", GEMMA, change=change_gemma, tied=True),
+    "gemma3_text": Family(options.gemma3, "layers", GEMMA, _LANGUAGE, change_gemma, tied=True),
 }
+FOREIGN = {  # what the model_type of other models is like, or the name of an option in config.json
+    "a mixture of experts": r".*moe|mixtral|(num|n)_(local_|routed_)?experts",
+    "a model that also sees or hears": r".*_vl|(vision|audio|image)_config|(img|audio)_processor",
+    "a state-space model": r".*(mamba|rwkv).*|ssm_.+|state_size|lru_width",
+}
+
+
+def unknown(config: Config) -> str:
+    """Why a config.json of no known family is refused."""
+    kind = str(config.get("model_type"))
+    for description, names in FOREIGN.items():
+        if any(re.fullmatch(names, str(name)) for name in (kind, *config)):
+            return f"model_type {kind} is {description}, which cannot be converted"
+    return f"model_type {kind} is unknown, expected one of {', '.join(FAMILIES)}"

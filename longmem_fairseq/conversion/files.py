@@ -13,41 +13,49 @@ from longmem_fairseq.utils.checkpoint_errors import clear_errors
 from longmem_fairseq.utils.text_files import read_json
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference
-# What a conversion can use: not the same weights once more in other formats.
-PATTERNS = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")
+# What a conversion can use of a repository: not the same weights again in another format
+# (consolidated.safetensors, flax_model.msgpack, ...).
+PATTERNS = ("*.json", "model*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt")
+PICKLED = ("pytorch_model*.bin",)
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def model_folder(model: str, dry_run: bool) -> Path:
-    """The folder of a model; what is no folder is downloaded as a repository of the Hugging Face hub.
+    """The folder of a model; a name that is at no path is one of the Hugging Face hub, and downloaded.
 
     Args:
         dry_run: config.json is enough
 
     Raises:
+        ImportError: the hub's client is not installed
         ValueError: neither a folder nor a repository that can be downloaded
     """
-    if Path(model).is_dir():
-        return Path(model)
+    path = Path(model)
+    if path.is_dir():
+        return path
+    if not _HUB_ID.fullmatch(model) or (path.parent.name and path.parent.is_dir()):
+        raise FileNotFoundError(f"--model ({model}): no such file or folder, and no id of the hub")
     try:
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError:
-        raise ValueError(
-            f"--model ({model}) is no folder; to download it from the Hugging Face hub: "
+        raise ImportError(
+            f"--model ({model}): no such file or folder; to download it from the Hugging Face hub: "
             "pip install 'longmem-fairseq[hf]'"
         ) from None
     errors = (HFValidationError, HfHubHTTPError, OSError)
     try:
         if dry_run:
             return Path(huggingface_hub.hf_hub_download(model, "config.json")).parent
-        folder = Path(huggingface_hub.snapshot_download(model, allow_patterns=PATTERNS))
-        if not any(folder.glob("*.safetensors")):
-            huggingface_hub.snapshot_download(model, allow_patterns=["*.bin"])
-        return folder
+        options = {"ignore_patterns": ["*/*"]}  # their * matches a slash: no file of a subfolder
+        found = huggingface_hub.snapshot_download(model, allow_patterns=list(PATTERNS), **options)
+        if not any(Path(found).glob("*.safetensors")):
+            huggingface_hub.snapshot_download(model, allow_patterns=list(PICKLED), **options)
+        return Path(found)
     except errors as error:
         raise ValueError(
-            f"--model ({model}) is no folder, and cannot be downloaded from the Hugging Face hub "
-            f"({str(error).splitlines()[0]})"
+            f"--model ({model}): no such file or folder, and it cannot be downloaded from the Hugging "
+            f"Face hub ({str(error).splitlines()[0]})"
         ) from None
 
 
@@ -73,6 +81,9 @@ def weight_files(folder: Path) -> Dict[Path, Optional[List[str]]]:
         ValueError: the index is none, or names a file elsewhere
     """
     for name in WEIGHTS:
+        # first, as in transformers: beside it an index is what an earlier, larger save left
+        if (folder / name).is_file():
+            return {folder / name: None}
         index = folder / f"{name}.index.json"
         if index.is_file():
             shards: Dict[Path, Optional[List[str]]] = {}
@@ -89,8 +100,6 @@ def weight_files(folder: Path) -> Dict[Path, Optional[List[str]]]:
                 if not path.is_file():
                     raise FileNotFoundError(f"{path}: no such file, though {index.name} names it")
             return shards
-        if (folder / name).is_file():
-            return {folder / name: None}
     raise FileNotFoundError(f"{folder} has no weights: expected {' or '.join(WEIGHTS)}")
 
 
@@ -126,7 +135,7 @@ def _check_names(path: Path, expected: Optional[List[str]], found: List[str]) ->
         raise ValueError(f"{path} lacks {missing[0]}, which the index says is in it")
 
 
-def check_hashes(folder: Path, sums: Path, paths: List[Path]) -> None:
+def check_hashes(sums: Path, paths: List[Path]) -> None:
     """Compares the files of *paths* with a list as ``sha256sum`` prints it.
 
     Raises:

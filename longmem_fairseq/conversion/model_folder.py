@@ -1,7 +1,7 @@
 """A converted model's folder: checkpoint.pt and dict.txt, as ``fairseq-train`` would have left them."""
 
 from pathlib import Path
-from typing import Dict
+from typing import Dict, Mapping, Optional
 
 import torch
 from fairseq.data import Dictionary
@@ -13,8 +13,16 @@ from longmem_fairseq.models.checkpoints import dictionary_hash
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
 
 
-def check_fits(source: Path, weights: Dict[str, Tensor], module: nn.Module) -> None:
+def check_fits(
+    source: Path,
+    weights: Dict[str, Tensor],
+    module: nn.Module,
+    names: Optional[Mapping[str, str]] = None,
+) -> None:
     """
+    Args:
+        names: by our name of a tensor, the one to be used in messages
+
     Raises:
         ValueError: *weights* are not all that *module* needs, and nothing else
     """
@@ -24,7 +32,8 @@ def check_fits(source: Path, weights: Dict[str, Tensor], module: nn.Module) -> N
         expected = shapes.get(name, "no such tensor")
         if found != expected:
             raise ValueError(
-                f"{source} does not fit its own options: {name} is {found}, expected {expected}"
+                f"{source} does not fit its own options: {names[name] if names else name} is {found}, "
+                f"expected {expected}"
             )
 
 

@@ -1,12 +1,14 @@
 """The options of Hugging Face language models (config.json) as fields of LongMemBackboneConfig.
 
-One function per family. What its tensors are called, and how they differ, stands in hf_families.py.
+One function per family: here those that descend from LLaMA, in gpt_options.py the others. What their
+tensors are called, and how they differ, stands in families.py.
 """
 
 import json
-from typing import Any, Dict, Iterable
+import math
+from typing import Any, Dict, Iterable, List
 
-from longmem_fairseq.modules.rotary import SCALINGS
+from longmem_fairseq.modules.rotary_scaling import ORIGINAL, SCALINGS
 
 Config = Dict[str, Any]
 
@@ -45,23 +47,46 @@ def rotary(config: Config, head_dim: int, share: float = 1.0, kind: str = "") ->
     """
     parameters = config.get("rope_parameters") or {}
     parameters = parameters.get(kind, parameters)
-    rule = config.get("rope_scaling") or parameters
-    name = rule.get("rope_type", rule.get("type", "default"))
-    scaling = ""
-    if name != "default":
-        if name not in SCALINGS:
-            raise ValueError(
-                f"config.json: rotary scaling {name} is not supported, only {', '.join(SCALINGS)}"
-            )
-        scaling = json.dumps({"rope_type": name, **{key: rule[key] for key in SCALINGS[name]}})
     base = config.get("rope_theta", config.get("rotary_emb_base", 10000.0))
     share = config.get("partial_rotary_factor", config.get("rotary_pct", share))
     return {
         "positions": "rotary",
         "rotary_dim": int(head_dim * parameters.get("partial_rotary_factor", share)),
         "rotary_base": float(parameters.get("rope_theta", base)),
-        "rotary_scaling": scaling,
+        "rotary_scaling": _scaling(config.get("rope_scaling") or parameters, config),
     }
+
+
+def _scaling(rule: Config, config: Config) -> str:
+    name = rule.get("rope_type", rule.get("type", "default"))
+    if name == "default":
+        return ""
+    if name not in SCALINGS:
+        raise ValueError(
+            f"config.json: rotary scaling {name} is not supported, only {', '.join(SCALINGS)}"
+        )
+    numbers = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
+    numbers.update({key: value for key, value in rule.items() if value is not None})
+    most = config.get("max_position_embeddings")
+    original = config.get(ORIGINAL) or numbers.get(ORIGINAL, most)
+    if ORIGINAL in SCALINGS[name]:
+        numbers[ORIGINAL] = config["max_position_embeddings"] if name == "dynamic" else original
+    if "attention_factor" in SCALINGS[name]:
+        factor = numbers.setdefault("factor", most / original)
+        numbers.setdefault("attention_factor", _attention_factor(name, factor, numbers))
+    return json.dumps({"rope_type": name, **{key: numbers[key] for key in SCALINGS[name]}})
+
+
+def _attention_factor(name: str, factor: float, numbers: Config) -> float:
+    """By which queries and keys grow, where config.json does not say."""
+    if factor <= 1:
+        return 1.0
+    if name == "longrope":
+        return math.sqrt(1 + math.log(factor) / math.log(numbers[ORIGINAL]))
+    growth = 0.1 * math.log(factor)
+    if numbers.get("mscale") and numbers.get("mscale_all_dim"):
+        return (numbers["mscale"] * growth + 1) / (numbers["mscale_all_dim"] * growth + 1)
+    return growth + 1
 
 
 def sliding(config: Config, layers: Iterable[int]) -> Config:
@@ -74,105 +99,6 @@ def sliding(config: Config, layers: Iterable[int]) -> Config:
     if not window or not layers:
         return {}
     return {"sliding_window": window, "sliding_layers": layers}
-
-
-def gpt2(config: Config) -> Config:
-    require(config, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
-    return {
-        "embed_dim": config["n_embd"],
-        "num_layers": config["n_layer"],
-        "num_attention_heads": config["n_head"],
-        "ffn_dim": config.get("n_inner") or 0,
-        "block": "sequential",
-        "activation_fn": activation(config.get("activation_function", "gelu_new")),
-        "layer_norm_eps": config.get("layer_norm_epsilon", 1e-5),
-        "qkv_bias": True,
-        "out_bias": True,
-        "positions": "learned",
-        "max_positions": config["n_positions"],
-    }
-
-
-def opt(config: Config) -> Config:
-    # opt-350m alone differs in all of these
-    require(config, do_layer_norm_before=True, word_embed_proj_dim=config["hidden_size"])
-    require(config, _remove_final_layer_norm=False, layer_norm_elementwise_affine=True)
-    bias = config.get("enable_bias", True)
-    return {
-        "embed_dim": config["hidden_size"],
-        "num_layers": config["num_hidden_layers"],
-        "num_attention_heads": config["num_attention_heads"],
-        "ffn_dim": config["ffn_dim"],
-        "block": "sequential",
-        "activation_fn": activation(config.get("activation_function", "relu")),
-        "layer_norm_eps": 1e-5,
-        "qkv_bias": bias,
-        "out_bias": bias,
-        "no_mlp_bias": not bias,
-        "positions": "learned",
-        "max_positions": config["max_position_embeddings"],
-    }
-
-
-def bloom(config: Config) -> Config:
-    require(config, apply_residual_connection_post_layernorm=False)
-    return {
-        "embed_dim": config.get("hidden_size", config.get("n_embed")),
-        "num_layers": config.get("n_layer", config.get("num_hidden_layers")),
-        "num_attention_heads": config.get("n_head", config.get("num_attention_heads")),
-        "block": "sequential",
-        "activation_fn": "gelu_tanh",
-        "layer_norm_eps": config.get("layer_norm_epsilon", 1e-5),
-        "qkv_bias": True,
-        "out_bias": True,
-        "positions": "alibi",
-        "embed_norm": True,
-    }
-
-
-def gpt_neox(config: Config) -> Config:
-    heads, bias = config["num_attention_heads"], config.get("attention_bias", True)
-    return {
-        "embed_dim": config["hidden_size"],
-        "num_layers": config["num_hidden_layers"],
-        "num_attention_heads": heads,
-        "ffn_dim": config["intermediate_size"],
-        "block": "parallel_two_norms"
-        if config.get("use_parallel_residual", True)
-        else "sequential",
-        "activation_fn": activation(config.get("hidden_act", "gelu")),
-        "layer_norm_eps": config.get("layer_norm_eps", 1e-5),
-        "qkv_bias": bias,
-        "out_bias": bias,
-        **rotary(config, config["hidden_size"] // heads, share=0.25),
-    }
-
-
-def falcon(config: Config) -> Config:
-    heads, bias = config["num_attention_heads"], config.get("bias", False)
-    head_dim, new = config["hidden_size"] // heads, config.get("new_decoder_architecture", False)
-    kv_heads = 1 if config.get("multi_query", True) else heads
-    if new:
-        require(config, parallel_attn=True)
-        kv_heads = config.get("num_kv_heads") or heads
-    block = "parallel" if config.get("parallel_attn", True) else "sequential"
-    if new and (config.get("num_ln_in_parallel_attn") or 2) == 2:
-        block = "parallel_two_norms"
-    positions = {"positions": "alibi", "alibi_scale": head_dim**-0.5}
-    return {
-        "embed_dim": config["hidden_size"],
-        "num_layers": config["num_hidden_layers"],
-        "num_attention_heads": heads,
-        "num_kv_heads": kv_heads,
-        "ffn_dim": config.get("ffn_hidden_size") or 0,
-        "block": block,
-        "activation_fn": activation(config.get("activation", "gelu")),
-        "layer_norm_eps": config.get("layer_norm_epsilon", 1e-5),
-        "qkv_bias": bias,
-        "out_bias": bias,
-        "no_mlp_bias": not bias,
-        **(positions if config.get("alibi", False) else rotary(config, head_dim)),
-    }
 
 
 def llama(config: Config) -> Config:
@@ -218,6 +144,103 @@ def qwen3(config: Config) -> Config:
     return {**qwen(config), "qk_norm": True}
 
 
+def smollm3(config: Config) -> Config:
+    config = {"num_key_value_heads": 4, "rope_theta": 2e6, **config}
+    num_layers, every = config["num_hidden_layers"], config.get("no_rope_layer_interval", 4)
+    # the name misleads: 0 is a layer without
+    turned = config.get("no_rope_layers") or [(i + 1) % every for i in range(num_layers)]
+    layers = [layer for layer, turns in enumerate(turned[:num_layers]) if not turns]
+    options = {**llama(config), "no_rotary_layers": layers}
+    if config.get("use_sliding_window", False):
+        options.update(sliding(config, layers))
+    return options
+
+
+def phi3(config: Config) -> Config:
+    config = {ORIGINAL: 4096, **config}
+    for place in ("rope_scaling", "rope_parameters"):
+        rule = config.get(place) or {}
+        if rule.get("rope_type", rule.get("type")) in ("su", "yarn"):  # its first names of longrope
+            config[place] = {**rule, "rope_type": "longrope"}
+    return {**mistral(config), "qkv_bias": False, "out_bias": False}
+
+
+def granite(config: Config) -> Config:
+    options = llama(config)
+    return {
+        **options,
+        "embed_scale": config.get("embedding_multiplier", 1.0),
+        "residual_scale": config.get("residual_multiplier", 1.0),
+        "query_scale": config.get("attention_multiplier", 1.0) * options["head_dim"] ** 0.5,
+        "logit_scale": 1 / config.get("logits_scaling", 1.0),
+    }
+
+
+def olmo2(config: Config) -> Config:
+    return {
+        **llama({"rms_norm_eps": 1e-5, **config}),
+        "no_pre_norms": True,
+        "post_norms": True,
+        "qk_norm": True,
+        "qk_norm_kind": "all_heads_rms_norm",
+    }
+
+
+def exaone4(config: Config) -> Config:
+    pattern = config.get("sliding_window_pattern", 4)
+    if (
+        config.get("layer_types") is None
+        and config.get("sliding_window")
+        and type(pattern) is not int
+    ):
+        raise ValueError(f"config.json: sliding_window_pattern ({pattern}) needs layer_types")
+    windows = sliding(config, _all_but_every(pattern, config) if pattern else ())
+    return {
+        **llama({"rms_norm_eps": 1e-5, **config}),
+        "no_pre_norms": True,
+        "post_norms": True,
+        "qk_norm": True,
+        **windows,
+        "no_rotary_layers": _others(windows, config) if config.get("sliding_window") else [],
+    }
+
+
+def cohere(config: Config) -> Config:
+    return {
+        **llama({"rope_theta": 5e5, **config}),
+        "block": "parallel",
+        "norm": "layer_norm_no_bias",
+        "layer_norm_eps": config.get("layer_norm_eps", 1e-5),
+        "logit_scale": config.get("logit_scale", 0.0625),
+        "qk_norm": config.get("use_qk_norm", False),
+        "qk_norm_kind": "heads_layer_norm",
+    }
+
+
+def cohere2(config: Config) -> Config:
+    every = config.get("sliding_window_pattern", 4)
+    windows = sliding({"sliding_window": 4096, **config}, _all_but_every(every, config))
+    return {**cohere(config), **windows, "no_rotary_layers": _others(windows, config)}
+
+
+def _all_but_every(nth: int, config: Config) -> List[int]:
+    return [i for i in range(config["num_hidden_layers"]) if (i + 1) % nth != 0]
+
+
+def _others(windows: Config, config: Config) -> List[int]:
+    """The layers that do not slide."""
+    sliding_layers = windows.get("sliding_layers", ())
+    return [i for i in range(config["num_hidden_layers"]) if i not in sliding_layers]
+
+
+def gemma(config: Config) -> Config:
+    require(config, use_bidirectional_attention=False, hidden_activation="gelu_pytorch_tanh")
+    config = {"head_dim": 256, **config}
+    if config.get("hidden_act", "gelu") == "gelu":  # the first releases say so and mean
+        config["hidden_act"] = "gelu_pytorch_tanh"
+    return {**llama(config), "embed_scale": config["hidden_size"] ** 0.5}
+
+
 def gemma2(config: Config) -> Config:
     require(config, use_bidirectional_attention=False)
     # what config.json leaves out is as in the smallest model
@@ -226,6 +249,7 @@ def gemma2(config: Config) -> Config:
     return {
         **llama(config),
         "post_norms": True,
+        "query_scale": (config["head_dim"] / config.get("query_pre_attn_scalar", 256)) ** 0.5,
         "embed_scale": config["hidden_size"] ** 0.5,
         "attention_softcap": config.get("attn_logit_softcapping", 50.0) or 0.0,
         "logit_softcap": config.get("final_logit_softcapping", 30.0) or 0.0,
@@ -240,12 +264,12 @@ def gemma3(config: Config) -> Config:
     options = gemma2(config)
     full = rotary(config, options["head_dim"], kind="full_attention")
     local = (config.get("rope_parameters") or {}).get("sliding_attention", {})
-    layers = [i for i in range(config["num_hidden_layers"]) if (i + 1) % pattern != 0]
+    require(local, rope_type="default")
     base = config.get("rope_local_base_freq", 10000.0)
     return {
         **options,
         "qk_norm": True,
         **full,
-        **sliding(config, layers),
+        **sliding(config, _all_but_every(pattern, config)),
         "sliding_rotary_base": float(local.get("rope_theta", base)),
     }

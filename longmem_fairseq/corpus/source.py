@@ -6,7 +6,14 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from longmem_fairseq.utils.text_files import chance_of, parse_json, read_json, read_text, text_of
+from longmem_fairseq.utils.text_files import (
+    chance_of,
+    parse_json,
+    plain_text,
+    read_json,
+    read_text,
+    text_of,
+)
 
 SPLITS = ("train", "valid", "test")
 TEXT_SUFFIX = ".txt"
@@ -129,7 +136,9 @@ class Source:
             except UnicodeEncodeError:
                 raise ValueError(f"{where}: half of a surrogate pair, which is no text") from None
             questions = record.get("questions")
-            if questions is not None:
+            if questions is None:
+                text = plain_text(text)
+            else:  # whose offsets count the characters of the text as it is
                 _check_questions(questions, text, where)
             yield Document(str(record.get("name", f"{file_name}:{number}")), text, questions, where)
 
@@ -141,9 +150,9 @@ def json_records(path: Path) -> Iterator[Tuple[str, int, Any]]:
     """
     for number, line in enumerate(_lines(path), start=1):
         where = f"{path}, line {number}"
-        if not line.strip():
-            continue
         text = text_of(line, where)
+        if not text.strip():
+            continue
         try:
             record = parse_json(text)
         except ValueError as error:

@@ -1,18 +1,27 @@
 """Cross-entropy, with what there is to know about the memory beside it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Dict
 
+import torch
 from fairseq import metrics, utils
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 
+from longmem_fairseq.models.memory_decoder import unwrapped
 from longmem_fairseq.modules import token_losses
 
 
 @dataclass
 class LongMemCrossEntropyConfig(FairseqDataclass):
-    pass
+    memory_gain_interval: int = field(
+        default=10,
+        metadata={
+            "help": "every so many updates, one stream is also read without memory, which shows in "
+            "memory_gain what memory is worth; 0: never"
+        },
+    )
 
 
 @register_criterion("longmem_cross_entropy", dataclass=LongMemCrossEntropyConfig)
@@ -21,16 +30,25 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
 
     Logs ``loss`` (base 2), ``ppl``, and for a model with memory ``gate`` (mean over heads),
     ``memory_tokens`` (mean per bank before the segment is written) and ``retrieval_ms`` per batch (on a
-    GPU the time to launch it, unless the index is one of faiss).
+    GPU the time to launch it, unless the index is one of faiss); with a pointer its mean weight as
+    ``pointer``. ``memory_gain`` is the loss of the same model without memory less that with it, in nats
+    per token: near 0, memory does nothing.
     """
 
-    def __init__(self, task):
+    def __init__(self, task, memory_gain_interval: int = 10):
         super().__init__(task)
+        if memory_gain_interval < 0:
+            raise ValueError(
+                f"--memory-gain-interval ({memory_gain_interval}) must be at least 1, or 0 for never"
+            )
+        self.memory_gain_interval, self.num_batches = memory_gain_interval, 0
         self.losses = None  # of the last batch, B x T, to find what is not finite
 
     def forward(self, model, sample, reduce=True):
         logits, extra = model(**sample["net_input"])
         losses = token_losses(logits, sample["target"], self.padding_idx)
+        if extra.get("pointer") is not None:
+            losses = extra["pointer"].losses(losses, sample["target"], self.padding_idx)
         self.losses = losses.detach()
         loss = losses.sum() if reduce else losses.flatten()
         sample_size = sample["ntokens"]
@@ -40,14 +58,36 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
             "nsentences": sample["nsentences"],
             "sample_size": sample_size,
         }
-        if "gate" in extra:
+        if "memory_tokens" in extra:
             logging_output.update(
                 memory_batches=1,
-                gate=extra["gate"],
                 memory_tokens=extra["memory_tokens"],
                 retrieval_ms=1000 * extra["retrieval_seconds"],
+                **self._memory_gain(model, sample),
             )
+            if extra["gate"] is not None:
+                logging_output.update(gate_batches=1, gate=extra["gate"])
+            if extra["pointer"] is not None:
+                weight = extra["pointer"].log_weight.detach().exp().mean()
+                logging_output.update(pointer_batches=1, pointer=weight)
         return loss, sample_size, logging_output
+
+    @torch.no_grad()
+    def _memory_gain(self, model, sample) -> Dict:
+        """What memory is worth to one stream of this batch, now and then."""
+        batch = self.num_batches
+        self.num_batches += model.training
+        if not (model.training and self.memory_gain_interval):
+            return {}
+        if batch % self.memory_gain_interval != 0:
+            return {}
+        source, target = sample["net_input"]["src_tokens"], sample["target"]
+        row = batch // self.memory_gain_interval % len(source)
+        one = slice(row, row + 1)
+        logits = unwrapped(model).decoder.read(source[one]).logits
+        without = token_losses(logits, target[one], self.padding_idx)
+        tokens = target[one].ne(self.padding_idx).sum()
+        return {"gain": (without - self.losses[one]).sum(), "gain_tokens": tokens}
 
     @staticmethod
     def reduce_metrics(logging_outputs) -> None:
@@ -59,10 +99,16 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
             loss = total("loss") / ntokens / math.log(2)
             metrics.log_scalar("loss", loss, ntokens, round=3)
             metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["loss"].avg))
-        batches = total("memory_batches")
-        if batches > 0:
-            for name, digits in (("gate", 3), ("memory_tokens", 0), ("retrieval_ms", 1)):
-                metrics.log_scalar(name, total(name) / batches, batches, round=digits)
+        for name, batches, digits in (
+            ("gate", "gate_batches", 3),
+            ("pointer", "pointer_batches", 3),
+            ("memory_tokens", "memory_batches", 0),
+            ("retrieval_ms", "memory_batches", 1),
+        ):
+            if (count := total(batches)) > 0:
+                metrics.log_scalar(name, total(name) / count, count, round=digits)
+        if (tokens := total("gain_tokens")) > 0:
+            metrics.log_scalar("memory_gain", total("gain") / tokens, tokens, round=4)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

@@ -32,19 +32,26 @@ class Bar(NamedTuple):
     count: int
 
 
-def inspect_text(lm: LongMem, text: str, per_head: int = 3, progress: bool = False) -> Inspection:
+def inspect_text(
+    lm: LongMem,
+    text: str,
+    per_head: int = 3,
+    progress: bool = False,
+    special_tokens: bool = False,
+) -> Inspection:
     """Reads a text with memory, without, and once more to see what is read.
 
     Args:
         per_head: so many passages of each head, those with the largest weights
         progress: show bars
+        special_tokens: read those that the text spells out; otherwise they are text
 
     Raises:
         ValueError: the text is empty, or the model has no memory
     """
-    readings = lm.retrieved(text, per_head, progress)
-    log_probs = lm.score(text, progress=progress).log_probs.numpy()
-    without = lm.score(text, memory=False, progress=progress).log_probs.numpy()
+    readings = lm.retrieved(text, per_head, progress, special_tokens)
+    log_probs = lm.score(text, True, progress, special_tokens).log_probs.numpy()
+    without = lm.score(text, False, progress, special_tokens).log_probs.numpy()
     return Inspection(log_probs - without, log_probs, readings)
 
 

@@ -1,7 +1,7 @@
 """Memory bank, search and memory files. Needs torch, numpy, safetensors and faiss; knows nothing of
 fairseq."""
 
-from longmem_fairseq.memory.chunk_ring import check_sizes
+from longmem_fairseq.memory.bank_layout import SEARCHES, BankLayout, check_sizes
 from longmem_fairseq.memory.chunk_store import DTYPES, STORAGES, bytes_per_token
 from longmem_fairseq.memory.external_memory import ExternalMemory
 from longmem_fairseq.memory.factory_index import check_index
@@ -13,7 +13,9 @@ from longmem_fairseq.memory.token_log import Source
 
 __all__ = [
     "DTYPES",
+    "SEARCHES",
     "STORAGES",
+    "BankLayout",
     "ExternalMemory",
     "MemoryBank",
     "MemoryFork",

@@ -134,8 +134,14 @@ class ChunkStore:
         return keys.to(rows.device), values.to(rows.device)
 
 
-def bytes_per_token(num_heads: int, head_dim: int, chunk_size: int, dtype: str) -> float:
+def bytes_per_token(
+    num_heads: int, head_dim: int, chunk_size: int, dtype: str, search_dim: int = 0
+) -> float:
     """Bytes that a cached token takes: its keys and values, and its share of the chunk's float32
-    search keys (and scales); what an approximate index adds is not counted."""
-    chunk = 4 * head_dim + (8 if dtype == "int8" else 0)
-    return num_heads * (2 * head_dim * DTYPES[dtype].itemsize + chunk / chunk_size)
+    search keys (and scales); what an approximate index adds is not counted.
+
+    Args:
+        search_dim: of search ``hidden``, which has one search key for all heads; 0 for one each
+    """
+    chunk = 4 * (search_dim or num_heads * head_dim) + (8 * num_heads if dtype == "int8" else 0)
+    return num_heads * 2 * head_dim * DTYPES[dtype].itemsize + chunk / chunk_size

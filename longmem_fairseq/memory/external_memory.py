@@ -90,7 +90,12 @@ class ExternalMemory:
         return retrieved
 
     def write(
-        self, keys: Tensor, values: Tensor, valid: Tensor, token_ids: Optional[Tensor] = None
+        self,
+        keys: Tensor,
+        values: Tensor,
+        valid: Tensor,
+        token_ids: Optional[Tensor] = None,
+        search_keys: Optional[Tensor] = None,
     ) -> None:
         """See :meth:`MemoryBank.write`.
 
@@ -100,7 +105,9 @@ class ExternalMemory:
         if self.read_only:
             return
         self.flush()
-        self.unwritten = (self.bank, keys.detach(), values.detach(), valid, token_ids)
+        if search_keys is not None:
+            search_keys = search_keys.detach()
+        self.unwritten = (self.bank, keys.detach(), values.detach(), valid, token_ids, search_keys)
         if not torch.is_grad_enabled():
             self.flush()
 
@@ -209,16 +216,16 @@ class ExternalMemory:
         finally:
             self.read_only = before
 
-    def statistics(self, gate: Tensor) -> Dict:
+    def statistics(self, gate: Optional[Tensor]) -> Dict:
         """What a forward reports: gate (mean over heads), memory_tokens that a query could find
-        (mean over banks), retrieval_seconds, retrieved_chunks (B x H x T x R or None).
+        (mean over banks), retrieval_seconds, retrieved_chunks (B x H* x T x R or None).
 
         Args:
-            gate: of the memory layer, H
+            gate: of the memory layer, H; None where none reads memory
         """
         tokens = self.bank.num_tokens
         return {
-            "gate": gate.detach().mean(),
+            "gate": None if gate is None else gate.detach().mean(),
             "memory_tokens": sum(tokens) / len(tokens),
             "retrieval_seconds": self.retrieval_seconds,
             "retrieved_chunks": self.retrieved_chunks,

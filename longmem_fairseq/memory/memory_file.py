@@ -1,12 +1,14 @@
 """Memory files: a safetensors file whose metadata has one JSON header under the key HEADER_KEY.
 
-N banks, H heads, S stored slots, c chunk_size in tokens, D head_dim.
+N banks, B streams, H heads, H* searches per query, S stored slots, c chunk_size in tokens, D head_dim,
+E dimensions of a search key.
 
-Header: ``format`` (2), the sizes and the fill of :meth:`MemoryBank.header`, ``fingerprint`` of the
+Header: ``format`` (3), the sizes and the fill of :meth:`MemoryBank.header`, ``fingerprint`` of the
 backbone (hexadecimal, and its layer; empty if unknown), and ``checksums`` (CRC-32 of every tensor,
 and of the JSON text of the rest as ``header``). Tensors: those of :meth:`MemoryBank.state_dict`; files
-of format 1 have no ``token_ids``. The file of one shard of a bank (see :mod:`shard_files`) also says
-``shard`` and ``num_shards``, and holds the keys and values of that shard alone.
+of format 1 have no ``token_ids``, those of formats 1 and 2 nothing of search ``hidden``. The file of
+one shard of a bank (see :mod:`shard_files`) also says ``shard`` and ``num_shards``, and holds the keys
+and values of that shard alone.
 
 Reading a file executes nothing. But the tensors ``index.*`` of an approximate index are bytes that
 faiss (C++) parses when a bank is loaded with the same index: load one only from files you trust.
@@ -26,11 +28,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from longmem_fairseq.memory.bank_layout import SCOPES, SEARCHES
 from longmem_fairseq.memory.chunk_store import DTYPES, Placement
 from longmem_fairseq.memory.token_log import UNKNOWN
 
-FORMAT = 2
-READABLE = (1, 2)
+FORMAT = 3
+READABLE = (1, 2, 3)
 MOST = 2**40  # of anything that a header counts
 HEADER_KEY = "longmem_memory"
 IN_MEMORY = 2**28  # bytes, of a tensor that has to be copied to be saved
@@ -126,6 +129,7 @@ def read_memory_file(path: str, verify: bool = True) -> Tuple[Dict, Dict[str, Te
     try:
         checksums = header.pop("checksums")
         damaged = [] if checksums["header"] == _text_checksum(header) else ["header"]
+        _add_younger(header)
         _check_header(header)
         _check_tensors(header, tensors)
         if set(checksums) != {"header", *tensors}:
@@ -138,15 +142,27 @@ def read_memory_file(path: str, verify: bool = True) -> Tuple[Dict, Dict[str, Te
         raise ValueError(f"{path} is a damaged memory file ({error})") from error
     if damaged:
         raise ValueError(f"{path} is a damaged memory file (checksum of {', '.join(damaged)})")
-    tensors.setdefault("token_ids", torch.full(_held_shape(header), UNKNOWN, dtype=torch.int32))
+    if "token_ids" not in tensors:
+        tensors["token_ids"] = torch.full(_held_shape(header), UNKNOWN, dtype=torch.int32)
+    if "last_search" not in tensors:
+        tensors["pending_search"] = torch.zeros(_num_banks(header), header["chunk_size"], 0)
+        tensors["last_search"] = torch.zeros(header["num_streams"], 0)
     return header, tensors
+
+
+def _add_younger(header: Dict) -> None:
+    """What headers of older formats do not say."""
+    if header["format"] < 3:
+        in_document = [False] * header["num_streams"] if type(header["num_streams"]) is int else []
+        header.update(search="attention", search_dim=0, in_document=in_document)
 
 
 def _check_header(header: Dict) -> None:
     """Raises ValueError, KeyError or TypeError where it is not that of a bank."""
     names = ("num_streams", "num_heads", "head_dim", "memory_size", "chunk_size", "k")
     for name in names:
-        if type(header[name]) is not int or not 1 <= header[name] <= MOST:
+        least = 0 if name == "num_heads" and header["search"] == "hidden" else 1
+        if type(header[name]) is not int or not least <= header[name] <= MOST:
             raise ValueError(f"{name} {header[name]!r}")
     memory_size, size, k = header["memory_size"], header["chunk_size"], header["k"]
     if memory_size % size or k % size or k > memory_size:
@@ -156,8 +172,15 @@ def _check_header(header: Dict) -> None:
         raise ValueError(f"shard {shard!r} of {num_shards!r}")
     if memory_size // size % num_shards:
         raise ValueError(f"memory_size {memory_size} for {num_shards} shards with chunks of {size}")
-    if header["scope"] not in ("stream", "batch") or header["dtype"] not in DTYPES:
-        raise ValueError(f"scope {header['scope']!r}, dtype {header['dtype']!r}")
+    for name, known in (("scope", SCOPES), ("dtype", DTYPES), ("search", SEARCHES)):
+        if header[name] not in known:
+            raise ValueError(f"{name} {header[name]!r}")
+    search, dim = header["search"], header["search_dim"]
+    if type(dim) is not int or not 0 <= dim <= MOST or (dim > 0) != (search == "hidden"):
+        raise ValueError(f"search {search} of {dim!r} dimensions")
+    in_document = header["in_document"]
+    if len(in_document) != header["num_streams"] or any(type(x) is not bool for x in in_document):
+        raise ValueError(f"in_document {in_document!r} of {header['num_streams']} streams")
     if type(header["fingerprint"]) is not str:
         raise ValueError(f"fingerprint {header['fingerprint']!r}")
     banks = _num_banks(header)
@@ -180,9 +203,11 @@ def _check_tensors(header: Dict, tensors: Dict[str, Tensor]) -> None:
     size, dtype = header["chunk_size"], DTYPES[header["dtype"]]
     stored = min(max(header["num_written"]), header["memory_size"] // size)
     slots = (banks, heads, -(-stored // header.get("num_shards", 1)))
+    dim = header["search_dim"]
+    search = (banks, 1, slots[2], dim) if dim else (*slots, head_dim)
     waiting = torch.float32 if dtype == torch.int8 else dtype
     expected = {
-        "chunk_keys": ((*slots, head_dim), torch.float32),
+        "chunk_keys": (search, torch.float32),
         "keys": ((*slots, size, head_dim), dtype),
         "values": ((*slots, size, head_dim), dtype),
         "pending_keys": ((banks, heads, size, head_dim), waiting),
@@ -190,6 +215,9 @@ def _check_tensors(header: Dict, tensors: Dict[str, Tensor]) -> None:
     }
     if header["format"] > 1:
         expected["token_ids"] = (_held_shape(header), torch.int32)
+    if header["format"] > 2:
+        expected["pending_search"] = ((banks, size, dim), torch.float32)
+        expected["last_search"] = ((header["num_streams"], dim), torch.float32)
     if dtype == torch.int8:
         expected["scales"] = ((*slots, 2), torch.float32)
     for name, tensor in tensors.items():

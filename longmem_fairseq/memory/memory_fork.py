@@ -3,7 +3,7 @@
 B hypotheses, T tokens, H heads, D head_dim.
 """
 
-from typing import List, Optional
+from typing import Callable, List, Optional
 
 from torch import Tensor
 
@@ -33,13 +33,25 @@ class MemoryFork:
         self.bank, self.read_only, self.document = bank, read_only, document
         self.banks: List[int] = [0] * num_hypotheses  # the one of every hypothesis
         self._is_original = True
+        # is shown the queries, what they found, and the bank in which they did
+        self.look: Optional[Callable[[Tensor, Optional[Retrieved], MemoryBank], None]] = None
 
     def retrieve(self, queries: Tensor) -> Optional[Retrieved]:
         """See :meth:`MemoryBank.retrieve`; B x H x T x D."""
-        return self.bank.retrieve(queries, self.banks)
+        found = self.bank.retrieve(queries, self.banks)
+        if self.look is not None:
+            self.look(queries, found, self.bank)
+        return found
 
-    def write(self, keys: Tensor, values: Tensor, token_ids: Tensor) -> None:
-        """Appends T tokens to the memory of every hypothesis; B x H x T x D, and their ids B x T.
+    def write(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        token_ids: Tensor,
+        search_keys: Optional[Tensor] = None,
+        valid: Optional[Tensor] = None,
+    ) -> None:
+        """Appends T tokens to the memory of every hypothesis; see :meth:`MemoryBank.write`.
 
         Raises:
             ValueError: see :meth:`MemoryBank.write`
@@ -53,7 +65,7 @@ class MemoryFork:
             for bank in own:
                 self.bank.begin_document(bank, self.document, offset=-1)
             self._is_original = False
-        self.bank.write(keys, values, token_ids=token_ids)
+        self.bank.write(keys, values, valid, token_ids, search_keys)
 
     def reorder(self, order: Tensor) -> None:
         """Hypothesis i goes on as hypothesis ``order[i]``."""

@@ -1,9 +1,10 @@
-"""What a search finds.
+"""The result of a search.
 
-B streams, T tokens, H heads, D head_dim, R chunks retrieved per query, K tokens of them.
+B streams, T tokens, H heads of the store, H* searches per query (H, or 1 for all),
+D head_dim, R chunks retrieved per query of c tokens each, K = R * c tokens retrieved per query.
 """
 
-from typing import NamedTuple, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 from torch import Tensor
 
@@ -13,18 +14,23 @@ from longmem_fairseq.memory.chunk_store import ChunkStore
 class Retrieved(NamedTuple):
     """What every query found: chunks that are still in the bank.
 
-    chunks: B x H x T x R slot numbers, -1 where there was none
+    chunks: B x H* x T x R slot numbers, -1 where there was none
     rows: B x H x T x R rows of *store*, any where there was none
     store: where the keys and values are, until the bank is written again
+    scores: B x T x R inner products of query and search key, -inf where there was none; None where
+        every head searched for itself
+    token_ids: B x T x K of what was found, -1 where nobody said; None as *scores*
     """
 
     chunks: Tensor
     rows: Tensor
     store: ChunkStore
+    scores: Optional[Tensor] = None
+    token_ids: Optional[Tensor] = None
 
     @property
     def valid(self) -> Tensor:
-        """B x H x T x K, False where the bank held fewer than K tokens."""
+        """B x H* x T x K, False where the bank held fewer than K tokens."""
         return self.chunks.ge(0).repeat_interleave(self.store.chunk_size, dim=-1)
 
     def tokens(self) -> Tuple[Tensor, Tensor]:
@@ -33,3 +39,15 @@ class Retrieved(NamedTuple):
         shape = (*self.rows.shape[:-1], num_tokens, self.store.head_dim)
         keys, values = self.store.gather(self.rows.flatten())
         return keys.view(shape), values.view(shape)
+
+    def from_query(self, first: int) -> "Retrieved":
+        """For the queries from *first* on, of those that found the same for all heads."""
+        chunks, rows = (tensor[:, :, first:] for tensor in (self.chunks, self.rows))
+        scores, token_ids = self.scores[:, first:], self.token_ids[:, first:]
+        return Retrieved(chunks, rows, self.store, scores, token_ids)
+
+    def for_heads(self, group: int) -> "Retrieved":
+        """The same for G query heads of every head of the store: chunks and rows B x H * G x T x R."""
+        chunks = self.chunks.expand(self.rows.shape)
+        chunks, rows = (t.repeat_interleave(group, dim=1) for t in (chunks, self.rows))
+        return self._replace(chunks=chunks, rows=rows)

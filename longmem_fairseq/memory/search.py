@@ -21,6 +21,7 @@ QUERIES_AT_ONCE = 16  # at least: a product with fewer waits for its keys (measu
 THREADS_FROM = 2**24  # products, from which on starting threads (0.2 ms) does not matter
 GROUP = 8  # rows of which only the maximum is looked at first (measured: 4 and 16 are not faster)
 GROUPS_FROM = 2**15  # scores, below which a look at all of them takes less time than six operations
+GATHER_BUDGET = 2**21  # numbers of keys gathered at a time, as in memory attention
 GPU_LOCK = threading.Lock()  # what faiss needs of a GPU may be used by one thread at a time
 
 
@@ -256,6 +257,29 @@ def best_rows(scores: Tensor, count: int, sorted: bool = True) -> Tensor:
         rows = torch.cat([rows, rest.expand(*rows.shape[:2], -1)], dim=-1)
     candidates = scores.transpose(1, 2).gather(-1, rows)
     return rows.gather(-1, candidates.topk(count, dim=-1, sorted=sorted).indices)
+
+
+def chosen_products(queries: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
+    """Inner products of every query with some keys of its own, in float32.
+
+    Args:
+        queries: b x H x T x D
+        keys: ... x D, of which *rows* counts the vectors
+        rows: b x H x T x R
+
+    Returns:
+        b x H x T x R, on the device of *queries*
+    """
+    keys = keys.view(-1, keys.size(-1))
+    places = rows.flatten(0, 2).to(keys.device)  # Q x R
+    asked = queries.float().flatten(0, 2).to(keys.device)  # Q x D
+    size = max(1, GATHER_BUDGET // (places.size(1) * keys.size(1)))
+    products = [
+        # not a matrix product, which autocast would round
+        (some.unsqueeze(1) * keys[chosen]).sum(dim=-1)
+        for some, chosen in zip(asked.split(size), places.split(size), strict=True)
+    ]
+    return torch.cat(products).view(rows.shape).to(queries.device)
 
 
 class FlatIndex(ChunkIndex):

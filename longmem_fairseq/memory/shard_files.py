@@ -14,6 +14,7 @@ from typing import Dict, Iterable, List, Tuple
 import torch
 from torch import Tensor
 
+from longmem_fairseq.memory.bank_layout import PENDING
 from longmem_fairseq.memory.memory_file import MAPPED, read_memory_file
 
 
@@ -44,7 +45,7 @@ def read_part(path: str, shard: int, num_shards: int, verify: bool) -> Tuple[Dic
         found = header.pop("shard", 0), header.pop("num_shards", 1)
         if found != (i, saved):
             raise ValueError(f"{file} holds shard {found[0]} of {found[1]}: it was renamed")
-        same_in_all = (parts[i][name] for name in ("token_ids", "pending_keys", "pending_values"))
+        same_in_all = (parts[i][name] for name in ("token_ids", *PENDING))
         identities.add(identity(header, same_in_all))
     if len(identities) > 1:
         raise ValueError(f"{path}: its {saved} files were not saved together")

@@ -19,7 +19,6 @@ from longmem_fairseq.memory.shard_files import identity, part_path, remove_other
 
 # into one tensor: a list of them costs gloo several copies. Renamed in PyTorch 2.13
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-SCORE_BUDGET = 2**21  # numbers of keys gathered at a time, as in memory attention
 
 
 class ShardedBank(MemoryBank):
@@ -36,10 +35,10 @@ class ShardedBank(MemoryBank):
 
     Args:
         group: the processes (default: all)
-        arguments, options: of the whole bank, see :class:`ChunkRing`
+        arguments, options: of the whole bank, see :class:`MemoryBank`
 
     Raises:
-        ValueError: see :class:`ChunkRing`, or N does not divide S
+        ValueError: see :class:`MemoryBank`, or N does not divide S
     """
 
     def __init__(self, *arguments, group: Optional[dist.ProcessGroup] = None, **options):
@@ -47,49 +46,40 @@ class ShardedBank(MemoryBank):
         self.shard, self.num_shards = dist.get_rank(group), dist.get_world_size(group)
         super().__init__(*arguments, **options)
         check_divisible(self.memory_size, self.chunk_size, self.num_shards)
-        self.options["group"] = group
+        self.placement["group"] = group
 
     @torch.no_grad()
     def retrieve(
         self, queries: Tensor, banks: Optional[Sequence[int]] = None
     ) -> Optional[Retrieved]:
-        """See :meth:`ChunkRing.retrieve`; every process gets what all of them found together."""
+        """See :meth:`MemoryBank.retrieve`; every process gets what all of them found together."""
         found = super().retrieve(queries, banks)  # None on every process or on none
         if found is None or found.chunks.numel() == 0:
             return found
-        chunks = self._merge(self._scores(queries, found), found.chunks)
+        if banks is None:
+            banks = [self.bank_of(row) for row in range(queries.size(0))]
+        scores = self._scores(queries, found.chunks, banks)
         first = (found.rows - found.chunks.clamp(min=0))[..., :1] * self.num_shards
+        scores, chunks = self._merge(scores, found.chunks)
         rows, store = self._fetch(chunks.clamp(min=0) + first)
-        return Retrieved(chunks, rows, store)
+        if found.scores is None:
+            return Retrieved(chunks, rows, store)
+        return Retrieved(chunks, rows, store, scores[:, 0], self._token_ids(chunks[:, 0], banks))
 
-    def _scores(self, queries: Tensor, found: Retrieved) -> Tensor:
-        """Inner products with the chunks found in this part, -inf where there is none."""
-        keys = self.chunk_keys.flatten(0, 2)
-        rows = found.rows.flatten(0, 2).to(keys.device)  # Q x R
-        asked = queries.float().flatten(0, 2).to(keys.device)  # Q x D
-        size = max(1, SCORE_BUDGET // (rows.size(1) * keys.size(1)))
-        scores = [
-            # not a matrix product, which autocast would round
-            (some.unsqueeze(1) * keys[places]).sum(dim=-1)
-            for some, places in zip(asked.split(size), rows.split(size), strict=True)
-        ]
-        scores = torch.cat(scores).view(found.chunks.shape).to(queries.device)
-        return scores.masked_fill(found.chunks < 0, float("-inf"))
-
-    def _merge(self, scores: Tensor, chunks: Tensor) -> Tensor:
-        """The best R of what all processes found, best first, as slots of the whole bank.
+    def _merge(self, scores: Tensor, chunks: Tensor) -> Tuple[Tensor, Tensor]:
+        """The best R of what all processes found, best first: scores, and slots of the whole bank.
 
         Args:
-            scores, chunks: of this part, B x H x T x R
+            scores, chunks: of this part, B x H* x T x R
         """
         message = torch.stack([scores.view(torch.int32), chunks.int()])
-        scores, chunks = self._gather(message).unbind(dim=1)  # N x B x H x T x R
+        scores, chunks = self._gather(message).unbind(dim=1)  # N x B x H* x T x R
         shards = torch.arange(self.num_shards, device=chunks.device).view(-1, 1, 1, 1, 1)
         chunks = torch.where(chunks < 0, -1, chunks.long() * self.num_shards + shards)
         candidates = (scores.view(torch.float32), chunks)
         scores, chunks = (t.movedim(0, -2).flatten(-2) for t in candidates)  # B x H x T x N * R
-        best = scores.topk(self.k // self.chunk_size, dim=-1).indices
-        return chunks.gather(-1, best)
+        best = scores.topk(self.k // self.chunk_size, dim=-1)
+        return best.values, chunks.gather(-1, best.indices)
 
     def _fetch(self, rows: Tensor) -> Tuple[Tensor, ChunkStore]:
         """Keys and values of *rows* of the whole bank, from wherever they are.

@@ -4,7 +4,7 @@ B streams, T tokens, C embed_dim, H heads, H' key/value heads, D head_dim, L lay
 """
 
 from dataclasses import dataclass, field
-from typing import List, NamedTuple, Optional, Tuple
+from typing import Container, List, NamedTuple, Optional, Tuple
 
 import torch
 from fairseq.dataclass import ChoiceEnum
@@ -26,6 +26,7 @@ from longmem_fairseq.modules import (
     Rotary,
     quantise,
 )
+from longmem_fairseq.modules.rotary_scaling import parse_scaling
 
 COMPUTE_DTYPES = {
     "float32": torch.float32,
@@ -91,6 +92,7 @@ class BackboneDecoder(MemoryDecoder):
         self.embed_positions = None
         if str(cfg.positions) == "learned":
             self.embed_positions = nn.Embedding(cfg.max_positions, cfg.embed_dim)
+        self.rotary_rule = parse_scaling(cfg.rotary_scaling)
         self.embed_norm = self.new_norm() if cfg.embed_norm else nn.Identity()
         alibi_heads = cfg.num_attention_heads if str(cfg.positions) == "alibi" else 0
         self.attention_bias = CausalBias(alibi_heads, cfg.alibi_scale)
@@ -104,6 +106,8 @@ class BackboneDecoder(MemoryDecoder):
         self.output_projection = nn.Linear(
             cfg.embed_dim, len(dictionary), bias=not cfg.no_head_bias
         )
+        if cfg.fitted_search_layer > 0:
+            self.register_buffer("search_mean", torch.zeros(cfg.embed_dim))
         self.tie_head()
         self._init_parameters()
 
@@ -129,12 +133,16 @@ class BackboneDecoder(MemoryDecoder):
             "ffn_dim": cfg.ffn_dim or None,
             "gated_mlp": cfg.gated_mlp,
             "mlp_bias": not cfg.no_mlp_bias,
+            "pre_norms": not cfg.no_pre_norms,
             "post_norms": cfg.post_norms,
+            "residual_scale": cfg.residual_scale,
             "num_kv_heads": cfg.num_kv_heads or None,
             "head_dim": cfg.head_dim or None,
             "qkv_bias": cfg.qkv_bias,
             "out_bias": cfg.out_bias,
             "qk_norm_eps": cfg.layer_norm_eps if cfg.qk_norm else None,
+            "qk_norm": str(cfg.qk_norm_kind),
+            "query_scale": cfg.query_scale,
             "rotary": self._rotary(layer),
             "softcap": cfg.attention_softcap,
             "smeared_keys": layer in cfg.smeared_key_layers,
@@ -143,7 +151,7 @@ class BackboneDecoder(MemoryDecoder):
 
     def _rotary(self, layer: int) -> Optional[Rotary]:
         cfg = self.cfg
-        if str(cfg.positions) != "rotary":
+        if str(cfg.positions) != "rotary" or layer in cfg.no_rotary_layers:
             return None
         channels = cfg.rotary_dim or key_value_sizes(cfg)[1]
         if layer in cfg.sliding_layers and cfg.sliding_rotary_base > 0:
@@ -184,31 +192,33 @@ class BackboneDecoder(MemoryDecoder):
         self,
         src_tokens: Tensor,
         memory_layer: Optional[int] = None,
-        keep_every: int = 1,
+        keep: Optional[Container[int]] = None,
         retrieve: Optional[Retrieve] = None,
         caches: Optional[List[LocalCache]] = None,
+        last_layer: Optional[int] = None,
     ) -> BackboneOutput:
         """Runs the layers, without the final norm and the output head.
 
         Args:
             src_tokens: B x T
             memory_layer: whose keys and values to return, 0-based
-            keep_every: return the hidden states 0, n, 2n, ... only
+            keep: which of the L + 1 hidden states to return (default: all)
             retrieve: what *memory_layer* reads; see :meth:`JointAttention.forward`
             caches: of the tokens before these, one for each layer
+            last_layer: stop after so many layers (default: all)
         """
         x = self._embed(src_tokens, caches)  # B x T x C
         biases = self.biases(src_tokens, caches)
         hidden_states = [x]
         keys = values = None
-        for layer, block in enumerate(self.layers):
+        for layer, block in enumerate(self.layers[:last_layer]):
             reads = layer == memory_layer
             cache = None if caches is None else caches[layer]
             output = block(x, biases[layer], retrieve if reads else None, cache=cache)
             x = output.x
             if reads:
                 keys, values = output.keys, output.values
-            hidden_states.append(x if (layer + 1) % keep_every == 0 else None)
+            hidden_states.append(x if keep is None or layer + 1 in keep else None)
         return BackboneOutput(hidden_states, keys, values)
 
     def _embed(self, src_tokens: Tensor, caches: Optional[List[LocalCache]] = None) -> Tensor:
@@ -233,18 +243,25 @@ class BackboneDecoder(MemoryDecoder):
         layers = range(len(self.layers))
         return [sliding if layer in self.sliding_layers else bias for layer in layers]
 
-    def layer_keys_values(self, src_tokens: Tensor, layer: int) -> Tuple[Tensor, Tensor]:
-        """Keys and values of a layer, B x H' x T x D, computing nothing that they do not need."""
-        with torch.no_grad(), self.autocast(src_tokens.device):
+    @torch.no_grad()
+    def hidden_state(self, src_tokens: Tensor, layer: int) -> Tensor:
+        """Hidden state number *layer* of B x T tokens (0: the embedding), B x T x C."""
+        with self.autocast(src_tokens.device):
             x = self._embed(src_tokens)
             for block, bias in zip(self.layers[:layer], self.biases(src_tokens), strict=False):
                 x = block(x, bias).x
+            return x
+
+    def layer_keys_values(self, src_tokens: Tensor, layer: int) -> Tuple[Tensor, Tensor]:
+        """Keys and values of a layer, B x H' x T x D, computing nothing that they do not need."""
+        x = self.hidden_state(src_tokens, layer)
+        with torch.no_grad(), self.autocast(src_tokens.device):
             return self.layers[layer].keys_values(x)
 
     def read(self, src_tokens, retrieve=None, caches=None, first=0) -> Reading:
         with self.autocast(src_tokens.device):
             x = self.encode(src_tokens, caches=caches).hidden_states[-1][:, first:]
-            return Reading(self.output_layer(self.layer_norm(x)), None, None)
+            return Reading(self.output_layer(self.layer_norm(x)))
 
     def freeze(self, int8: bool = False) -> None:
         """No gradients, weights of matrix products stored in ``compute_dtype``, evaluation mode.
@@ -258,7 +275,9 @@ class BackboneDecoder(MemoryDecoder):
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 module.to(self.compute_dtype)
-            elif type(module) in NORMS.values():  # also where the checkpoint has others
+            elif isinstance(
+                module, (nn.LayerNorm, nn.RMSNorm)
+            ):  # also where the checkpoint has others
                 module.float()
         self.eval()
 
@@ -269,6 +288,8 @@ class BackboneDecoder(MemoryDecoder):
         )
 
     def output_layer(self, features: Tensor, **unused) -> Tensor:
+        if self.cfg.logit_scale != 1:
+            features = features * self.cfg.logit_scale
         logits = self.output_projection(features)
         if self.cfg.logit_softcap > 0:
             logits = self.cfg.logit_softcap * torch.tanh(logits / self.cfg.logit_softcap)

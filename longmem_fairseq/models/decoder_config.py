@@ -9,12 +9,13 @@ from typing import List, Tuple
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
-from longmem_fairseq.modules import ACTIVATIONS, BLOCKS, NORMS
+from longmem_fairseq.modules import ACTIVATIONS, BLOCKS, NORMS, QK_NORMS
 
 ACTIVATION_CHOICES = ChoiceEnum(list(ACTIVATIONS))
 POSITION_CHOICES = ChoiceEnum(["alibi", "learned", "rotary"])
 BLOCK_CHOICES = ChoiceEnum(list(BLOCKS))
 NORM_CHOICES = ChoiceEnum(list(NORMS))
+QK_NORM_CHOICES = ChoiceEnum(list(QK_NORMS))
 # more is a mistake, or the configuration of somebody who wants the machine to run out of memory
 MOST_LAYERS, MOST_CHANNELS, MOST_POSITIONS = 1000, 2**20, 2**24
 
@@ -25,6 +26,13 @@ class DecoderConfig(FairseqDataclass):
     num_layers: int = field(default=24, metadata={"help": "number of blocks"})
     num_attention_heads: int = field(
         default=16, metadata={"help": "attention heads; must divide --embed-dim unless --head-dim"}
+    )
+    fitted_search_layer: int = field(
+        default=0,
+        metadata={
+            "help": "hidden state whose mean was taken when the checkpoint was converted, for "
+            "--memory-search hidden; 0: none"
+        },
     )
     num_kv_heads: int = field(
         default=0,
@@ -44,8 +52,14 @@ class DecoderConfig(FairseqDataclass):
             "(parallel_two_norms), or one after the other (sequential)"
         },
     )
+    no_pre_norms: bool = field(
+        default=False, metadata={"help": "do not normalise the input of a block's branches"}
+    )
     post_norms: bool = field(
         default=False, metadata={"help": "also normalise what a branch of a block adds"}
+    )
+    residual_scale: float = field(
+        default=1.0, metadata={"help": "factor of what a branch of a block adds"}
     )
     norm: NORM_CHOICES = field(default="layer_norm", metadata={"help": "kind of every norm"})
     layer_norm_eps: float = field(default=1e-6, metadata={"help": "epsilon of every norm"})
@@ -63,10 +77,25 @@ class DecoderConfig(FairseqDataclass):
         default=False, metadata={"help": "attention's output projection with a bias"}
     )
     qk_norm: bool = field(
-        default=False, metadata={"help": "RMSNorm over the channels of every query and key"}
+        default=False, metadata={"help": "normalise every query and key; see --qk-norm-kind"}
+    )
+    qk_norm_kind: QK_NORM_CHOICES = field(
+        default="head_rms_norm",
+        metadata={
+            "help": "--qk-norm over the channels of a head, with the same weights for all heads "
+            "(head_rms_norm); over those of all heads at once (all_heads_rms_norm); or over those of a "
+            "head, with weights of its own (heads_layer_norm)"
+        },
+    )
+    query_scale: float = field(
+        default=1.0,
+        metadata={"help": "factor of queries, besides that of scores, 1 / sqrt(--head-dim)"},
     )
     attention_softcap: float = field(
         default=0.0, metadata={"help": "attention scores stay within this by tanh; 0: unlimited"}
+    )
+    logit_scale: float = field(
+        default=1.0, metadata={"help": "factor of the logits, but for the head's bias"}
     )
     logit_softcap: float = field(
         default=0.0, metadata={"help": "logits stay within this by tanh; 0: unlimited"}
@@ -89,8 +118,12 @@ class DecoderConfig(FairseqDataclass):
         default="",
         metadata={
             "help": "how wavelengths are stretched, as JSON with the names of Hugging Face's "
-            'rope_scaling: {"rope_type": "linear", "factor": 8}, or llama3'
+            'rope_scaling: {"rope_type": "linear", "factor": 8}, or dynamic, llama3, yarn, longrope'
         },
+    )
+    no_rotary_layers: List[int] = field(
+        default_factory=list,
+        metadata={"help": "layers (from 0, as 3,7) without rotary, that is, without positions"},
     )
     sliding_window: int = field(
         default=0, metadata={"help": "tokens that --sliding-layers see, the query's own included"}
@@ -161,6 +194,7 @@ def check_decoder(cfg: DecoderConfig, window: int) -> None:
     for option, layers in (
         ("--smeared-key-layers", cfg.smeared_key_layers),
         ("--sliding-layers", cfg.sliding_layers),
+        ("--no-rotary-layers", cfg.no_rotary_layers),
     ):
         for layer in layers:
             if not 0 <= layer < cfg.num_layers:

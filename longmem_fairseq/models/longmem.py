@@ -7,22 +7,33 @@ S = L / r SideNet layers, m retrieval layer index, V vocabulary.
 import logging
 import os
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Dict, Optional, Sequence, Set
 
 import torch
 from fairseq.dataclass import ChoiceEnum
 from fairseq.models import FairseqLanguageModel, register_model
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
+from longmem_fairseq.memory import Retrieved
+from longmem_fairseq.models.backbone import (
+    BackboneDecoder,
+    BackboneOutput,
+    LongMemBackboneConfig,
+)
+from longmem_fairseq.models.checkpoints import fingerprint as sha256_of
 from longmem_fairseq.models.checkpoints import hexadecimal, load_backbone
 from longmem_fairseq.models.memory_config import (
     MemoryConfig,
     build_memory,
+    build_pointer,
     log_parameters,
     memory_options,
+    search_layer,
 )
-from longmem_fairseq.models.memory_decoder import MemoryDecoder, Reading
-from longmem_fairseq.modules import ACTIVATIONS
+from longmem_fairseq.models.memory_decoder import Entries, MemoryDecoder, Reading
+from longmem_fairseq.modules import ACTIVATIONS, SearchKeys
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +47,13 @@ SIDENET_EPS = 1e-5  # of the released SideNet's norms
 class LongMemConfig(MemoryConfig):
     layer_reduction_factor: int = field(
         default=2, metadata={"help": "backbone layers per SideNet layer; must divide their number"}
+    )
+    no_sidenet: bool = field(
+        default=False,
+        metadata={
+            "help": "no SideNet: the backbone with nothing but a --pointer, which is then all that "
+            "--pointer trained trains"
+        },
     )
     sidenet_init: SIDENET_INIT_CHOICES = field(
         default="released",
@@ -88,34 +106,54 @@ class SideNetDecoder(MemoryDecoder):
                 f"--layer-reduction-factor ({reduction}) must divide the backbone's {num_layers} "
                 "layers"
             )
-        self.memory = build_memory(cfg, backbone.cfg, backbone.window, hexadecimal(fingerprint))
+        self.has_sidenet = not cfg.no_sidenet
+        self.memory = build_memory(
+            cfg, backbone.cfg, backbone.window, hexadecimal(fingerprint), self.has_sidenet
+        )
         self.retrieval_layer = cfg.retrieval_layer_index
+        self.search_layer, self.search_keys, self.pointer = None, None, None
+        if self.memory is not None and self.memory.options["search"] == "hidden":
+            self.search_layer = search_layer(cfg, backbone.cfg)
+            self.search_keys = SearchKeys(backbone.cfg.embed_dim, cfg.search_dim)
+            self._take_search_keys(backbone)
+            self.pointer = build_pointer(cfg, backbone.cfg.embed_dim)
+        if cfg.no_sidenet and self.memory is not None and self.pointer is None:
+            raise ValueError(
+                "--no-sidenet needs --memory-search hidden and a --pointer: nothing reads memory"
+            )
         self.memory_layer = cfg.retrieval_layer_index // reduction
-        if self.memory is not None and self.retrieval_layer % reduction != reduction - 1:
+        by_attention = self.memory is not None and self.search_layer is None
+        if by_attention and self.retrieval_layer % reduction != reduction - 1:
             logger.warning(
                 f"--retrieval-layer-index {self.retrieval_layer}: the SideNet's queries start as those "
                 f"of backbone layer {self.memory_layer * reduction + reduction - 1}, not as queries to "
                 "the keys that are cached"
             )
         self.reduction = reduction
-        self.identity = str(cfg.sidenet_init) == "identity"
+        # without blocks of its own, the SideNet is the identity
+        self.identity = str(cfg.sidenet_init) == "identity" or not self.has_sidenet
         self.padding_idx, self.window = backbone.padding_idx, backbone.window
-        self.num_attention_layers = num_layers + num_layers // reduction
+        self.rotary_rule = backbone.rotary_rule
+        num_blocks = num_layers // reduction if self.has_sidenet else 0
+        self.num_attention_layers = num_layers + num_blocks
         options = {"layer_norm_eps": SIDENET_EPS, "dropout": cfg.dropout}
         options["activation"] = _activation(str(cfg.activation_fn), backbone.cfg)
         self.layers = nn.ModuleList()
-        for layer in range(num_layers // reduction):
+        for layer in range(num_blocks):
             reads = self.memory is not None and layer == self.memory_layer
             reading = {"has_memory": True, **memory_options(cfg)} if reads else {}
             source = reduction * layer + reduction - 1
             self.layers.append(backbone.new_block(source, **options, **reading))
-        self.layer_norm = backbone.new_norm(None if self.identity else SIDENET_EPS)
-        self._init_from(backbone)
+        self.layer_norm = None  # the backbone's own
+        if self.has_sidenet:
+            self.layer_norm = backbone.new_norm(None if self.identity else SIDENET_EPS)
+            self._init_from(backbone)
         self.register_buffer("backbone_fingerprint", fingerprint)
         backbone.freeze(int8=str(cfg.backbone_dtype) == "int8")
         self.backbone = backbone
         self.register_state_dict_post_hook(_drop_backbone)
         self.register_load_state_dict_pre_hook(_keep_backbone)
+        self.register_load_state_dict_post_hook(lambda module, keys: module.identify_memory())
 
     def _init_from(self, backbone: BackboneDecoder) -> None:
         for i, layer in enumerate(self.layers):
@@ -132,34 +170,103 @@ class SideNetDecoder(MemoryDecoder):
         return self
 
     @property
-    def gate(self) -> Tensor:
-        """Weight of memory, H numbers in (0, 1)."""
+    def gate(self) -> Optional[Tensor]:
+        if not self.has_sidenet:
+            return None
         return self.layers[self.memory_layer].self_attn.gate
+
+    def _take_search_keys(self, backbone: BackboneDecoder) -> None:
+        """Those that were fitted when the backbone was converted, if they are of the same layer."""
+        if backbone.cfg.fitted_search_layer == self.search_layer:
+            self.search_keys.mean.copy_(backbone.search_mean)
+
+    @torch.no_grad()
+    def fit_search_keys(self, segments: Sequence[Tensor]) -> None:
+        """Fits the search keys to the hidden states of some text, in segments of 1 x T tokens."""
+        states = [self.backbone.hidden_state(tokens, self.search_layer) for tokens in segments]
+        # without the first tokens, attention sinks many times as long as all others
+        self.search_keys.fit(torch.cat([state[0, 1:].float() for state in states]))
+        self.identify_memory()
+
+    def identify_memory(self) -> None:
+        """Memories of other search keys are as foreign as those of another backbone."""
+        if self.search_keys is not None:
+            parts = [hexadecimal(self.backbone_fingerprint)]
+            if self.has_sidenet:
+                parts.append(f"layer {self.retrieval_layer}")
+            found = hexadecimal(sha256_of(self.search_keys.state_dict()))
+            parts.append(f"search {self.search_layer} {found[:16]}")
+            self.memory.options["fingerprint"] = " ".join(parts)
 
     def read(self, src_tokens, retrieve=None, caches=None, first=0) -> Reading:
         with self.backbone.autocast(src_tokens.device):
-            biases = self.backbone.biases(src_tokens, caches)
+            biases = self.backbone.biases(
+                src_tokens, caches
+            )  # before these tokens are in the caches
             with torch.no_grad():
                 encoded = self.backbone.encode(
-                    src_tokens, self.retrieval_layer, self.reduction, caches=caches
+                    src_tokens, self.retrieval_layer, self._needed_states, caches=caches
                 )
-            states = encoded.hidden_states
-            if not self.identity:
-                # faithful: the list's last entry is after the final LayerNorm
-                states = states[:-1] + [self.backbone.layer_norm(states[-1])]
-            x = states[0]
-            for i, layer in enumerate(self.layers):
-                below = self.reduction * i
-                residual = states[below + self.reduction] - states[below]
-                reads = i == self.memory_layer
-                cache = None if caches is None else caches[len(self.backbone.layers) + i]
-                bias = biases[below + self.reduction - 1]
-                x = layer(x, bias, retrieve if reads else None, residual, cache).x
-            logits = self.backbone.output_layer(self.layer_norm(x[:, first:]))
-        return Reading(logits, encoded.keys, encoded.values)
+            states, entries, found = encoded.hidden_states, self._entries(encoded), None
+            if self.search_layer is not None and retrieve is not None:
+                queries = self.search_keys(states[self.search_layer])  # B x T x E
+                found = retrieve(queries.unsqueeze(1))
+                retrieve = partial(_already, found)
+            x = self._run_sidenet(states, biases, retrieve, caches)
+            x = (self.layer_norm or self.backbone.layer_norm)(x[:, first:])
+            logits, pointer = self.backbone.output_layer(x), None
+            if self.pointer is not None and found is not None:
+                pointer = self.pointer(found.from_query(first), x, logits)
+        return Reading(logits, entries, pointer)
 
-    def keys_values(self, src_tokens):
-        return self.backbone.layer_keys_values(src_tokens, self.retrieval_layer)
+    @property
+    def _needed_states(self) -> Set[int]:
+        """Numbers of the hidden states that are looked at."""
+        num_layers = len(self.backbone.layers)
+        residuals = range(0, num_layers + 1, self.reduction) if self.has_sidenet else (num_layers,)
+        return {*residuals, self.search_layer}
+
+    def _run_sidenet(self, states, biases, retrieve, caches) -> Tensor:
+        """Output of the last block, B x T x C."""
+        if not self.has_sidenet:
+            return states[-1]
+        if not self.identity:
+            # faithful: the list's last entry is after the final LayerNorm
+            states = states[:-1] + [self.backbone.layer_norm(states[-1])]
+        x = states[0]
+        for i, layer in enumerate(self.layers):
+            below = self.reduction * i
+            residual = states[below + self.reduction] - states[below]
+            reads = i == self.memory_layer
+            cache = None if caches is None else caches[len(self.backbone.layers) + i]
+            bias = biases[below + self.reduction - 1]
+            x = layer(x, bias, retrieve if reads else None, residual, cache).x
+        return x
+
+    def _entries(self, encoded: BackboneOutput) -> Optional[Entries]:
+        if self.memory is None:
+            return None
+        keys, values = encoded.keys, encoded.values
+        if not self.has_sidenet:
+            keys, values = keys[:, :0], values[:, :0]
+        if self.search_layer is None:
+            return Entries(keys, values)
+        return Entries(keys, values, self.search_keys(encoded.hidden_states[self.search_layer]))
+
+    def entries(self, src_tokens) -> Entries:
+        needed = max(self.retrieval_layer + 1 if self.has_sidenet else 0, self.search_layer or 0)
+        if self.search_layer is None:
+            return Entries(*self.backbone.layer_keys_values(src_tokens, self.retrieval_layer))
+        with torch.no_grad(), self.backbone.autocast(src_tokens.device):
+            keep = {self.search_layer}
+            return self._entries(
+                self.backbone.encode(src_tokens, self.retrieval_layer, keep, last_layer=needed)
+            )
+
+
+def _already(found: Optional[Retrieved], queries: Tensor) -> Optional[Retrieved]:
+    """What an attention layer retrieves, whatever its queries, after another search."""
+    return found
 
 
 def _activation(choice: str, backbone: LongMemBackboneConfig) -> str:
@@ -176,7 +283,17 @@ def _drop_backbone(module: SideNetDecoder, state_dict, prefix: str, metadata) ->
 
 
 def _keep_backbone(module: SideNetDecoder, state_dict, prefix: str, *unused) -> None:
-    """Refuses the SideNet of another backbone; lets a strict load find the backbone in place."""
+    """Refuses the SideNet of another backbone; lets a strict load find the backbone in place.
+
+    Of a backbone's own checkpoint, without a SideNet, it is the backbone that is loaded.
+    """
+    if prefix + "embed_tokens.weight" in state_dict:
+        own = [name for name in state_dict if name.startswith(prefix)]
+        weights = {name.removeprefix(prefix): state_dict.pop(name) for name in own}
+        module.backbone.load_state_dict(weights)
+        module.backbone_fingerprint.copy_(sha256_of(weights))
+        module._take_search_keys(module.backbone)
+        state_dict.update({prefix + name: t for name, t in module.state_dict().items()})
     saved = state_dict.get(prefix + "backbone_fingerprint")
     if saved is not None and not torch.equal(saved.cpu(), module.backbone_fingerprint.cpu()):
         raise ValueError(
@@ -199,6 +316,31 @@ class LongMem(FairseqLanguageModel):
             cfg.pretrained_model_path
         ):  # else the error is to name it as it was given
             cfg.pretrained_model_path = os.path.abspath(cfg.pretrained_model_path)
+
+    @classmethod
+    def around_backbone(cls, backbone_cfg: LongMemBackboneConfig, options: Dict, task):
+        """A backbone with a memory but without a SideNet, into which the backbone's own checkpoint is
+        loaded.
+
+        Args:
+            options: fields of :class:`LongMemConfig`
+
+        Raises:
+            ValueError: the checkpoint has no search keys, or an option does not fit
+        """
+        if backbone_cfg.fitted_search_layer < 1:
+            raise ValueError(
+                "this backbone has no search keys, without which --pointer finds nothing: convert it "
+                "again, or train with --no-sidenet --pointer trained"
+            )
+        cfg = LongMemConfig(
+            no_sidenet=True, memory_search="hidden", pointer="constant", chunk_size=1
+        )
+        cfg = OmegaConf.merge(OmegaConf.structured(cfg), options)
+        cfg.retrieval_layer_index = 0  # nothing reads keys and values
+        backbone_cfg.compute_dtype = cfg.compute_dtype
+        backbone = BackboneDecoder(backbone_cfg, task.source_dictionary, task.cfg.tokens_per_sample)
+        return cls(SideNetDecoder(cfg, backbone, torch.zeros(32, dtype=torch.uint8)))
 
     @classmethod
     def build_model(cls, cfg: LongMemConfig, task):

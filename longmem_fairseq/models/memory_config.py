@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from torch import nn
 
 from longmem_fairseq.memory import (
     DTYPES,
+    SEARCHES,
     STORAGES,
     ExternalMemory,
     MemoryBank,
@@ -19,10 +21,13 @@ from longmem_fairseq.memory import (
 )
 from longmem_fairseq.models.backbone import COMPUTE_DTYPE_CHOICES
 from longmem_fairseq.models.decoder_config import DecoderConfig, key_value_sizes
+from longmem_fairseq.modules import ConstantPointer, TrainedPointer
 
 logger = logging.getLogger(__name__)
 
 MEMORY_SCOPE_CHOICES = ChoiceEnum(["stream", "batch"])
+MEMORY_SEARCH_CHOICES = ChoiceEnum(list(SEARCHES))
+POINTER_CHOICES = ChoiceEnum(["none", "constant", "trained"])
 MEMORY_DTYPE_CHOICES = ChoiceEnum(["compute", *DTYPES])
 MEMORY_HEADS_CHOICES = ChoiceEnum(["query", "shared"])
 MEMORY_STORAGE_CHOICES = ChoiceEnum(list(STORAGES))
@@ -58,6 +63,36 @@ class MemoryConfig(FairseqDataclass):
     retrieval_layer_index: int = field(
         default=17,
         metadata={"help": "backbone layer whose keys and values are cached, counted from 0"},
+    )
+    memory_search: MEMORY_SEARCH_CHOICES = field(
+        default="attention",
+        metadata={
+            "help": "what finds a token in memory; attention: the inner product of a query with the "
+            "mean attention key of its chunk, per head, as in the paper; hidden: the similarity of "
+            "hidden states of the backbone, one search for all heads, which reads what came next"
+        },
+    )
+    search_layer: int = field(
+        default=-1,
+        metadata={
+            "help": "backbone layer after which hidden states are compared, 1 to the number of layers; "
+            "-1: that to which the backbone's search keys were fitted, or nine tenths of the depth"
+        },
+    )
+    search_dim: int = field(
+        default=128,
+        metadata={
+            "help": "dimensions of what --memory-search hidden compares: principal components of the "
+            "hidden states, 4 bytes each per chunk"
+        },
+    )
+    pointer: POINTER_CHOICES = field(
+        default="none",
+        metadata={
+            "help": "mix the prediction with the tokens that came next in memory (needs "
+            "--memory-search hidden); constant: without training, by the similarity alone; trained: by "
+            "a small network"
+        },
     )
     memory_scope: MEMORY_SCOPE_CHOICES = field(
         default="stream",
@@ -143,13 +178,59 @@ def memory_options(cfg: MemoryConfig) -> Dict[str, Any]:
     }
 
 
+def default_search_layer(num_layers: int) -> int:
+    """Nine tenths of the depth; measured in docs/results/2026-11-27-memory-that-pays.md."""
+    return max(1, round(0.9 * num_layers))
+
+
+def search_layer(cfg: MemoryConfig, backbone: DecoderConfig) -> int:
+    """The number of the hidden state that --memory-search hidden compares.
+
+    Raises:
+        ValueError: the backbone has no such layer
+    """
+    num_layers = backbone.num_layers
+    if cfg.search_layer == -1:
+        return backbone.fitted_search_layer or default_search_layer(num_layers)
+    if not 1 <= cfg.search_layer <= num_layers:
+        raise ValueError(
+            f"--search-layer ({cfg.search_layer}) must be between 1 and {num_layers}, or -1: the "
+            f"backbone has {num_layers} layers"
+        )
+    return cfg.search_layer
+
+
+def build_pointer(cfg: MemoryConfig, embed_dim: int) -> Optional[nn.Module]:
+    """What turns that which was found into a prediction; None for --pointer none.
+
+    Raises:
+        ValueError: naming the option that does not fit
+    """
+    kind = str(cfg.pointer)
+    if kind == "none":
+        return None
+    if str(cfg.memory_search) != "hidden":
+        raise ValueError(
+            f"--pointer ({kind}) needs --memory-search hidden, not {cfg.memory_search}, in which each "
+            "head finds other tokens"
+        )
+    if kind == "trained":
+        return TrainedPointer(embed_dim)
+    return ConstantPointer()
+
+
 def build_memory(
-    cfg: MemoryConfig, backbone: DecoderConfig, tokens_per_sample: int, fingerprint: str = ""
+    cfg: MemoryConfig,
+    backbone: DecoderConfig,
+    tokens_per_sample: int,
+    fingerprint: str = "",
+    has_values: bool = True,
 ) -> Optional[ExternalMemory]:
     """Checks the memory options against the backbone and against each other.
 
     Args:
         backbone: its shape
+        has_values: whether keys and values are read, or only which tokens there were
         tokens_per_sample: tokens of a segment
         fingerprint: of the frozen backbone, hexadecimal; "" for one that is trained. That of the
             memory names the layer, too: keys of another one are as foreign as another backbone's
@@ -194,12 +275,26 @@ def build_memory(
         "dtype": str(cfg.compute_dtype) if dtype == "compute" else dtype,
         "storage": str(cfg.memory_storage),
         "directory": cfg.memory_dir,
+        "search": str(cfg.memory_search),
+        "search_dim": cfg.search_dim if str(cfg.memory_search) == "hidden" else 0,
         "fingerprint": fingerprint and f"{fingerprint} layer {cfg.retrieval_layer_index}",
     }
     num_heads, head_dim = key_value_sizes(backbone)
+    if not has_values:
+        num_heads = 0
+    if options["search"] == "hidden":
+        if not 1 <= cfg.search_dim <= backbone.embed_dim:
+            raise ValueError(
+                f"--search-dim ({cfg.search_dim}) must be between 1 and the backbone's "
+                f"{backbone.embed_dim} channels"
+            )
+        search_layer(cfg, backbone)
     num_slots = cfg.memory_size // cfg.chunk_size // cfg.memory_shards
-    check_index(cfg.memory_index, cfg.memory_index_parameters, head_dim, num_slots)
-    token_bytes = bytes_per_token(num_heads, head_dim, cfg.chunk_size, options["dtype"])
+    key_dim = options["search_dim"] or head_dim
+    check_index(cfg.memory_index, cfg.memory_index_parameters, key_dim, num_slots)
+    token_bytes = bytes_per_token(
+        num_heads, head_dim, cfg.chunk_size, options["dtype"], options["search_dim"]
+    )
     split = f", over {cfg.memory_shards} processes" if cfg.memory_shards > 1 else ""
     logger.info(
         f"memory bank of layer {cfg.retrieval_layer_index}: {cfg.memory_size:,} tokens of "

@@ -3,25 +3,64 @@
 B streams or hypotheses, T tokens, H heads, D head_dim, V vocabulary, W window.
 """
 
-from typing import Callable, Dict, List, NamedTuple, Optional
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import torch
 from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor
 
 from longmem_fairseq.memory import ExternalMemory, MemoryFork, Retrieved
-from longmem_fairseq.modules import LocalCache
+from longmem_fairseq.modules import LocalCache, Pointer
+from longmem_fairseq.modules.rotary_scaling import Rule, length_that_counts
 from longmem_fairseq.utils.allocator import give_back_freed_memory
 
 Retrieve = Callable[[Tensor], Optional[Retrieved]]
 
 
+class Entries(NamedTuple):
+    """What tokens leave in memory: keys and values B x H' x T x D, and, for search ``hidden``, the keys
+    that they are found by, B x T x E; see :meth:`MemoryBank.write`."""
+
+    keys: Tensor
+    values: Tensor
+    search_keys: Optional[Tensor] = None
+
+    def of_tokens(self, tokens: slice) -> "Entries":
+        """Those of some of the T tokens."""
+        keys, values = self.keys[:, :, tokens], self.values[:, :, tokens]
+        return Entries(
+            keys, values, None if self.search_keys is None else self.search_keys[:, tokens]
+        )
+
+    @staticmethod
+    def in_one_row(parts: Sequence["Entries"]) -> "Entries":
+        """The rows of all *parts*, one after another, as one row."""
+        keys, values = (
+            torch.cat([t.transpose(0, 1).flatten(1, 2) for t in tensors], dim=1).unsqueeze(0)
+            for tensors in ([part.keys for part in parts], [part.values for part in parts])
+        )
+        if parts[0].search_keys is None:
+            return Entries(keys, values)
+        search_keys = torch.cat([part.search_keys.flatten(0, 1) for part in parts])
+        return Entries(keys, values, search_keys.unsqueeze(0))
+
+
 class Reading(NamedTuple):
-    """Logits B x T x V; keys and values B x H' x T x D to be memorised, None without memory."""
+    """What a model makes of T tokens.
+
+    logits: B x T x V, before the pointer
+    entries: to be memorized; None without memory
+    pointer: what memory adds to the prediction; None where it adds nothing
+    """
 
     logits: Tensor
-    keys: Optional[Tensor]
-    values: Optional[Tensor]
+    entries: Optional[Entries] = None
+    pointer: Optional[Pointer] = None
+
+    @property
+    def scores(self) -> Tensor:
+        """Logits of the prediction, B x T x V; with a pointer they are log-probabilities."""
+        return self.logits if self.pointer is None else self.pointer.mixed(self.logits)
 
 
 class LocalWindow:
@@ -37,6 +76,7 @@ class LocalWindow:
         self.caches: List[LocalCache] = []  # one for each attention layer
         self.memory = memory
         self.num_read = 0  # how many of the tokens that the generator passes are known
+        self.num_new = 0  # how many tokens are being read, or were last
 
     def reorder(self, order: Tensor) -> None:
         """Hypothesis i goes on as hypothesis ``order[i]``."""
@@ -52,13 +92,14 @@ class LocalWindow:
 class MemoryDecoder(FairseqIncrementalDecoder):
     """A decoder-only language model that may have a memory.
 
-    A subclass sets ``memory``, ``window`` and ``padding_idx`` and has :meth:`read`,
-    :meth:`keys_values`, ``gate`` and ``num_attention_layers``.
+    A subclass sets ``memory``, ``window``, ``rotary_rule`` and ``padding_idx`` and has :meth:`read`,
+    :meth:`entries`, ``gate`` and ``num_attention_layers``.
     """
 
     memory: Optional[ExternalMemory] = None
     window: int  # W, tokens of a segment
     num_attention_layers: int
+    rotary_rule: Rule  # see parse_scaling
 
     def read(
         self,
@@ -76,9 +117,28 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         """
         raise NotImplementedError
 
-    def keys_values(self, src_tokens: Tensor):
-        """What :meth:`read` would give to memorise, without anything else; B x H' x T x D each."""
+    def entries(self, src_tokens: Tensor) -> Entries:
+        """What :meth:`read` would give to memorize B x T tokens, computing nothing else."""
         raise NotImplementedError
+
+    @property
+    def gate(self) -> Optional[Tensor]:
+        """Weight of memory in the memory layer, H numbers in (0, 1); None where none reads it."""
+        raise NotImplementedError
+
+    def get_normalized_probs(self, net_output, log_probs: bool, sample=None) -> Tensor:
+        """See ``fairseq.models.FairseqDecoder``: probabilities B x T x V, of what :meth:`forward`
+        returned."""
+        log_probs_of_all = self.scores(net_output).float().log_softmax(dim=-1)
+        return log_probs_of_all if log_probs else log_probs_of_all.exp()
+
+    def scores(self, net_output) -> Tensor:
+        """Logits of the prediction, B x T x V, of what :meth:`forward` returned; with a pointer they
+        are log-probabilities."""
+        logits, pointer = net_output[0], (net_output[1] or {}).get("pointer")
+        if pointer is None:
+            return logits
+        return pointer.from_token(-logits.size(1)).mixed(logits)
 
     def forward(
         self,
@@ -100,28 +160,30 @@ class MemoryDecoder(FairseqIncrementalDecoder):
                 that a generation asks for, and not what follows every new one
 
         Returns:
-            logits B x T x V and :meth:`ExternalMemory.statistics` (empty without memory); with
+            logits B x T x V, and beside them :class:`Pointer` as "pointer" (or None), which
+            :meth:`get_normalized_probs` mixes in, and :meth:`ExternalMemory.statistics`; with
             *incremental_state* B x 1 x V, or those of the last tokens, at least of the new ones
         """
         if incremental_state is not None:
-            return self._go_on(src_tokens, incremental_state, last_only), {"attn": None}
+            reading = self._go_on(src_tokens, incremental_state, last_only)
+            return reading.logits, {"attn": None, "pointer": reading.pointer}
         if self.memory is None:
             return self.read(src_tokens).logits, {}
         self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
         reading = self.read(src_tokens, self.memory.retrieve)
-        extra = self.memory.statistics(self.gate)
+        extra = {**self.memory.statistics(self.gate), "pointer": reading.pointer}
         valid = src_tokens.ne(self.padding_idx)
-        self.memory.write(reading.keys, reading.values, valid, src_tokens)
+        self.memory.write(**reading.entries._asdict(), valid=valid, token_ids=src_tokens)
         return reading.logits, extra
 
     @torch.no_grad()
     def memorise(self, src_tokens: Tensor, new_document: Tensor) -> None:
         """Memorises a segment of every stream and predicts nothing; arguments as :meth:`forward`."""
         self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
-        keys, values = self.keys_values(src_tokens)
-        self.memory.write(keys, values, src_tokens.ne(self.padding_idx), src_tokens)
+        entries, valid = self.entries(src_tokens), src_tokens.ne(self.padding_idx)
+        self.memory.write(**entries._asdict(), valid=valid, token_ids=src_tokens)
 
-    def _go_on(self, src_tokens: Tensor, incremental_state: Dict, last_only: bool) -> Tensor:
+    def _go_on(self, src_tokens: Tensor, incremental_state: Dict, last_only: bool) -> Reading:
         window = incremental_state.get(self._state)
         if window is None:
             give_back_freed_memory()  # its tensors may not fit where those of shorter prompts were
@@ -131,20 +193,31 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         new = src_tokens[:, window.num_read :]
         window.num_read = src_tokens.size(1)
         tokens = torch.cat([window.tokens, new], dim=1)
-        if not window.caches or tokens.size(1) > self.window:
+        lengths = (window.tokens.size(1), tokens.size(1))
+        turned, turns = (length_that_counts(self.rotary_rule, length) for length in lengths)
+        # with the rules dynamic and longrope a longer text is another one from its first token on
+        if not window.caches or tokens.size(1) > self.window or turned != turns:
             # the oldest half makes room, and what stays is read anew as a segment of its own: so every
             # token sees what it would if the text before it had been memorised in such halves
-            half = self.window - self.window // 2
-            past = max(0, -(-(tokens.size(1) - self.window) // half) * half)
+            half, past = self._half, self.left_behind(tokens.size(1))
             if window.memory is not None:
                 for segment in tokens[:, :past].split(half, dim=1):
                     if segment.size(1) > 0:
-                        window.memory.write(*self.keys_values(segment), segment)
+                        entries = self.entries(segment)._asdict()
+                        window.memory.write(**entries, token_ids=segment)
             new = tokens = tokens[:, past:]
             window.caches = [LocalCache(self.window) for _ in range(self.num_attention_layers)]
-        window.tokens = tokens
+        window.tokens, window.num_new = tokens, new.size(1)
         retrieve = None if window.memory is None else window.memory.retrieve
-        return self.read(new, retrieve, window.caches, -1 if last_only else 0).logits
+        return self.read(new, retrieve, window.caches, -1 if last_only else 0)
+
+    @property
+    def _half(self) -> int:
+        return self.window - self.window // 2
+
+    def left_behind(self, length: int) -> int:
+        """How many of so many tokens a generation no longer has in its window, but in memory alone."""
+        return max(0, -(-(length - self.window) // self._half) * self._half)
 
     def start_generation(self, prompt: Tensor, num_hypotheses: int) -> Dict:
         """An incremental_state of hypotheses that have all read a prompt.
@@ -159,6 +232,10 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         window.reorder(torch.zeros(num_hypotheses, dtype=torch.long, device=prompt.device))
         return incremental_state
 
+    def generation_window(self, incremental_state: Dict) -> LocalWindow:
+        """Of a generation that has begun."""
+        return incremental_state[self._state]
+
     def reorder_incremental_state(self, incremental_state: Dict, new_order: Tensor) -> None:
         """fairseq's beam search goes on with other hypotheses."""
         if self._state in incremental_state:
@@ -171,3 +248,10 @@ class MemoryDecoder(FairseqIncrementalDecoder):
 
     def max_positions(self) -> int:
         return 10**9  # a stream has no limit
+
+
+def unwrapped(model):
+    """The model in fairseq's distributed wrappers, which keep it in ``module``."""
+    while not hasattr(model, "decoder"):
+        model = model.module
+    return model

@@ -17,7 +17,7 @@ from longmem_fairseq.models.memory_config import (
     log_parameters,
     memory_options,
 )
-from longmem_fairseq.models.memory_decoder import Reading
+from longmem_fairseq.models.memory_decoder import Entries, Reading
 
 
 @dataclass
@@ -32,6 +32,10 @@ class MemTRMDecoder(BackboneDecoder):
     """A backbone whose layer m reads and writes the memory bank."""
 
     def __init__(self, cfg: MemTRMConfig, dictionary, window: int):
+        if str(cfg.memory_search) != "attention" or str(cfg.pointer) != "none":
+            raise ValueError(
+                "--memory-search hidden and --pointer need a frozen backbone: choose --arch longmem"
+            )
         memory = build_memory(cfg, cfg, window)
         layer = cfg.retrieval_layer_index
         super().__init__(
@@ -52,10 +56,10 @@ class MemTRMDecoder(BackboneDecoder):
         with self.autocast(src_tokens.device):
             encoded = self.encode(src_tokens, self.memory_layer, retrieve=retrieve, caches=caches)
             logits = self.output_layer(self.layer_norm(encoded.hidden_states[-1][:, first:]))
-            return Reading(logits, encoded.keys, encoded.values)
+            return Reading(logits, Entries(encoded.keys, encoded.values))
 
-    def keys_values(self, src_tokens):
-        return self.layer_keys_values(src_tokens, self.memory_layer)
+    def entries(self, src_tokens) -> Entries:
+        return Entries(*self.layer_keys_values(src_tokens, self.memory_layer))
 
 
 @register_model("memtrm", dataclass=MemTRMConfig)

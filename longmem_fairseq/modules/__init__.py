@@ -5,21 +5,28 @@ from longmem_fairseq.modules.decoder_block import ACTIVATIONS, BLOCKS, DecoderBl
 from longmem_fairseq.modules.int8_linear import Int8Linear, quantise
 from longmem_fairseq.modules.joint_attention import JointAttention, LocalCache
 from longmem_fairseq.modules.memory_attention import memory_attention, memory_weights
-from longmem_fairseq.modules.norms import NORMS, RMSNorm
+from longmem_fairseq.modules.norms import NORMS, QK_NORMS, RMSNorm
+from longmem_fairseq.modules.pointer import ConstantPointer, Pointer, TrainedPointer
 from longmem_fairseq.modules.rotary import Rotary
+from longmem_fairseq.modules.search_keys import SearchKeys
 from longmem_fairseq.modules.token_losses import row_blocks, token_losses
 
 __all__ = [
     "ACTIVATIONS",
     "BLOCKS",
     "CausalBias",
+    "ConstantPointer",
     "DecoderBlock",
     "Int8Linear",
     "JointAttention",
     "LocalCache",
     "NORMS",
+    "Pointer",
+    "QK_NORMS",
     "RMSNorm",
     "Rotary",
+    "SearchKeys",
+    "TrainedPointer",
     "alibi_slopes",
     "memory_attention",
     "memory_weights",

@@ -48,7 +48,9 @@ class DecoderBlock(nn.Module):
         ffn_dim: units of the MLP (default: 4C)
         gated_mlp: ``fc2(activation(gate_proj(x)) * fc1(x))`` instead of ``fc2(activation(fc1(x)))``
         mlp_bias: whether its matrices have one
-        post_norms: both branches are normalised once more before they are added (Gemma 2)
+        pre_norms: the input of both branches is normalised
+        post_norms: both branches are normalised (once more) before they are added (Gemma 2)
+        residual_scale: factor of both branches where they are added (Granite)
         attention: further arguments of :class:`JointAttention`
     """
 
@@ -64,16 +66,20 @@ class DecoderBlock(nn.Module):
         ffn_dim: Optional[int] = None,
         gated_mlp: bool = False,
         mlp_bias: bool = True,
+        pre_norms: bool = True,
         post_norms: bool = False,
+        residual_scale: float = 1.0,
         **attention,
     ):
         super().__init__()
         new_norm = partial(NORMS[norm], embed_dim, eps=layer_norm_eps)
+        pre_norm = new_norm if pre_norms else nn.Identity
         ffn_dim = ffn_dim or 4 * embed_dim
         self.block, self.post_norms, self.dropout = block, post_norms, dropout
-        self.layer_norm = new_norm()
+        self.residual_scale = residual_scale
+        self.layer_norm = pre_norm()
         self.self_attn = JointAttention(embed_dim, num_heads, **attention)
-        self.mlp_norm = nn.Identity() if block == "parallel" else new_norm()
+        self.mlp_norm = nn.Identity() if block == "parallel" else pre_norm()
         self.gate_proj = nn.Linear(embed_dim, ffn_dim, bias=mlp_bias) if gated_mlp else None
         self.fc1 = nn.Linear(embed_dim, ffn_dim, bias=mlp_bias)
         self.fc2 = nn.Linear(ffn_dim, embed_dim, bias=mlp_bias)
@@ -99,12 +105,12 @@ class DecoderBlock(nn.Module):
         """
         normed = self.layer_norm(x)
         attention = self.self_attn(normed, attention_bias, retrieve, cache)
-        attended = x + self._dropout(self.attention_post_norm(attention.output))
+        attended = x + self._branch(self.attention_post_norm(attention.output))
         if self.block == "parallel":
             mlp_input = normed
         else:
             mlp_input = self.mlp_norm(attended if self.block == "sequential" else x)
-        x = attended + self._dropout(self.mlp_post_norm(self._mlp(mlp_input)))
+        x = attended + self._branch(self.mlp_post_norm(self._mlp(mlp_input)))
         if cross_network_residual is not None:
             x = x + cross_network_residual
         return BlockOutput(x, attention.keys, attention.values)
@@ -129,5 +135,6 @@ class DecoderBlock(nn.Module):
             return self.fc2(self.activation(self.fc1(x)))
         return self.fc2(self.activation(self.gate_proj(x)) * self.fc1(x))
 
-    def _dropout(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+    def _branch(self, x: Tensor) -> Tensor:
+        x = F.dropout(x, self.dropout, self.training)
+        return x if self.residual_scale == 1 else x * self.residual_scale

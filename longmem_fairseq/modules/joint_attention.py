@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from longmem_fairseq.memory import Retrieved
 from longmem_fairseq.modules.memory_attention import memory_attention
-from longmem_fairseq.modules.norms import RMSNorm
+from longmem_fairseq.modules.norms import QK_NORMS
 from longmem_fairseq.modules.rotary import Rotary
 
 QUERY_BLOCK = 256  # measured with 1,024 tokens on a CPU: 128 and 512 are slower
@@ -70,7 +70,9 @@ class JointAttention(nn.Module):
         embed_dim, num_heads: C, H
         num_kv_heads, head_dim: H', D (default: H, C / H)
         qkv_bias, out_bias: whether the projections have one
-        qk_norm_eps: epsilon of an RMSNorm over D of queries and keys (default: there is none)
+        qk_norm_eps: epsilon of the norms of queries and keys (default: there are none)
+        qk_norm: their kind, a key of ``QK_NORMS``
+        query_scale: factor of queries, besides D^-0.5
         rotary: positions of queries and keys (default: none but those of the attention bias)
         softcap: scores s become softcap * tanh(s / softcap) (Gemma 2); 0 leaves them
         has_memory: this layer reads memory, that is, it has a gate
@@ -92,6 +94,8 @@ class JointAttention(nn.Module):
         qkv_bias: bool = False,
         out_bias: bool = False,
         qk_norm_eps: Optional[float] = None,
+        qk_norm: str = "head_rms_norm",
+        query_scale: float = 1.0,
         rotary: Optional[Rotary] = None,
         softcap: float = 0.0,
         has_memory: bool = False,
@@ -104,6 +108,7 @@ class JointAttention(nn.Module):
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads or num_heads
         head_dim = head_dim or embed_dim // num_heads
         self.rotary, self.softcap, self.smeared_keys = rotary, softcap, smeared_keys
+        self.query_scale = query_scale
         self.gate_lr_multiplier = gate_lr_multiplier
         self.memory_heads, self.memory_distance = memory_heads, memory_distance
         self.q_proj = nn.Linear(embed_dim, num_heads * head_dim, bias=qkv_bias)
@@ -112,7 +117,8 @@ class JointAttention(nn.Module):
         self.out_proj = nn.Linear(num_heads * head_dim, embed_dim, bias=out_bias)
         self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
         if qk_norm_eps is not None:
-            self.q_norm, self.k_norm = (RMSNorm(head_dim, eps=qk_norm_eps) for _ in range(2))
+            heads = (num_heads, self.num_kv_heads)
+            self.q_norm, self.k_norm = (QK_NORMS[qk_norm](n, head_dim, qk_norm_eps) for n in heads)
         self.memory_bias = nn.Parameter(torch.zeros(num_heads)) if has_memory else None
         if not has_memory:
             self.register_load_state_dict_pre_hook(_drop_gate)
@@ -139,6 +145,8 @@ class JointAttention(nn.Module):
         """
         queries = self._split_heads(self.q_proj(x))
         queries = self.q_norm(queries).to(queries.dtype)
+        if self.query_scale != 1:
+            queries = queries * self.query_scale
         keys, values = self.keys_values(x, cache)
         start = 0 if cache is None else cache.num_tokens
         positions = range(start, start + x.size(1))
@@ -153,7 +161,8 @@ class JointAttention(nn.Module):
         if retrieve is not None:
             if self.memory_distance > 0:
                 at = range(self.memory_distance, self.memory_distance + 1)
-                queries = self._turned(queries, at)
+                # turned by 0 as well, as keys at position 0: they would grow with YaRN and LongRoPE
+                queries = self._turned(self._turned(queries, range(1)), at)
             retrieved = self._retrieve(queries, retrieve)
             if retrieved is not None:
                 attended = self._fuse(attended, queries, retrieved)
@@ -183,6 +192,8 @@ class JointAttention(nn.Module):
         retrieved = retrieve(groups.mean(dim=2) if shared else groups.flatten(2, 3))
         if retrieved is None:
             return None
+        if retrieved.scores is not None:  # one search for all heads, not by these queries
+            return retrieved.for_heads(groups.size(2))
         chunks, rows = retrieved.chunks, retrieved.rows  # B x H' x T (or G * T) x R
         if shared:
             chunks, rows = (t.repeat_interleave(groups.size(2), dim=1) for t in (chunks, rows))

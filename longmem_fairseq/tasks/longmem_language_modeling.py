@@ -4,8 +4,9 @@ import logging
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Dict, List, Optional
 
+import torch
 from fairseq import utils
 from fairseq.data import Dictionary, NestedDictionaryDataset
 from fairseq.models import (
@@ -15,13 +16,17 @@ from fairseq.models import (
 )
 from fairseq.tasks import register_task
 from omegaconf import open_dict
+from torch import Tensor
 
 from longmem_fairseq.data import (
     DocumentStreamDataset,
     IndexedDocuments,
     documents_to_continue,
 )
+from longmem_fairseq.models.backbone import LongMemBackbone
 from longmem_fairseq.models.checkpoints import dictionary_hash
+from longmem_fairseq.models.longmem import LongMem
+from longmem_fairseq.models.memory_decoder import unwrapped
 from longmem_fairseq.tasks.config import (
     TASK,
     LongMemLanguageModelingConfig,
@@ -39,6 +44,8 @@ from longmem_fairseq.tokenizers import CheckpointIds, load_dictionary
 from longmem_fairseq.utils.cli import as_option
 
 logger = logging.getLogger(__name__)
+
+FITTED_TOKENS, FITTED_SEGMENTS = 8192, 16  # to which search keys are fitted
 
 
 @register_task(TASK, dataclass=LongMemLanguageModelingConfig)
@@ -240,6 +247,10 @@ class LongMemLanguageModelingTask(GenerationTask):
                 f"architecture {getattr(cfg, '_name', 'unknown')}: this task is for longmem, memtrm "
                 "and longmem_backbone"
             )
+        if from_checkpoint and cfg._name.startswith("longmem_backbone"):
+            given = given_options(self.cfg)
+            if str(given.get("pointer", "none")) != "none":
+                return self._backbone_with_memory(cfg, given)
         # a checkpoint may be older than an option of its model
         options = MODEL_DATACLASS_REGISTRY.get(ARCH_MODEL_NAME_REGISTRY.get(cfg._name))
         given = given_options(self.cfg)
@@ -260,10 +271,30 @@ class LongMemLanguageModelingTask(GenerationTask):
         model = super().build_model(cfg, from_checkpoint)
         memory = getattr(model.decoder, "memory", None)
         self.memory_size = 0 if memory is None else memory.options["memory_size"]
+        search_keys = getattr(model.decoder, "search_keys", None)
+        if not from_checkpoint and memory is not None and search_keys is not None:
+            if not search_keys.is_fitted:
+                model.decoder.fit_search_keys(self._fitting_segments())
         return model
 
+    def _backbone_with_memory(self, cfg, given):
+        """The model of a backbone's checkpoint, with --pointer constant."""
+        LongMemBackbone.settle_config(cfg, True)
+        return LongMem.around_backbone(cfg, given, self)
+
+    def _fitting_segments(self) -> List[Tensor]:
+        """Segments from all over the training split, to which search keys are fitted; 1 x T each."""
+        path = os.path.join(utils.split_paths(self.cfg.data)[0], self.train_subset)
+        documents, segments = IndexedDocuments(path, len(self.dictionary)), []
+        segment, step = self.cfg.tokens_per_sample, max(1, len(documents) // FITTED_SEGMENTS)
+        while sum(map(len, segments)) < FITTED_TOKENS and len(segments) < len(documents):
+            document = documents[len(segments) * step % len(documents)]
+            start = torch.tensor([self.document_start])
+            segments.append(torch.cat([start, document[: segment - 1]]))
+        return [tokens.long().unsqueeze(0) for tokens in segments]
+
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
-        decoder = _unwrapped(model).decoder
+        decoder = unwrapped(model).decoder
         memory = getattr(decoder, "memory", None)
         for segment in [] if ignore_grad else sample.get("earlier", []):
             decoder.memorise(**segment)
@@ -324,10 +355,3 @@ class LongMemLanguageModelingTask(GenerationTask):
 def _single_item(items):
     (batch,) = items
     return batch
-
-
-def _unwrapped(model):
-    # fairseq's distributed wrappers keep the model in .module
-    while not hasattr(model, "decoder"):
-        model = model.module
-    return model

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Dict, Optional, Union
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 import numpy as np
 from fairseq.data import Dictionary
@@ -23,17 +23,32 @@ class CheckpointIds:
         num_ids: rows of the model's embedding
         specials: ids of bos, pad, eos, unk, as far as the model has them, each for one of them
         start: the one of them that stands before a document, bos or eos
+        ends: ids that end a generated text, besides eos
+        chat_template: jinja2's, which writes the messages of a chat as a prompt (default: none)
+        named_tokens: what templates call special tokens, as in ``{"eos_token": "</s>"}``
 
     Raises:
-        ValueError: the model does not have *start*
+        ValueError: the model does not have *start*, or an end is no id of it
     """
 
-    def __init__(self, num_ids: int, specials: Dict[str, int], start: str = "eos"):
+    def __init__(
+        self,
+        num_ids: int,
+        specials: Dict[str, int],
+        start: str = "eos",
+        ends: Sequence[int] = (),
+        chat_template: Optional[str] = None,
+        named_tokens: Optional[Dict[str, str]] = None,
+    ):
         if start not in specials:
             raise ValueError(
                 f"there is no {start} among the special tokens ({', '.join(specials)})"
             )
+        if not all(type(id_) is int and 0 <= id_ < num_ids for id_ in ends):
+            raise ValueError(f"ends ({ends}) must be ids from 0 to {num_ids - 1}")
         self.num_ids, self.specials, self.start = num_ids, specials, start
+        self.ends = list(dict.fromkeys([*ends, *(specials[n] for n in specials if n == "eos")]))
+        self.chat_template, self.named_tokens = chat_template, named_tokens or {}
         index_of = {id_: SPECIALS.index(name) for name, id_ in specials.items()}
         others = [id_ for id_ in range(num_ids) if id_ not in index_of]
         self.symbols = [str(id_) for id_ in others]  # of the indices from 4 on
@@ -49,6 +64,11 @@ class CheckpointIds:
         """Indices of the special symbols that the model does not have."""
         return np.flatnonzero(self.to_checkpoint < 0)
 
+    @property
+    def end_indices(self) -> List[int]:
+        """Indices of the tokens that end a generated text."""
+        return sorted(self.to_dictionary[self.ends].tolist())
+
     def dictionary(self) -> Dictionary:
         dictionary = Dictionary()
         for symbol in self.symbols:
@@ -56,7 +76,10 @@ class CheckpointIds:
         return dictionary
 
     def save(self, folder: Path) -> None:
-        table = {"num_ids": self.num_ids, "start": self.start, **self.specials}
+        table: Dict[str, Any] = {"num_ids": self.num_ids, "start": self.start, **self.specials}
+        table.update(ends=self.ends, named_tokens=self.named_tokens)
+        if self.chat_template is not None:
+            table["chat_template"] = self.chat_template
         (folder / IDS_FILE).write_text(json.dumps(table) + "\n")
 
     @property
@@ -75,11 +98,12 @@ class CheckpointIds:
         if not path.is_file():
             return None
         try:
-            specials = parse_json(path.read_bytes())
-            num_ids, start = specials.pop("num_ids"), specials.pop("start", "eos")
+            table = parse_json(path.read_bytes())
+            num_ids = table["num_ids"]
+            specials = {name: table[name] for name in SPECIALS if name in table}
             num_symbols = num_ids + len(SPECIALS) - len(specials)
             # compared first: the table of a wrong number may be larger than the machine
-            ids = cls(num_ids, specials, start) if num_symbols == len(dictionary) else None
+            ids = cls._of(table, specials) if num_symbols == len(dictionary) else None
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a table of ids ({error!r})") from None
         if ids is None or ids.symbols != dictionary.symbols[dictionary.nspecial :]:
@@ -88,3 +112,14 @@ class CheckpointIds:
                 "belong together: convert the checkpoint again"
             )
         return ids
+
+    @classmethod
+    def _of(cls, table: Dict[str, Any], specials: Dict[str, int]) -> "CheckpointIds":
+        """Those of a table, in which an older version left out all but *start*."""
+        template, named = table.get("chat_template"), table.get("named_tokens", {})
+        if not isinstance(template, (str, type(None))):
+            raise ValueError("chat_template is no text")
+        if not all(isinstance(token, str) for token in named.values()):
+            raise ValueError("named_tokens are no texts")
+        start, ends = table.get("start", "eos"), table.get("ends", [])
+        return cls(table["num_ids"], specials, start, ends, template, named)

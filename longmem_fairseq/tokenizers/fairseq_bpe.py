@@ -8,6 +8,7 @@ from fairseq.dataclass import FairseqDataclass
 from omegaconf import II
 
 from longmem_fairseq.tokenizers.folder import load_tokenizer
+from longmem_fairseq.utils.text_files import plain_text
 
 
 @dataclass
@@ -28,7 +29,7 @@ class FairseqBPE:
 
     def encode(self, text: str) -> str:
         dictionary = self.tokenizer.dictionary
-        return " ".join(dictionary[index] for index in self.tokenizer.indices(text))
+        return " ".join(dictionary[index] for index in self.tokenizer.indices(plain_text(text)))
 
     def decode(self, symbols: str) -> str:
         dictionary = self.tokenizer.dictionary

@@ -21,8 +21,9 @@ class HFTokenizer(Tokenizer):
     """Byte-level BPE (GPT-2, OPT, BLOOM, NeoX, Falcon, LLaMA 3, Qwen) or SentencePiece's (LLaMA,
     Mistral, Gemma); ids as in the checkpoint.
 
-    A text is text: a special token that is spelled out in it is split like any other word. Some
-    tokenizers put a space before every text or normalise it (:meth:`spelled`).
+    A text is text: a special token that is spelled out in it is split like any other word, unless
+    :meth:`encode_spelled` is asked. Some tokenizers put a space before every text or normalize it
+    (:meth:`spelled`).
 
     Args:
         folder: of a converted model: holds tokenizer.json and ids.json
@@ -51,11 +52,22 @@ class HFTokenizer(Tokenizer):
         try:
             self.is_byte_level = '"ByteLevel"' in json.dumps(parse_json(self.text).get("decoder"))
             self.token_bytes = self._token_bytes()
+            added = self.tokenizer.get_added_tokens_decoder().items()
+            self.special_tokens = {
+                token.content: int(self.to_dictionary[id_]) for id_, token in added if token.special
+            }
         except (ValueError, LookupError) as error:
             raise ValueError(f"{path} has other ids than {folder / IDS_FILE} ({error})") from None
 
     def encode(self, text: str) -> np.ndarray:
-        self.tokenizer.encode_special_tokens = True  # here: a copy in another process has forgotten
+        return self._encode(text, special_tokens_are_text=True)
+
+    def encode_spelled(self, text: str) -> np.ndarray:
+        return self._encode(text, special_tokens_are_text=False)
+
+    def _encode(self, text: str, special_tokens_are_text: bool) -> np.ndarray:
+        # at every call: a copy in another process has forgotten
+        self.tokenizer.encode_special_tokens = special_tokens_are_text
         return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
     def spelled(self, text: str) -> str:

@@ -50,7 +50,8 @@ def named_texts(
 
 
 def read_text(path: Path) -> str:
-    """
+    """The text of a file, as :func:`text_of` reads it.
+
     Raises:
         OSError: the file cannot be read
         ValueError: it is not a text in UTF-8
@@ -89,7 +90,7 @@ def read_json(path: Path) -> Dict[str, Any]:
 
 
 def text_of(data: bytes, name: str) -> str:
-    """The text that bytes of UTF-8 stand for.
+    """The text that bytes of UTF-8 stand for, without byte order mark and with ``\\n`` as line end.
 
     Raises:
         ValueError: naming *name*, they are no text
@@ -103,7 +104,17 @@ def text_of(data: bytes, name: str) -> str:
         raise ValueError(
             f"{name} is not a text in UTF-8 (byte 0x00 at offset {text.index(chr(0))})"
         )
-    return text
+    return plain_text(text)
+
+
+def plain_text(text: str) -> str:
+    """A text without what editors put around it: no byte order mark before it, and ``\\n`` as line
+    end, whether lines ended in ``\\r\\n``, ``\\r`` or ``\\n``.
+
+    Corpora, prompts and memorized documents all pass through here, so that the same text gives the
+    same tokens whatever wrote it.
+    """
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def chance_of(content: Dict, path: Path) -> Optional[float]:

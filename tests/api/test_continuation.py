@@ -1,8 +1,7 @@
-"""LongMem.generate: fairseq's own search, from a prompt that is read at once."""
+"""LongMem.generate: searches and draws, from a prompt that is read at once."""
 
 import pytest
 import torch
-from fairseq.sequence_generator import SequenceGenerator
 
 from longmem_fairseq import LongMem
 from longmem_fairseq.api.generation import most_likely
@@ -68,21 +67,37 @@ def test_generation_reads_the_memory_and_leaves_it(load):
     assert lm.generate(PROMPTS["short"], 2 * WINDOW) == empty
 
 
+@torch.no_grad()
+def beams_from_scratch(lm, text, steps, beam):
+    """A beam search without caches, arrays and reordering; the best mean log-probability wins."""
+    start, eos = prompt_of(lm, text)[0].tolist(), lm.dictionary.eos()
+    running, ended = [(0.0, [])], []
+    for length in range(1, steps + 1):
+        longer = []
+        for score, tokens in running:
+            read = torch.tensor([start + tokens])
+            logits = lm.decoder(read, incremental_state={})[0][0, -1]
+            logits[lm.dictionary.pad()] = float("-inf")
+            log_probs = logits.log_softmax(0).tolist()
+            longer += [(score + value, [*tokens, i]) for i, value in enumerate(log_probs)]
+        best = sorted(longer, key=lambda hypothesis: -hypothesis[0])[: 2 * beam]
+        done = [tokens[-1] == eos or length == steps for _, tokens in best]
+        ended += [(s / length, t) for (s, t), is_done in zip(best, done, strict=True) if is_done][
+            :beam
+        ]
+        running = [h for h, is_done in zip(best, done, strict=True) if not is_done][:beam]
+        ended = sorted(ended, key=lambda hypothesis: -hypothesis[0])[:beam]
+        if len(ended) == beam and running and running[0][0] / length <= ended[-1][0]:
+            break
+    return lm.tokenizer.decode(ended[0][1])
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_beam_search_is_fairseqs_own_with_the_prompt_as_prefix(load, kind):
-    """Which reads the prompt token by token; the best hypothesis has as many tokens as the others."""
-    lm, steps = load(kind), 2 * WINDOW
-    tokens = prompt_of(lm, PROMPTS["short"])
-    length = tokens.size(1) - 1
-    generator = SequenceGenerator(
-        [lm.model], lm.dictionary, beam_size=3, max_len_b=length + steps, normalize_scores=False
-    )
-    sample, bos = {"net_input": {"src_tokens": tokens}}, lm.dictionary.eos()
-    hypotheses = generator.generate([], sample, prefix_tokens=tokens[:, 1:], bos_token=bos)[0]
-    assert all(len(hypothesis["tokens"]) == length + steps + 1 for hypothesis in hypotheses)
-    expected = lm.tokenizer.decode(hypotheses[0]["tokens"][length:].tolist())
-    text = lm.generate(PROMPTS["short"], steps, beam=3)
-    assert text == expected
+def test_beam_search_is_that_of_every_hypothesis_from_scratch(load, kind):
+    """tests/test_hf_generation.py compares it with transformers'."""
+    lm = load(kind)
+    text = lm.generate(PROMPTS["short"], WINDOW, beam=3)
+    assert text == beams_from_scratch(lm, PROMPTS["short"], WINDOW, 3)
 
 
 def test_a_wider_beam_finds_something_more_likely(load):

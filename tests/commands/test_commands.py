@@ -11,7 +11,15 @@ from unittest import mock
 import pytest
 
 from longmem_fairseq import LongMem
-from longmem_fairseq.commands import generate, inspector, memorize
+from longmem_fairseq.commands import (
+    convert,
+    generate,
+    inspector,
+    lm_eval,
+    memorize,
+    prepare,
+    serve,
+)
 from longmem_fairseq.utils.cli import run
 from tests.helpers.model_folders import DOCUMENTS, story
 
@@ -125,6 +133,25 @@ def test_standard_input_is_a_text(call, load, folder):
     assert "<h1>standard input</h1>" in (folder / "page.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("ending", ["\r\n", "\r\n\r\n", "\n"])
+def test_a_prompt_of_windows_is_continued_as_any_other(call, load, folder, ending):
+    text, mark = load(memorised=False).generate(PROMPT, 5), "\ufeff"
+    line = "longmem-generate|{longmem}|--max-new-tokens|5"
+    assert (
+        call(line, stdin=PROMPT + ending) == call(line, stdin=mark + PROMPT + ending) == text + "\n"
+    )
+    (folder / "windows.txt").write_bytes((mark + PROMPT + ending).encode())
+    assert call(line + "|windows.txt") == text + "\n"
+
+
+def test_a_document_of_windows_is_memorised_as_any_other(call, folder):
+    call("longmem-memorize|{longmem}|a.txt|--output|m")
+    windows = "\ufeff" + DOCUMENTS["a"].replace("\n", "\r\n")
+    (folder / "a.txt").write_bytes(windows.encode())
+    call("longmem-memorize|{longmem}|a.txt|--output|windows")
+    assert (folder / "m").read_bytes() == (folder / "windows").read_bytes()
+
+
 def test_several_prompts(call, load):
     lm = load(memorised=False)
     texts = [lm.generate(prompt, 5) for prompt in (PROMPT, "Ann")]
@@ -154,6 +181,19 @@ def test_options_of_the_model_arrive(call, models):
     call("longmem-memorize|{longmem}|a.txt|--output|m" + options)
     said = call(f"longmem-generate|{{longmem}}|--prompt|{PROMPT}|--memory|m" + options)
     assert said == lm.generate(PROMPT) + "\n"
+
+
+def test_the_window_may_be_another(call, models, caplog):
+    """Which a prompt that does not fit in it is told of, where there is no memory."""
+    lm = LongMem.from_pretrained(models["backbone"], tokens_per_sample=64)
+    prompt = " ".join([PROMPT] * 4)
+    line = f"longmem-generate|{{backbone}}|--max-new-tokens|5|--prompt|{prompt}"
+    length = num_tokens(lm, prompt) + 1
+    assert call(line + "|--tokens-per-sample|64") == lm.generate(prompt, 5) + "\n"
+    assert 16 < length <= 64 and "the window" not in caplog.text
+    call(line)
+    unread = next(n for n in range(0, length, 8) if length - n <= 16)
+    assert f"tokens and the window 16: the first {unread} are not read" in caplog.text
 
 
 def test_a_text_is_inspected_from_its_start(call, load, folder):
@@ -192,11 +232,14 @@ def test_the_distribution_installs_the_commands_and_the_page(root):
         runpy.run_path(str(root / "setup.py"))
     scripts = setup.call_args.kwargs["entry_points"]["console_scripts"]
     targets = dict(script.split(" = ") for script in scripts)
-    assert set(COMMANDS) <= set(targets)
+    others = {"longmem-convert": convert, "longmem-prepare": prepare}
+    others |= {"longmem-serve": serve, "longmem-lm-eval": lm_eval}
+    expected = {**COMMANDS, **others}
+    assert set(targets) == set(expected)
     for program, target in targets.items():
         module, function = target.split(":")
         module = importlib.import_module(module)
-        assert module is COMMANDS.get(program, module) and callable(getattr(module, function))
+        assert module is expected[program] and callable(getattr(module, function))
     for package, names in setup.call_args.kwargs["package_data"].items():
         folder = root / package.replace(".", "/")
         assert all((folder / name).is_file() for name in names)

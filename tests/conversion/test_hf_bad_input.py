@@ -103,6 +103,21 @@ def test_dtype_is_that_of_matrices(model, tmp_path):
         ("gpt2", "transformer.h.3.attn.c_attn.bias", "layers.3.self_attn.qkv.bias"),
         ("gpt2", "h.3.attn.bias", ""),
         ("gpt2", "wpe.weight", "embed_positions.weight"),
+        ("gpt_neo", "transformer.h.1.attn.attention.masked_bias", ""),
+        ("gpt_neo", "transformer.h.1.attn.attention.bias", ""),
+        (
+            "gpt_neo",
+            "transformer.h.1.attn.attention.out_proj.bias",
+            "layers.1.self_attn.out_proj.bias",
+        ),
+        ("gptj", "transformer.h.27.mlp.fc_in.weight", "layers.27.fc1.weight"),
+        ("gptj", "lm_head.bias", "output_projection.bias"),
+        ("phi3", "model.layers.0.mlp.gate_up_proj.weight", "layers.0.gate_up.weight"),
+        (
+            "stablelm",
+            "model.layers.0.self_attn.k_layernorm.norms.7.weight",
+            "layers.0.self_attn.k_norm.weight.7",
+        ),
         ("opt", "decoder.layers.0.final_layer_norm.bias", "layers.0.mlp_norm.bias"),
         ("opt", "model.decoder.final_layer_norm.bias", "layer_norm.bias"),
         ("bloom", "word_embeddings_layernorm.weight", "embed_norm.weight"),
@@ -189,9 +204,41 @@ def test_an_unknown_family(model, refused):
 
 
 @pytest.mark.parametrize(
+    ("kind", "options", "what"),
+    [
+        ("mixtral", {"num_local_experts": 8}, "a mixture of experts"),
+        ("qwen2_moe", {"num_experts": 60}, "a mixture of experts"),
+        ("deepseek_v3", {"n_routed_experts": 256}, "a mixture of experts"),
+        ("llava", {"vision_config": {}}, "a model that also sees or hears"),
+        ("qwen2_vl", {}, "a model that also sees or hears"),
+        ("mamba", {"state_size": 16}, "a state-space model"),
+        ("falcon_mamba", {}, "a state-space model"),
+        ("recurrent_gemma", {"lru_width": 2560}, "a state-space model"),
+    ],
+)
+def test_kinds_of_models_that_are_refused_by_name(model, refused, kind, options, what):
+    change_config(model, model_type=kind, **options)
+    assert refused(ALONE) == (
+        f"{model}/config.json: model_type {kind} is {what}, which cannot be converted"
+    )
+
+
+@pytest.mark.parametrize(
     "changes, message",
     [
-        ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "rotary scaling dynamic is not supp"),
+        ({"rope_scaling": {"type": "ntk", "factor": 2}}, "rotary scaling ntk is not supported"),
+        (
+            {"rope_scaling": {"type": "longrope", "short_factor": [1], "long_factor": [1, 2]}},
+            "short_factor has 1 numbers, expected 4",
+        ),
+        (
+            {"model_type": "gpt_neo", "num_heads": 4, "num_layers": 3},
+            "must be global and local ones",
+        ),
+        (
+            {"model_type": "exaone4", "sliding_window": 5, "sliding_window_pattern": "LLLG"},
+            "sliding_window_pattern (LLLG) needs layer_types",
+        ),
         ({"rope_scaling": {"type": "linear"}}, "factor is missing"),
         ({"quantization_config": {"bits": 4}}, "its weights are quantised"),
         ({"eos_token_id": None}, "eos_token_id is missing"),
@@ -207,6 +254,7 @@ def test_an_unknown_family(model, refused):
     ],
 )
 def test_options_that_are_not_the_weights(model, refused, changes, message):
+    (model / "generation_config.json").unlink()  # which knows the end of text too
     change_config(model, **changes)
     assert message in refused(ALONE)
 

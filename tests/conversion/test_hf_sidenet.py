@@ -17,6 +17,16 @@ from tests.helpers.hf_models import VOCAB, make_model  # noqa: E402
 from tests.helpers.small_models import SEGMENT, build_model, read, recomputed, train  # noqa: E402
 
 NAMES = ["gpt2", "bloom", "neox", "falcon-7b", "llama3", "mistral", "qwen3", "gemma2", "gemma3"]
+NAMES += [
+    "gpt-neo",
+    "gptj",
+    "smollm3",
+    "granite",
+    "phi4-mini",
+    "olmo2",
+    "cohere-plus",
+    "stablelm-12b",
+]
 
 
 @pytest.fixture(scope="module", params=NAMES)

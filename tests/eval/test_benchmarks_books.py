@@ -55,8 +55,9 @@ def test_bad_vocabularies_are_one_line(
 ):
     more = [part.format(model=models["longmem"]) for part in more]
     arguments = ("--source", corpus.parent / "text", "--dest", tmp_path / "out", *more)
-    main = prepare_corpus
-    assert message in assert_one_line(monkeypatch, capsys, main, "prepare_corpus.py", *arguments)
+    assert message in assert_one_line(
+        monkeypatch, capsys, prepare_corpus, "prepare_corpus.py", *arguments
+    )
 
 
 def options(corpus, model, *more):

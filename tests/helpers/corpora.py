@@ -12,7 +12,7 @@ from longmem_fairseq.tokenizers.sentencepiece_tokenizer import SentencePieceToke
 VOCAB = "400"
 PLAIN = "The cat sat on the mat, and the dog sat on the log.\nThen they ran home.\n" * 40
 ODD_TEXTS = {
-    "whitespace": "  two leading, double  inside,\t\ttabs \n\n\n  indented\r\nand trailing \n ",
+    "whitespace": "  two leading, double  inside,\t\ttabs \n\n\n  indented\nand trailing \n ",
     "no-break": "a\u00a0b\u2003c\u2028d\x0be\x0cf\x85g\x1ch",
     "unseen": "caf\u00e9 \u4e2d\u6587 \U0001f600 e\u0301 \ufb01 \uff21 \ufeff",
     "sentencepiece's space": "\u2581a \u2581\u2581 b\u2581",

@@ -1,14 +1,7 @@
 """Small random models of every family, as transformers saves them."""
 
-import sys
-
 import torch
-
-# fairseq asks for torchaudio, transformers imports it where it is installed, and the one that pip takes
-# does not load beside a torch without CUDA
-sys.modules.setdefault("torchaudio", None)
-
-import transformers  # noqa: E402
+import transformers
 
 VOCAB = 64
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -35,6 +28,19 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+WITHOUT_GROUPS = {name: value for name, value in SMALL.items() if name != "num_key_value_heads"}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.1, 1.3],
+    "long_factor": [1.0, 2.5, 6.0],
+}
 GEMMA = {**SMALL, "head_dim": 16, "query_pre_attn_scalar": 10, "sliding_window": 5}
 MODELS = {  # name: (configuration class, options)
     "gpt2": (
@@ -55,11 +61,10 @@ MODELS = {  # name: (configuration class, options)
         "Bloom",
         {"vocab_size": VOCAB, "hidden_size": 24, "n_layer": 4, "n_head": 6} | IDS,
     ),
-    "neox": ("GPTNeoX", {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}),
+    "neox": ("GPTNeoX", WITHOUT_GROUPS),
     "neox-sequential": (
         "GPTNeoX",
-        {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
-        | {"use_parallel_residual": False, "hidden_act": "gelu_fast"},
+        WITHOUT_GROUPS | {"use_parallel_residual": False, "hidden_act": "gelu_fast"},
     ),
     "falcon-7b": ("Falcon", {**FALCON, "multi_query": True}),
     "falcon-40b": ("Falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
@@ -89,6 +94,62 @@ MODELS = {  # name: (configuration class, options)
         {**SMALL, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2},
     ),
     "qwen3": ("Qwen3", {**SMALL, "head_dim": 16}),
+    "llama-yarn": ("Llama", {**SMALL, "rope_parameters": YARN}),
+    "llama-dynamic": (
+        "Llama",
+        {**SMALL, "max_position_embeddings": 16}
+        | {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}},
+    ),
+    "qwen3-yarn": (
+        "Qwen3",
+        {**SMALL, "head_dim": 16}
+        | {"rope_parameters": {**YARN, "beta_fast": 8, "mscale": 1.5, "mscale_all_dim": 0.5}},
+    ),
+    "smollm3": ("SmolLM3", {**SMALL, "no_rope_layer_interval": 3}),
+    "smollm3-windows": (
+        "SmolLM3",
+        {**SMALL, "no_rope_layers": [1, 0, 0, 1], "use_sliding_window": True, "sliding_window": 5},
+    ),
+    "granite": (
+        "Granite",
+        {**SMALL, "embedding_multiplier": 3.0, "residual_multiplier": 0.4}
+        | {"attention_multiplier": 0.2, "logits_scaling": 4.0},
+    ),
+    "phi3": ("Phi3", {**SMALL, "sliding_window": 5}),
+    "phi4-mini": (
+        "Phi3",
+        {**SMALL, "partial_rotary_factor": 0.75, "tie_word_embeddings": True}
+        | {"original_max_position_embeddings": 5, "rope_parameters": LONGROPE},
+    ),
+    "olmo2": ("Olmo2", SMALL),
+    "exaone4": ("Exaone4", {**SMALL, "sliding_window": 5, "sliding_window_pattern": 2}),
+    "exaone4-small": (
+        "Exaone4",
+        {**SMALL, "head_dim": 16, "sliding_window": None, "rope_parameters": LLAMA3}
+        | {"layer_types": ["full_attention"] * 4},
+    ),
+    "cohere": ("Cohere", {**SMALL, "logit_scale": 0.25}),
+    "cohere-plus": ("Cohere", {**SMALL, "use_qk_norm": True, "attention_bias": True}),
+    "cohere2": ("Cohere2", {**SMALL, "sliding_window": 5, "sliding_window_pattern": 2}),
+    "stablelm": ("StableLm", {**SMALL, "use_qkv_bias": True}),
+    "stablelm-12b": (
+        "StableLm",
+        {**SMALL, "use_parallel_residual": True, "qk_layernorm": True}
+        | {"partial_rotary_factor": 0.5},
+    ),
+    "starcoder2": ("Starcoder2", {**SMALL, "sliding_window": 5}),
+    "gpt-neo": (
+        "GPTNeo",
+        {"vocab_size": VOCAB, "hidden_size": 32, "num_layers": 4, "num_heads": 4, "window_size": 5}
+        | {"max_position_embeddings": 64, "attention_types": [[["local", "global"], 2]]}
+        | {"bos_token_id": VOCAB - 1, "eos_token_id": VOCAB - 1},
+    ),
+    "gptj": (
+        "GPTJ",
+        {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64}
+        | {"rotary_dim": 4, "bos_token_id": VOCAB - 1, "eos_token_id": VOCAB - 1},
+    ),
+    "gemma": ("Gemma", {**SMALL, "head_dim": 16, "hidden_act": "gelu"}),
     "gemma2": (
         "Gemma2",
         {**GEMMA, "attn_logit_softcapping": 0.7, "final_logit_softcapping": 0.9},

@@ -138,7 +138,7 @@ DAMAGE = {
     "a header that is a list": with_text(lambda text: "[1]"),
     "a header that is a number": with_text(lambda text: "1"),
     "a header of many levels": with_text(lambda text: "[" * 100_000),
-    "the next format": with_header(format=3),
+    "the next format": with_header(format=4),
     "a format of two lines": with_header(format="1\n2"),
     "no checksums": without("checksums"),
     "checksums of another kind": lambda path: with_text(
@@ -248,7 +248,7 @@ def test_messages_say_what_is_wrong(saved):
     whole = saved.read_bytes()
     for case, reason in {
         "another safetensors file": f"a memory file, or a damaged one ('{HEADER_KEY}')",
-        "the next format": "a memory file of format 3, expected 2",
+        "the next format": "a memory file of format 4, expected 3",
         "no checksums": "a damaged memory file (header: 'checksums')",
         "no k in the header": "a damaged memory file (header: 'k')",
         "a changed header": "a damaged memory file (checksum of header)",

@@ -90,7 +90,7 @@ def test_what_needs_a_gradient_is_written_by_the_next_forward():
     begin(memory, 1, [True])
     write(memory, 0, 4)
     assert stored(memory) == []
-    bank, keys, values, _, _ = memory.unwritten
+    bank, keys, values, *_ = memory.unwritten
     assert bank is memory.bank and not keys.requires_grad and not values.requires_grad
     begin(memory, 1, [False])
     assert stored(memory) == [0, 1, 2, 3] and memory.unwritten is None

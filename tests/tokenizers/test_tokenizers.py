@@ -71,6 +71,7 @@ def test_gpt2_bpe(tmp_path):
     items = items_of(dest, "valid")
     for name, item in zip(sorted(texts), items, strict=True):
         assert tokenizer.decode(item) == texts[name]
+    assert tokenizer.decode(tokenizer.to_dictionary[tokenizer.encode("a\r\nb\r")]) == "a\r\nb\r"
     # by hand: "the" is id 257, at 4 + 0 in the reversed dictionary; " " and "n" are bytes
     encoder = json.loads((folder / "encoder.json").read_text())
     space, n = (4 + 257 - encoder[character] for character in ("\u0120", "n"))

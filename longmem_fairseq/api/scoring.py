@@ -1,0 +1,171 @@
+"""Scoring many texts side by side, each with as much of itself in the window as there is room for.
+
+B rows, T tokens, V vocabulary, W window, N tokens of a row, n of them scored.
+"""
+
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from longmem_fairseq.api.hub_interface import LongMem
+from longmem_fairseq.memory import MemoryFork
+from longmem_fairseq.modules.rotary_scaling import length_that_counts
+
+
+class Row(NamedTuple):
+    """Dictionary indices of a text and what stands before it, of which the last *scored* are scored.
+
+    There has to be a token before those.
+    """
+
+    tokens: Tensor
+    scored: int
+
+
+class Scored(NamedTuple):
+    """For each scored token its log-probability (nats), n, and the most likely tokens instead, the
+    likeliest first, with theirs, n x top each."""
+
+    log_probs: Tensor
+    choices: Tensor
+    choice_log_probs: Tensor
+
+
+class _Plan(NamedTuple):
+    """Where the last window of a row begins and ends, and the first of its tokens that is scored.
+
+    The window's tokens are those that predict: all of the row but the last.
+    """
+
+    begin: int
+    stop: int
+    first: int
+
+    @property
+    def rolls(self) -> bool:
+        """Whether earlier windows are scored too."""
+        return self.first < self.begin
+
+
+@torch.no_grad()
+def score_rows(lm: LongMem, rows: Sequence[Row], top: int = 1, memory: bool = True) -> List[Scored]:
+    """Scores the last tokens of every row; the memory is afterwards as it was.
+
+    A row that the window holds is read at once. Of a longer one the window holds the last W tokens,
+    and what stands before them goes to a memory of its own, in segments of W. If more is to be scored
+    than the window holds, every segment is scored as it is read. Without memory (``memory=False``, or
+    a backbone) the window is all that is seen, which is how other models read.
+
+    Args:
+        rows: of a batch of :func:`batches`
+        top: how many of the most likely tokens to name
+        memory: read it, and write to the row's own copy of it
+    """
+    fork = lm.fork(len(rows)) if memory else None
+    plans = [_plan(row, lm.window, fork) for row in rows]
+    scored = [[] for _ in rows]
+    pad = lm.dictionary.pad()
+    for start in range(0, max(plan.begin for plan in plans), lm.window):
+        ends = [
+            min(start + lm.window, plan.stop) if plan.begin > start else start for plan in plans
+        ]
+        firsts = [
+            max(plan.first, start) if plan.rolls else end
+            for plan, end in zip(plans, ends, strict=True)
+        ]
+        segment = _padded([row.tokens[start:end] for row, end in zip(rows, ends, strict=True)], pad)
+        segment = segment.to(lm.device)
+        if any(first < end for first, end in zip(firsts, ends, strict=True)):
+            reading = lm.decoder.read(segment, None if fork is None else fork.retrieve)
+            entries = reading.entries
+            _score(reading.scores, rows, [start] * len(rows), firsts, ends, top, scored)
+        elif fork is not None:
+            entries = lm.decoder.entries(segment)
+        if fork is not None:
+            stops = torch.tensor(
+                [min(end, plan.begin) for plan, end in zip(plans, ends, strict=True)]
+            )
+            valid = start + torch.arange(segment.size(1)) < stops.unsqueeze(1)  # B x T
+            fork.write(**entries._asdict(), token_ids=segment, valid=valid)
+    begins = [plan.begin for plan in plans]
+    firsts = [
+        max(plan.first, _rolled_to(plan, lm.window)) if plan.rolls else plan.first for plan in plans
+    ]
+    stops = [plan.stop for plan in plans]
+    window = _padded([row.tokens[b:s] for row, b, s in zip(rows, begins, stops, strict=True)], pad)
+    skipped = min(first - begin for first, begin in zip(firsts, begins, strict=True))
+    retrieve = None if fork is None else fork.retrieve
+    logits = lm.decoder.read(window.to(lm.device), retrieve, first=skipped).scores
+    _score(logits, rows, [begin + skipped for begin in begins], firsts, stops, top, scored)
+    return [Scored(*(torch.cat(parts) for parts in zip(*found, strict=True))) for found in scored]
+
+
+def batches(
+    lm: LongMem, lengths: Sequence[int], size: int, apart: Optional[int] = None
+) -> Iterator[List[int]]:
+    """The numbers of rows that are read together, at most *size* of them, the longest first.
+
+    Rows that the window does not hold are not with others, whose memory would be copied too; nor are
+    rows of different lengths for a model whose positions depend on the length of the text.
+
+    Args:
+        lengths: tokens of every row
+        apart: most tokens between the longest and the shortest of a batch (default: any number)
+    """
+
+    def kind(i: int) -> Tuple[bool, int]:
+        read = min(lengths[i] - 1, lm.window)
+        return lengths[i] - 1 > read, length_that_counts(lm.decoder.rotary_rule, read)
+
+    batch: List[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch:
+            far = apart is not None and lengths[batch[0]] - lengths[i] > apart
+            if len(batch) == size or far or kind(i) != kind(batch[0]):
+                yield batch
+                batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _plan(row: Row, window: int, fork: Optional[MemoryFork]) -> _Plan:
+    stop = len(row.tokens) - 1
+    begin = max(0, stop - window)
+    if begin > 0 and fork is not None:
+        # tokens of an incomplete chunk would be neither in memory nor in the window
+        begin += -(fork.bank.num_pending[0] + begin) % fork.bank.chunk_size
+    return _Plan(begin, stop, stop - row.scored)
+
+
+def _rolled_to(plan: _Plan, window: int) -> int:
+    """The first token that segments of the window before the last one have not scored."""
+    return min(plan.stop, -(-plan.begin // window) * window)
+
+
+def _padded(parts: List[Tensor], pad: int) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=pad)
+
+
+def _score(
+    logits: Tensor,
+    rows: Sequence[Row],
+    begins: List[int],
+    firsts: List[int],
+    stops: List[int],
+    top: int,
+    scored: List[List],
+) -> None:
+    """Adds to *scored*, for each row, what the tokens from *firsts* to *stops* predict.
+
+    Args:
+        logits: B x T x V, the first of each row being that of its token at *begins*
+    """
+    for i, (row, begin, first, stop) in enumerate(zip(rows, begins, firsts, stops, strict=True)):
+        if first < stop:
+            own = logits[i, first - begin : stop - begin].float().log_softmax(dim=-1)
+            targets = row.tokens[first + 1 : stop + 1].to(own.device)
+            likely, choices = own.topk(top, dim=-1)
+            log_probs = own.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+            scored[i].append((log_probs.cpu(), choices.cpu(), likely.cpu()))

@@ -1,0 +1,1 @@
+"""A LongMem in EleutherAI's lm-evaluation-harness; the extra ``harness``."""

@@ -1,0 +1,93 @@
+"""The documents of a served memory, and the file that it is saved in."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Dict, List, Optional
+
+from longmem_fairseq.api.hub_interface import LongMem
+from longmem_fairseq.serving.errors import RequestError
+
+
+class Documents:
+    """Adds documents to a model's memory, lists and forgets them.
+
+    After each change the memory is saved; where that fails, the memory is as it was before.
+
+    Args:
+        lm: the model
+        path: of the memory file (default: the memory lasts as long as the server)
+    """
+
+    def __init__(self, lm: LongMem, path: Optional[str] = None):
+        self.lm, self.path = lm, path
+
+    def add(self, name: str, text: str) -> Dict:
+        """
+        Returns:
+            the document's entry of :meth:`listed`
+
+        Raises:
+            RequestError: there is one of that name, the text is empty or none, or the memory cannot be
+                saved
+        """
+        if any(document["name"] == name for document in self.listed()):
+            message = f"a document named {name!r} is in memory already: forget it first"
+            raise RequestError(message, 409, param="name", code="document_exists")
+        with self._changing():
+            self.lm.memorize([text], names=[name], progress=False)
+        return next(document for document in self.listed() if document["name"] == name)
+
+    def forget(self, name: str) -> None:
+        """
+        Raises:
+            RequestError: there is no document of that name, or the memory cannot be saved
+        """
+        if not any(document["name"] == name for document in self.listed()):
+            raise RequestError(
+                f"no document named {name!r} is in memory", 404, code="document_not_found"
+            )
+        with self._changing():
+            self.lm.forget(name)
+
+    def listed(self) -> List[Dict]:
+        """Name and tokens of every document of which something is in memory, the oldest first.
+
+        Tokens of which nobody said what document they are of have the name None.
+        """
+        bank = self._bank()
+        held = bank.held(0)
+        sources = bank.logs[0].sources_from(held.start)
+        ends = [source.first for source in sources[1:]] + [held.stop]
+        tokens: Dict[Optional[str], int] = {}
+        for source, end in zip(sources, ends, strict=True):
+            if end > source.first:
+                tokens[source.name] = tokens.get(source.name, 0) + end - source.first
+        return [{"name": name, "tokens": count} for name, count in tokens.items()]
+
+    def size(self) -> Dict:
+        """How many tokens are in memory, and how many there can be."""
+        bank = self._bank()
+        return {"tokens": len(bank.held(0)), "memory_size": bank.memory_size}
+
+    def _bank(self):
+        try:
+            return self.lm.memory.single_bank(self.lm.device)
+        except ValueError as error:
+            raise RequestError(str(error), code="no_memory") from None
+
+    @contextmanager
+    def _changing(self):
+        """A change inside that fails, or that cannot be saved, does not happen."""
+        before = self._bank()
+        self.lm.memory.banks[False] = before.select([0])
+        try:
+            yield
+            if self.path is not None:
+                self.lm.save_memory(Path(self.path))
+        except (ValueError, OSError) as error:
+            self.lm.memory.banks[False] = before
+            status = 500 if isinstance(error, OSError) else 400
+            raise RequestError(f"the memory was left as it was: {error}", status) from error
+        except BaseException:
+            self.lm.memory.banks[False] = before
+            raise
