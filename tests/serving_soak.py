@@ -13,8 +13,8 @@ import httpx
 import openai
 
 from longmem_fairseq import LongMem
-from tests.model_folders import story
-from tests.servers import server_process
+from tests.helpers.model_folders import story
+from tests.helpers.servers import server_process
 
 CLIENTS, PROMPTS, KILLS = 8, 6, 10
 TOKENS = 12
@@ -144,7 +144,7 @@ def main() -> None:
             folder = Path(sys.argv[1])
         else:
             import longmem_fairseq.tasks.user_dir  # noqa: F401, for fairseq-train
-            from tests.model_folders import make
+            from tests.helpers.model_folders import make
 
             folder = make(Path(scratch), Path(__file__).resolve().parent.parent)["longmem"]
         load(folder, Path(scratch) / "load.memory", float(os.environ["SECONDS_OF_LOAD"]))

@@ -11,9 +11,9 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")  # before dataset
 
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 
-from tests.hf_models import make_model, transformers  # noqa: E402
-from tests.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
-from tests.model_folders import DOCUMENTS, assert_same_memory, memory_state  # noqa: E402
+from tests.helpers.hf_models import make_model, transformers  # noqa: E402
+from tests.helpers.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
+from tests.helpers.model_folders import DOCUMENTS, assert_same_memory, memory_state  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

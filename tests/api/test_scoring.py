@@ -8,7 +8,7 @@ from longmem_fairseq.api.decoding import Draw, decode
 from longmem_fairseq.api.prompts import document_tokens
 from longmem_fairseq.api.scoring import Row, score_rows
 from longmem_fairseq.api.text_stream import TextStream
-from tests.model_folders import DOCUMENTS, WINDOW, assert_same_memory, memory_state, story
+from tests.helpers.model_folders import DOCUMENTS, WINDOW, assert_same_memory, memory_state, story
 
 NAMES = ["backbone", "longmem", "memtrm"]
 

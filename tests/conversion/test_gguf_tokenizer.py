@@ -21,9 +21,9 @@ from longmem_fairseq.conversion.gguf_tokenizer import (  # noqa: E402
     tokenizer_json,
 )
 from longmem_fairseq.tokenizers import load_tokenizer  # noqa: E402
-from tests.gguf_models import write_gguf  # noqa: E402
-from tests.hf_models import make_model  # noqa: E402
-from tests.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
+from tests.helpers.gguf_models import write_gguf  # noqa: E402
+from tests.helpers.hf_models import make_model  # noqa: E402
+from tests.helpers.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
 
 TEXTS = [
     PAGE,

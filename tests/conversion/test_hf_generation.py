@@ -16,8 +16,8 @@ from tokenizers.processors import TemplateProcessing  # noqa: E402
 from longmem_fairseq import LongMem  # noqa: E402
 from longmem_fairseq.commands import convert, generate  # noqa: E402
 from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds  # noqa: E402
-from tests.hf_models import make_model, transformers  # noqa: E402
-from tests.hf_tokenizers import make_tokenizer  # noqa: E402
+from tests.helpers.hf_models import make_model, transformers  # noqa: E402
+from tests.helpers.hf_tokenizers import make_tokenizer  # noqa: E402
 
 MARKS = [f"<|{number}|>" for number in range(60)]  # so many that a random model writes some
 PROMPT = "the best mat of all worlds"

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 pytest.importorskip("tokenizers", reason="needs the extra hf")
 
 from longmem_fairseq import LongMem  # noqa: E402
-from tests.hf_models import transformers  # noqa: E402
+from tests.helpers.hf_models import transformers  # noqa: E402
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPTS = ["The capital of France is", "def fibonacci(n):\n", "In 1859, Charles Darwin published"]

@@ -9,7 +9,7 @@ pytest.importorskip("tokenizers", reason="needs the extra hf")
 from longmem_fairseq.conversion.options import phi3, qwen2  # noqa: E402
 from longmem_fairseq.modules import Rotary  # noqa: E402
 from longmem_fairseq.modules.rotary import cos_sin  # noqa: E402
-from tests.hf_models import transformers  # noqa: E402
+from tests.helpers.hf_models import transformers  # noqa: E402
 
 QWEN = {
     **{"hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2, "rope_theta": 1e6},

@@ -10,8 +10,8 @@ import torch
 
 from longmem_fairseq import LongMem
 from longmem_fairseq.api.prompts import document_tokens
-from tests.model_folders import DOCUMENTS, assert_same_memory, memory_state, story
-from tests.servers import served
+from tests.helpers.model_folders import DOCUMENTS, assert_same_memory, memory_state, story
+from tests.helpers.servers import served
 
 PROMPT = "Ann saw the"
 DRAWN = {"temperature": 0.8, "top_p": 0.9, "seed": 3}

@@ -10,8 +10,8 @@ import pytest
 
 from longmem_fairseq import LongMem
 from longmem_fairseq.commands import serve
-from tests.model_folders import memory_state, story
-from tests.servers import server_process
+from tests.helpers.model_folders import memory_state, story
+from tests.helpers.servers import server_process
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import pytest
 pytest.importorskip("tokenizers", reason="needs the extra hf")
 
 from longmem_fairseq.tokenizers.chat_template import render_chat  # noqa: E402
-from tests.hf_models import transformers  # noqa: E402
-from tests.hf_tokenizers import make_tokenizer  # noqa: E402
+from tests.helpers.hf_models import transformers  # noqa: E402
+from tests.helpers.hf_tokenizers import make_tokenizer  # noqa: E402
 
 NAMED = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 CHATS = [

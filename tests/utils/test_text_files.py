@@ -6,7 +6,7 @@ import pytest
 
 from longmem_fairseq.corpus.source import Source
 from longmem_fairseq.utils.text_files import plain_text, read_text, text_of
-from tests.corpora import PLAIN, prepare, write_splits
+from tests.helpers.corpora import PLAIN, prepare, write_splits
 
 MARK = b"\xef\xbb\xbf"  # byte order mark, which Windows' editors put before a text
 
