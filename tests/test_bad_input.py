@@ -332,7 +332,7 @@ CASES = {
     ),
     "prepare: empty folder": (
         "prepare_corpus.py --source {empty} --dest {scratch}/prepared",
-        "--source ({empty}) holds no documents: expected .txt, .jsonl or .jsonl.zst files",
+        "--source ({empty}) holds no documents: expected .txt or .jsonl files, also .gz or .zst",
     ),
     "memorize: no file matches": (
         "longmem-memorize {models}/longmem nothing*.txt --output m",

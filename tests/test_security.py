@@ -14,6 +14,7 @@ from fairseq import checkpoint_utils
 
 from longmem_fairseq import LongMem
 from longmem_fairseq.conversion.files import weight_files
+from longmem_fairseq.corpus import files as corpus_files
 from longmem_fairseq.corpus import source as corpus_source
 from longmem_fairseq.inspector import inspect_text, make_page
 from longmem_fairseq.memory import MemoryBank
@@ -184,7 +185,7 @@ def test_a_compressed_checkpoint_is_refused(model):
 
 
 def test_a_compressed_line_has_a_largest_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus_source, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(corpus_files, "LONGEST_LINE", 1000)
     path = tmp_path / "train.jsonl.zst"
     line = json.dumps({"text": "a" * 900}).encode() + b"\n"
     path.write_bytes(zstandard.ZstdCompressor().compress(line * 3))

@@ -29,8 +29,8 @@ longmem_environment() {
     python -m pip install --quiet -c "$root/constraints.txt" torch numpy cython "setuptools>=64" wheel || return
   fi
   python -m pip install --quiet --no-build-isolation -e "${root}[$extra]" || return
-  # fairseq's metadata asks for torchaudio, of which only a task for speech makes use. The one of PyPI needs
-  # CUDA, and beside a torch without it no model class of transformers can be imported.
+  # fairseq's metadata asks for torchaudio, which only a task for speech uses. PyPI's needs CUDA, and beside a
+  # torch without it no model class of transformers can be imported.
   if ! python -I -c "import torchaudio" 2>/dev/null; then
     python -m pip uninstall --quiet --yes torchaudio
   fi

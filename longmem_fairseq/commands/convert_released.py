@@ -7,8 +7,7 @@ Example:
 writes models/released/backbone/{checkpoint.pt,dict.txt} and, with --longmem, the same under
 models/released/longmem. fairseq-eval-lm and eval/evaluate.py read both. With --gpt2-bpe-dir, a folder
 with GPT-2's encoder.json and vocab.bpe, both get the tokenizer that texts need: the longmem commands,
-prepare_corpus.py --vocabulary and the benchmarks. The SideNet's checkpoint names its backbone by
-absolute path: after moving the folder, give --pretrained-model-path.
+prepare_corpus.py --vocabulary and the benchmarks. The folder can be moved as a whole.
 """
 
 import argparse
@@ -265,7 +264,8 @@ def convert(
             module = SideNetDecoder(OmegaConf.structured(cfg), decoder, identity)
         weights = {**sidenet.renamed(SIDENET_NAMES), "backbone_fingerprint": identity}
         check_fits(sidenet.path, weights, module)
-        save_model(folder / "longmem", cfg, weights, tokens_per_sample, text)
+        place = "../backbone/checkpoint.pt"
+        save_model(folder / "longmem", cfg, weights, tokens_per_sample, text, place)
         if tokenizer is not None:
             tokenizer.save(folder / "longmem")
 

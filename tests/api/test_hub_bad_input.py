@@ -21,11 +21,11 @@ BAD = {
     ),
     "an option of another model": (
         lambda load_lm: load_lm("backbone", k=2),
-        "--k (2) does not apply to a longmem_backbone model: leave it out",
+        "k (2) does not apply to a longmem_backbone model: leave it out",
     ),
     "a wrong size": (
         lambda load_lm: load_lm(k=3),
-        "--k (3) must be a multiple of --chunk-size (2)",
+        "k (3) must be a multiple of chunk_size (2)",
     ),
     "a device": (
         lambda load_lm: load_lm(device="abacus"),
@@ -70,11 +70,11 @@ BAD = {
     ),
     "a negative window": (
         lambda load_lm: load_lm(tokens_per_sample=-8),
-        "--tokens-per-sample (-8) must be at least 1",
+        "tokens_per_sample (-8) must be at least 1",
     ),
     "a negative memory": (
         lambda load_lm: load_lm(memory_size=-8),
-        "--memory-size (-8) must be at least 1",
+        "memory_size (-8) must be at least 1",
     ),
     "an empty text": (lambda load_lm: load_lm().score(""), "the text is empty"),
     "an empty text to read": (lambda load_lm: load_lm().retrieved(""), "the text is empty"),
@@ -196,12 +196,13 @@ def test_a_backbone_that_is_gone_can_be_named(models, tmp_path):
     state = torch.load(checkpoint)
     state["cfg"]["model"]["pretrained_model_path"] = "/gone/checkpoint.pt"
     state["cfg"]["task"]["pretrained_model_path"] = "gone/checkpoint.pt"  # as it was given
+    state["task_state"].pop("backbone_place", None)  # of an older checkpoint
     torch.save(state, checkpoint)
     with pytest.raises(FileNotFoundError) as error:
         LongMem.from_pretrained(tmp_path)
     assert str(error.value) == (
-        "--pretrained-model-path (/gone/checkpoint.pt): no such file; "
-        f"{checkpoint} needs its backbone: give pretrained_model_path=CHECKPOINT"
+        "pretrained_model_path (/gone/checkpoint.pt): no such file; "
+        f"{checkpoint} needs its backbone: give pretrained_model_path"
     )
     backbone = str(models["backbone"] / "checkpoint_last.pt")
     lm = LongMem.from_pretrained(tmp_path, pretrained_model_path=backbone)

@@ -1,9 +1,11 @@
 """longmem-memorize, longmem-generate and longmem-inspect: files in, text or JSON out; bad input is in
 test_bad_input.py."""
 
+import fcntl
 import importlib
 import io
 import json
+import os
 import runpy
 import sys
 from unittest import mock
@@ -20,6 +22,7 @@ from longmem_fairseq.commands import (
     prepare,
     serve,
 )
+from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.utils.cli import run
 from tests.helpers.model_folders import DOCUMENTS, story
 
@@ -81,7 +84,8 @@ def test_a_memory_of_files_serves_the_other_commands(call, load, folder):
     said = call("longmem-memorize|{longmem}|[ab].txt|--output|m")
     tokens = num_tokens(lm, *DOCUMENTS.values())
     assert said == (
-        f"m: read 2 documents of {tokens} tokens; the memory holds {tokens + 2} tokens of at most 128\n"
+        f"m: read 2 documents of {tokens} tokens; the memory holds {tokens + 2} tokens, beginnings "
+        "included, of at most 128\n"
     )
     text, empty = lm.generate(PROMPT, 12), load(memorised=False).generate(PROMPT, 12)
     assert text != empty
@@ -114,9 +118,70 @@ def test_memorising_goes_on_with_what_was_saved(call, load, option):
         "memory": "m",
         "documents": 1,
         "tokens": tokens,
-        "held": len(expected.held(0)),
+        "held": expected.num_tokens[0],
+        "waiting": expected.num_pending[0],
         "memory_size": 128,
     }
+
+
+def test_a_memory_to_which_another_process_adds_is_refused_at_once(call, folder, capsys):
+    call("longmem-memorize|{longmem}|a.txt|--output|m")
+    before = (folder / "m").read_bytes()
+    with open(folder / "m") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit) as exited:
+            call("longmem-memorize|{longmem}|b.txt|--memory|m|--output|m")
+    assert exited.value.code == 2 and capsys.readouterr().err == (
+        "longmem-memorize: error: --output (m): another process is adding to it: wait until it has "
+        "ended\n"
+    )
+    assert (folder / "m").read_bytes() == before
+    call("longmem-memorize|{longmem}|b.txt|--memory|m|--output|m")
+    assert [source.name for source in MemoryBank.load("m").sources[0]] == ["a.txt", "b.txt"]
+
+
+def test_a_memory_that_appears_during_the_work_is_left_as_it_is(call, load, capsys, monkeypatch):
+    def memorize(lm, texts, names):
+        other.save_memory("m")  # another process was faster
+        return 1
+
+    other = load()
+    monkeypatch.setattr(LongMem, "memorize", memorize)
+    with pytest.raises(SystemExit):
+        call("longmem-memorize|{longmem}|a.txt|--output|m")
+    assert capsys.readouterr().err.startswith(
+        "longmem-memorize: error: m: cannot be written (another process saved it after it was read"
+    )
+    assert [source.name for source in MemoryBank.load("m").sources[0]] == ["a.txt", "b.txt"]
+
+
+def test_numbers_of_a_full_memory_agree(call):
+    """Tokens of an incomplete chunk cannot be found: they are not held, and no more than that are."""
+    said = call("longmem-memorize|{longmem}|a.txt|prompt.txt|--output|m|--memory-size|16|--k|4")
+    bank = MemoryBank.load("m")
+    assert bank.num_tokens == [16] and bank.num_pending[0] > 0
+    held = "the memory holds 16 tokens, beginnings included, of at most 16"
+    assert said.endswith(f"{held}, and {bank.num_pending[0]} of an unfinished chunk\n")
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("a.txt", "is there, and no memory file: give a new name"),
+        ("protected", "it is read-only (mode 400): chmod u+w, or give another name"),
+        ("pipe", "it is no regular file: give another name"),
+    ],
+)
+def test_the_output_is_looked_at_before_the_work(call, load, folder, capsys, name, message):
+    load().save_memory("protected")
+    (folder / "protected").chmod(0o400)
+    os.mkfifo(folder / "pipe")
+    with mock.patch.object(LongMem, "from_pretrained"), pytest.raises(SystemExit):
+        call(f"longmem-memorize|{{longmem}}|a.txt|--output|{name}")
+    error = capsys.readouterr().err
+    assert error.startswith(f"longmem-memorize: error: --output ({name})")
+    assert error.endswith(message + "\n") and error.count("\n") == 1
+    assert (folder / "a.txt").read_text(encoding="utf-8") == DOCUMENTS["a"]
 
 
 def test_standard_input_is_a_text(call, load, folder):

@@ -120,7 +120,7 @@ def bad_case(name, root):
     "name, message",
     [
         ("missing source", "nowhere) does not exist"),
-        ("empty folder", "holds no documents: expected .txt, .jsonl or .jsonl.zst files"),
+        ("empty folder", "holds no documents: expected .txt or .jsonl files, also .gz or .zst"),
         ("empty file", "holds no documents"),
         ("no train split", "has no documents in its train split"),
         ("two train splits", "has train, train.jsonl: keep one for each split"),

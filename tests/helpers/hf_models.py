@@ -128,6 +128,11 @@ MODELS = {  # name: (configuration class, options)
         {**SMALL, "head_dim": 16, "sliding_window": None, "rope_parameters": LLAMA3}
         | {"layer_types": ["full_attention"] * 4},
     ),
+    "exaone4-32b": (
+        "Exaone4",
+        {**SMALL, "sliding_window": 5, "sliding_window_pattern": "LLLG", "rope_parameters": LLAMA3}
+        | {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
+    ),
     "cohere": ("Cohere", {**SMALL, "logit_scale": 0.25}),
     "cohere-plus": ("Cohere", {**SMALL, "use_qk_norm": True, "attention_bias": True}),
     "cohere2": ("Cohere2", {**SMALL, "sliding_window": 5, "sliding_window_pattern": 2}),

@@ -156,7 +156,7 @@ def test_older_parts_stay_until_the_new_file_is_there(tmp_path, monkeypatch):
     before, path = contents(tmp_path), str(tmp_path / "two")
     bank = MemoryBank.load(path)
 
-    def no_room(part, path):
+    def no_room(part, path, replaces):
         assert os.path.getsize(part) > 0
         raise OSError(28, "No space left on device")
 

@@ -163,11 +163,18 @@ def test_grouped_heads_are_copies_that_retrieve_for_themselves(memory_distance):
     assert not torch.allclose(found.output, grouped(x, bias()).output, atol=1e-2)
 
 
+YARN = (
+    '{"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 16, "beta_fast": 32, '
+    '"beta_slow": 1, "truncate": true, "attention_factor": 1.3}'
+)
+
+
 @torch.no_grad()
-def test_a_memory_at_a_distance_is_one_of_rotated_keys():
+@pytest.mark.parametrize("scaling", ["", YARN])
+def test_a_memory_at_a_distance_is_one_of_rotated_keys(scaling):
     """As if all that was retrieved lay so many tokens before the query."""
     distance = 40
-    module, _ = attentions(memory_distance=distance)
+    module, _ = attentions(memory_distance=distance, rotary=Rotary(HEAD_DIM, scaling=scaling))
     x, memory = torch.randn(2, TOKENS, EMBED_DIM), torch.randn(2, KV_HEADS, 24, HEAD_DIM)
     asked = []
     module(x, bias(), lambda queries: asked.append(queries))

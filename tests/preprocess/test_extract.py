@@ -235,7 +235,7 @@ def test_an_archive_is_read_as_what_it_is_called(tmp_path, name):
     [
         ("a.jsonl", b'{"text": "no meta"}\n', "line 1: not a record of the Pile"),
         ("a.jsonl", b'{"text": "x", "meta": {"pile_set_name": "CC"}}\n', "holds no papers"),
-        ("a.csv", b"", "is neither a folder nor .jsonl or .jsonl.zst"),
+        ("a.csv", b"", "is neither a folder nor a file of .jsonl, .jsonl.gz, .jsonl.zst"),
         ("folder/a.tar.gz", b"not an archive", "a.tar.gz: damaged archive"),
     ],
 )

@@ -48,7 +48,7 @@ class Pair:
         (self.hf / file).write_text(json.dumps({**content, **changes}))
 
     def converted(self, **options):
-        convert.main(["--model", str(self.hf), "--dest", str(self.folder)])
+        convert.main(["--model", str(self.hf), "--dest", str(self.folder), "--search-tokens", "0"])
         return LongMem.from_pretrained(self.folder, **options)
 
     def ids(self, text=PROMPT):
@@ -154,7 +154,8 @@ def test_gemma_3_that_also_sees_begins_as_its_tokenizer_does(tmp_path):
         text.pop(name, None)
     config = {"model_type": "gemma3", "eos_token_id": [1, 106], "text_config": text}
     path.write_text(json.dumps(config))
-    convert.main(["--model", str(tmp_path / "hf"), "--dest", str(tmp_path / "ours")])
+    arguments = ["--model", str(tmp_path / "hf"), "--dest", str(tmp_path / "ours")]
+    convert.main([*arguments, "--search-tokens", "0"])
     lm = LongMem.from_pretrained(tmp_path / "ours", tokens_per_sample=32)
     ids = torch.tensor([tokenizer.encode(PROMPT).ids])
     assert ids[0, 0] == 2 and lm.tokenizer.document_start == lm.tokenizer.to_dictionary[2] == 0
