@@ -20,7 +20,6 @@ from longmem_fairseq.commands.options import (
     parse,
     read_texts,
 )
-from longmem_fairseq.memory.memory_file import is_memory_file
 from longmem_fairseq.utils.cli import counted, run
 from longmem_fairseq.utils.replaced_file import file_version
 
@@ -30,6 +29,8 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="memory file to write")
     args = parse(parser)
     check_output(args.output)
+    from longmem_fairseq.memory.memory_file import is_memory_file  # torch takes a while
+
     if os.path.exists(args.output) and not is_memory_file(args.output):
         raise ValueError(f"--output ({args.output}) is there, and no memory file: give a new name")
     with only_writer(args.output):
