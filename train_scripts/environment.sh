@@ -7,7 +7,7 @@
 # active already, else .venv of the checkout, made if need be. What is there already stays, torch above all.
 
 longmem_environment() {
-  local extra=$1 root
+  local extra=$1 root mark
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   if [[ -z "${VIRTUAL_ENV:-}" ]]; then
     if [[ ! -x "$root/.venv/bin/pip" ]]; then python3 -m venv "$root/.venv" || return; fi
@@ -21,6 +21,9 @@ longmem_environment() {
     extra=${extra/#cpu/gpu}
     if [[ "$extra" != gpu && "$extra" != hf ]]; then extra+=-gpu; fi
   fi
+  mark=$VIRTUAL_ENV/longmem-fairseq.$extra # of which checkout it was; newer than setup.py: nothing to do
+  if [[ "$mark" -nt "$root/setup.py" && "$(<"$mark")" == "$root" ]]; then return; fi
+
   # fairseq is compiled against torch when it is installed: against the one that is going to be used
   if ! python -I -c 'import torch, numpy, Cython, setuptools, wheel' 2>/dev/null; then
     python -m pip install --quiet -c "$root/constraints.txt" torch numpy cython "setuptools>=64" wheel || return
@@ -31,6 +34,7 @@ longmem_environment() {
   if ! python -I -c "import torchaudio" 2>/dev/null; then
     python -m pip uninstall --quiet --yes torchaudio
   fi
+  echo "$root" >"$mark"
 }
 
 longmem_environment "${1:?the extra to install, one of cpu, gpu, test, dev}"

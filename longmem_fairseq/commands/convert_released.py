@@ -78,8 +78,9 @@ def load_safely(path: Path) -> Dict[str, Any]:
         FileNotFoundError: there is no such file
         ValueError: it is damaged, holds no dictionary, or would execute code
     """
-    # a plain bag of options
-    with clear_errors(path), torch.serialization.safe_globals([argparse.Namespace]):
+    # a plain bag of options; not for this block alone, whose end would take it from install() too
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    with clear_errors(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
         raise ValueError(f"{path} is not a checkpoint: it holds a {type(state).__name__}")

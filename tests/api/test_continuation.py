@@ -94,7 +94,7 @@ def beams_from_scratch(lm, text, steps, beam):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_beam_search_is_that_of_every_hypothesis_from_scratch(load, kind):
-    """tests/test_hf_generation.py compares it with transformers'."""
+    """tests/conversion/test_hf_generation.py compares it with transformers'."""
     lm = load(kind)
     text = lm.generate(PROMPTS["short"], WINDOW, beam=3)
     assert text == beams_from_scratch(lm, PROMPTS["short"], WINDOW, 3)

@@ -48,7 +48,9 @@ def contents(folder):
 SIGTERM_COMES = """
 import multiprocessing, os, subprocess, sys
 from fairseq_cli import train
+from longmem_fairseq.fairseq_patches import install
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
+install()
 step = LongMemLanguageModelingTask.optimizer_step
 def optimizer_step(task, optimizer, model, update_num):
     if update_num == 6:

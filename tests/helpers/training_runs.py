@@ -14,6 +14,8 @@ from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
 from fairseq_cli import train
 
+from longmem_fairseq.fairseq_patches import install
+
 COMMON = (
     "--user-dir longmem_fairseq --cpu --task longmem_language_modeling --tokens-per-sample 8 "
     "--batch-size 4 --num-workers 0"
@@ -56,6 +58,7 @@ def make_runs(folder: Path, root: Path) -> Path:
 
 def fit(monkeypatch, arguments: str, save_dir: Path, updates: int) -> dict:
     """fairseq-train in this process, up to a number of updates; returns the last checkpoint."""
+    install()  # --user-dir does nothing where the package is imported already
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the models are tiny
     command = f"fairseq-train {TRAINING} --disable-validation {arguments}"
