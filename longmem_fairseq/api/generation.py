@@ -94,10 +94,11 @@ class Continuation:
 
     def log_probs(self, tokens: Tensor) -> Tensor:
         """Of what follows B x T, where T begins with the last token of the prompt; B x V."""
-        logits = self.decoder(tokens, incremental_state=self.state)[0][:, -1].float()
-        logits[:, self.impossible] = -math.inf
+        output = self.decoder(tokens, incremental_state=self.state)
+        scores = self.decoder.scores(output)[:, -1].float()
+        scores[:, self.impossible] = -math.inf
         self.on_token()
-        return logits.log_softmax(dim=-1)
+        return scores.log_softmax(dim=-1)
 
     def ended(self, tokens: Tensor) -> Tensor:
         """B, those of B x T that are complete."""

@@ -41,7 +41,8 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
             raise ValueError(
                 f"--memory-gain-interval ({memory_gain_interval}) must be at least 1, or 0 for never"
             )
-        self.memory_gain_interval, self.num_batches = memory_gain_interval, 0
+        self.memory_gain_interval = memory_gain_interval
+        self.update_num = 0  # which the task says
         self.losses = None  # of the last batch, B x T, to find what is not finite
 
     def forward(self, model, sample, reduce=True):
@@ -75,14 +76,11 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
     @torch.no_grad()
     def _memory_gain(self, model, sample) -> Dict:
         """What memory is worth to one stream of this batch, now and then."""
-        batch = self.num_batches
-        self.num_batches += model.training
-        if not (model.training and self.memory_gain_interval):
-            return {}
-        if batch % self.memory_gain_interval != 0:
+        interval = self.memory_gain_interval
+        if not model.training or interval == 0 or self.update_num % interval != 0:
             return {}
         source, target = sample["net_input"]["src_tokens"], sample["target"]
-        row = batch // self.memory_gain_interval % len(source)
+        row = self.update_num // interval % len(source)
         one = slice(row, row + 1)
         logits = unwrapped(model).decoder.read(source[one]).logits
         without = token_losses(logits, target[one], self.padding_idx)
