@@ -180,14 +180,33 @@ class LongMem:
         self.memory.load(str(path), training=False, device=self.device, memory_map=memory_map)
         self._versions[os.path.abspath(path)] = version
 
-    def forget(self) -> None:
-        """Empties the memory.
+    @torch.no_grad()
+    def forget(self, name: Optional[str] = None) -> int:
+        """Empties the memory, or removes one document from it.
+
+        Args:
+            name: of the document; the others stay as they are (default: all go)
+
+        Returns:
+            how many tokens were forgotten
 
         Raises:
-            ValueError: the memory is frozen, or there is none
+            ValueError: there is no such document; or the memory is frozen, or there is none
         """
         self._check_not_frozen()
-        self.memory.reset()
+        if name is None:
+            bank = self.memory.banks.get(False)
+            forgotten = (
+                0 if bank is None else sum(len(bank.held(i)) for i in range(bank.layout.num_banks))
+            )
+            self.memory.reset()
+            return forgotten
+        bank = self.memory.single_bank(self.device)
+        names = bank.documents(0)
+        if name not in names:
+            there = ", ".join(map(repr, names)) or "none"
+            raise ValueError(f"no document {name!r} is in memory, which holds: {there}")
+        return bank.forget(name)
 
     @contextmanager
     def frozen_memory(self):

@@ -79,13 +79,14 @@ def _append_tokens(self, other, bank: int, tokens: range, sources: List[Source])
 
 def _read_tokens(self, bank: int, tokens: range) -> Iterator[Tuple[Tensor, Tensor, Tensor, range]]:
     """Keys and values H x n x D, and search keys n x E, of some tokens, which n are which."""
-    size, shape = self.layout.chunk_size, (self.layout.num_heads, -1, self.layout.head_dim)
+    size, heads = self.layout.chunk_size, self.layout.num_heads
     whole = self.num_written[bank] * size
     last = min(tokens.stop, whole)
     for start in range(tokens.start // size, -(-last // size), CHUNKS_AT_ONCE):
         stop = min(start + CHUNKS_AT_ONCE, -(-last // size))
         slots = torch.arange(start, stop) % self.num_slots
         rows = self._first_rows(bank) + slots  # H x chunks
+        shape = (heads, len(slots) * size, self.layout.head_dim)
         keys, values = (t.view(shape) for t in self.store.gather(rows.flatten()))
         search = self.chunk_keys[bank, 0, slots.to(self.chunk_keys.device)]
         if self.layout.reads_successors:
@@ -110,16 +111,19 @@ def forget(self, name: str) -> int:
 
     Returns:
         how many of its tokens were held
+
+    Raises:
+        ValueError: the bank is split over processes
     """
+    if self.num_shards > 1:
+        raise ValueError(
+            "a memory that is split over processes cannot forget a document: load it in one"
+        )
     forgotten = 0
     new = self.select(range(self.layout.num_banks))
     new.reset()
     for bank, log in enumerate(self.logs):
-        held = self.held(bank)
-        sources = log.sources_from(held.start)
-        ends = [source.first for source in sources[1:]] + [held.stop]
-        for source, end in zip(sources, ends, strict=True):
-            tokens = range(source.first, min(end, held.stop))
+        for source, tokens in log.parts(self.held(bank)):
             if source.name == name:
                 forgotten += len(tokens)
             else:
@@ -127,20 +131,14 @@ def forget(self, name: str) -> int:
     if forgotten == 0:
         return 0
     self._leave_file()
-    for bank, log in enumerate(self.logs):
-        if log.sources and log.sources[-1].name == name:
-            for row in range(self.layout.num_streams):
-                if self.bank_of(row) == bank:
-                    self.in_document[row] = False  # what comes next is not its continuation
-    for attribute in (
-        "store",
-        "chunk_keys",
-        "index",
-        "num_written",
-        "num_pending",
-        "logs",
-        *PENDING,
-    ):
+    for row in range(self.layout.num_streams):
+        bank = self.bank_of(row)
+        sources = self.logs[bank].sources
+        if sources and sources[-1].name == name:  # what comes next is nobody's continuation
+            self.in_document[row] = False
+            new.logs[bank].sources.append(Source(new.held(bank).stop, None, 0))
+    contents = ("store", "chunk_keys", "index", "num_written", "num_pending", "logs", *PENDING)
+    for attribute in contents:
         setattr(self, attribute, getattr(new, attribute))
     return forgotten
 

@@ -45,7 +45,7 @@ class Placement(NamedTuple):
         if self.tensors is not None:
             return self.tensors[name]
         size = math.prod(shape) * dtype.itemsize
-        if self.storage != "disk":
+        if self.storage != "disk" or size == 0:  # there are no empty mappings
             device = self.device if self.storage == "device" else None
             try:
                 return torch.zeros(shape, dtype=dtype, device=device)

@@ -138,6 +138,13 @@ class MemoryBank:
         """The documents that the tokens of every bank came from."""
         return [log.sources for log in self.logs]
 
+    def documents(self, bank: int) -> Dict[Optional[str], int]:
+        """Tokens of every document that is held, the oldest first; None: nobody said which."""
+        tokens: Dict[Optional[str], int] = {}
+        for source, part in self.logs[bank].parts(self.held(bank)):
+            tokens[source.name] = tokens.get(source.name, 0) + len(part)
+        return tokens
+
     def bank_of(self, row: int) -> int:
         """The bank that a stream writes to."""
         return row if self.layout.scope == "stream" else 0
@@ -232,7 +239,10 @@ class MemoryBank:
         # at once: every copy from a GPU waits for all that it has to do
         valid, token_ids = valid.cpu(), token_ids.cpu()
         counts = valid.sum(dim=1).tolist()
-        self._make_room(counts if self.layout.scope == "stream" else [sum(counts)])
+        stored = [
+            count - (count > 0 and self._waits_for_successor(i)) for i, count in enumerate(counts)
+        ]
+        self._make_room(stored if self.layout.scope == "stream" else [sum(stored)])
         for row, count in enumerate(counts):
             places = slice(None)
             if count < tokens:
@@ -252,9 +262,13 @@ class MemoryBank:
             return keys, values, search, ids
         found_by = torch.cat([self.last_search[row].unsqueeze(0), search[:-1].to(self.last_search)])
         self.last_search[row] = search[-1]
-        first = 0 if self.in_document[row] else 1
+        first = int(self._waits_for_successor(row))
         self.in_document[row] = True
         return keys[:, first:], values[:, first:], found_by[first:], ids[first:]
+
+    def _waits_for_successor(self, row: int) -> bool:
+        """Whether the next token of a stream is only to be found by, being the first of a document."""
+        return self.layout.reads_successors and not self.in_document[row]
 
     def _make_room(self, tokens: List[int]) -> None:
         """Before so many *tokens* of the first banks: raises ValueError if its index has no room.

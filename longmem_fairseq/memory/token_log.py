@@ -1,6 +1,6 @@
 """Which token of which document every token of a bank is."""
 
-from typing import List, NamedTuple, Optional
+from typing import List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -55,3 +55,13 @@ class TokenLog:
             else:
                 later.append(source)
         return [current, *later]
+
+    def parts(self, tokens: range) -> List[Tuple[Source, range]]:
+        """The documents that some tokens came from, and which of the tokens came from each."""
+        sources = self.sources_from(tokens.start)
+        stops = [source.first for source in sources[1:]] + [tokens.stop]
+        parts = [
+            (source, range(source.first, min(stop, tokens.stop)))
+            for source, stop in zip(sources, stops, strict=True)
+        ]
+        return [(source, part) for source, part in parts if len(part) > 0]

@@ -64,7 +64,9 @@ def similarities(found: Retrieved) -> Tensor:
 
 def shares_of(scores: Tensor) -> Tensor:
     """Softmax over the last dimension, and zeros where all are -inf."""
-    return torch.softmax(scores, dim=-1).nan_to_num(0.0)
+    nothing = scores.isneginf().all(dim=-1, keepdim=True)
+    # not by nan_to_num, behind which the softmax of -inf alone has a gradient that is not a number
+    return torch.softmax(scores.masked_fill(nothing, 0.0), dim=-1).masked_fill(nothing, 0.0)
 
 
 class PointerValues(NamedTuple):
@@ -92,7 +94,7 @@ def point(found: Retrieved, logits: Tensor, values: PointerValues, more: float =
         total = torch.cat([row.float().logsumexp(dim=-1).unsqueeze(0) for row in logits])
         own = logits.gather(-1, ids).float() - total.unsqueeze(-1)
         valid = scores.isfinite()
-        scores = scores.masked_fill(~valid, 0.0)  # an infinity would make gradients NaN
+        scores = scores.masked_fill(~valid, -1.0)  # an infinity would make gradients NaN
         sharpness = (-torch.as_tensor(values.log_t)).exp()
         shares = (scores * sharpness + values.trust * own).masked_fill(~valid, -torch.inf)
         odds = values.slope * (scores.amax(dim=-1) - values.half) + more

@@ -56,14 +56,7 @@ class Documents:
 
         Tokens of which nobody said what document they are of have the name None.
         """
-        bank = self._bank()
-        held = bank.held(0)
-        sources = bank.logs[0].sources_from(held.start)
-        ends = [source.first for source in sources[1:]] + [held.stop]
-        tokens: Dict[Optional[str], int] = {}
-        for source, end in zip(sources, ends, strict=True):
-            if end > source.first:
-                tokens[source.name] = tokens.get(source.name, 0) + end - source.first
+        tokens = self._bank().documents(0)
         return [{"name": name, "tokens": count} for name, count in tokens.items()]
 
     def size(self) -> Dict:

@@ -1,0 +1,226 @@
+"""The pointer against the naive dense mixture, and its gradients against autograd's of that."""
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from longmem_fairseq.modules import ConstantPointer, Pointer, TrainedPointer
+
+PAD, VOCABULARY, EMBED_DIM = 1, 11, 5
+STREAMS, TOKENS, CHUNKS, CHUNK_SIZE = 2, 4, 3, 2
+
+
+class Store(NamedTuple):
+    chunk_size: int
+
+
+class Found(NamedTuple):
+    """What the pointers look at of :class:`Retrieved`."""
+
+    scores: torch.Tensor
+    token_ids: torch.Tensor
+    store: Store = Store(CHUNK_SIZE)
+
+
+def found(missing="some"):
+    """Six hits for each of 2 x 4 tokens, many of them the same token of the vocabulary.
+
+    Args:
+        missing: ``some``: token 0 of stream 0 has none, others fewer; ``all``, or ``none``
+    """
+    generator = torch.Generator().manual_seed(1)
+    shape = (STREAMS, TOKENS, CHUNKS)
+    scores = torch.rand(shape, generator=generator)
+    scores = scores.sort(dim=-1, descending=True).values
+    ids = torch.randint(4, 7, (STREAMS, TOKENS, CHUNKS * CHUNK_SIZE), generator=generator)
+    if missing == "some":
+        gone = torch.zeros(shape, dtype=torch.bool)
+        gone[0, 0] = gone[1, 2, 1:] = gone[0, 3, 2] = True
+        ids[1, 3, 1] = -1  # nobody said which token that is
+    else:
+        gone = torch.full(shape, missing == "all")
+    gone_ids = gone.repeat_interleave(CHUNK_SIZE, dim=-1)
+    return Found(scores.masked_fill(gone, -math.inf), ids.masked_fill(gone_ids, -1))
+
+
+def inputs(seed=2, dtype=torch.float32):
+    """Logits B x T x V and features B x T x C, which ask for gradients."""
+    torch.manual_seed(seed)
+    logits = 2 * torch.randn(STREAMS, TOKENS, VOCABULARY, dtype=dtype)
+    features = torch.randn(STREAMS, TOKENS, EMBED_DIM, dtype=dtype)
+    return logits.requires_grad_(), features.requires_grad_()
+
+
+def trained(seed=3):
+    """A pointer of which nothing is zero."""
+    torch.manual_seed(seed)
+    pointer = TrainedPointer(EMBED_DIM, hidden_dim=7)
+    with torch.no_grad():
+        for parameter in pointer.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return pointer
+
+
+POINTERS = {"constant": ConstantPointer, "trained": trained}
+
+
+def dense(pointer, logits):
+    """(1 - l) p_model + l p_memory, one hit after another, in double precision; B x T x V."""
+    model = logits.double().softmax(dim=-1)
+    rows = []
+    for b in range(model.size(0)):
+        for t in range(model.size(1)):
+            memory = torch.zeros(model.size(2), dtype=torch.double)
+            for share, token in zip(pointer.shares[b, t], pointer.ids[b, t], strict=True):
+                memory = memory + share.double() * torch.nn.functional.one_hot(token, model.size(2))
+            weight, rest = pointer.log_weight[b, t].double(), pointer.log_rest[b, t].double()
+            rows.append(rest.exp() * model[b, t] + weight.exp() * memory)
+    return torch.stack(rows).view_as(model)
+
+
+@pytest.mark.parametrize("missing", ["some", "none", "all"])
+@pytest.mark.parametrize("kind", POINTERS)
+def test_the_mixture_is_the_naive_one(kind, missing):
+    logits, features = inputs()
+    pointer = POINTERS[kind]()(found(missing), features, logits)
+    mixed = pointer.mixed(logits)
+    assert_close(mixed.exp().double(), dense(pointer, logits), rtol=1e-5, atol=1e-6)
+    assert_close(mixed.double().exp().sum(-1), torch.ones(2, 4).double(), rtol=1e-5, atol=1e-5)
+    if missing == "all":
+        assert_close(mixed, logits.log_softmax(-1), rtol=0, atol=0)
+        assert pointer.log_weight.exp().eq(0).all() and pointer.log_rest.eq(0).all()
+    if missing == "some":
+        nothing = logits.log_softmax(-1)[0, 0]
+        assert_close(mixed[0, 0], nothing, rtol=0, atol=0)
+        assert (mixed[1, 1] - logits.log_softmax(-1)[1, 1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("missing", ["some", "none", "all"])
+@pytest.mark.parametrize("kind", POINTERS)
+def test_losses_are_those_of_the_mixture(kind, missing):
+    logits, features = inputs()
+    pointer = POINTERS[kind]()(found(missing), features, logits)
+    for seed in range(5):  # targets that were found, and others
+        generator = torch.Generator().manual_seed(seed)
+        target = torch.randint(2, VOCABULARY, (STREAMS, TOKENS), generator=generator)
+        target[0, 1] = target[1, 2] = PAD
+        own = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), target.flatten(), reduction="none"
+        )
+        losses = pointer.losses(own.view(STREAMS, TOKENS), target, PAD)
+        expected = -pointer.mixed(logits).gather(-1, target.unsqueeze(-1)).squeeze(-1)
+        assert losses[0, 1] == losses[1, 2] == 0
+        assert_close(losses, expected.masked_fill(target == PAD, 0.0), rtol=1e-5, atol=1e-5)
+
+
+def test_shares_and_weight_of_a_constant_pointer_by_hand():
+    scores = torch.tensor([[[0.9, 0.4]]])
+    ids = torch.tensor([[[4, 6]]])
+    probs = torch.tensor([[[0.1, 0.1, 0.1, 0.1, 0.4, 0.1, 0.1]]])
+    one = Found(scores, ids, Store(1))
+    pointer = ConstantPointer()(one, torch.zeros(1, 1, 2), probs.log())
+    parts = [
+        math.exp(s / ConstantPointer.TEMPERATURE) * p**ConstantPointer.TRUST
+        for s, p in ((0.9, 0.4), (0.4, 0.1))
+    ]
+    shares = torch.tensor([[[parts[0] / sum(parts), parts[1] / sum(parts)]]])
+    assert_close(pointer.shares, shares)
+    weight = 1 / (1 + math.exp(-ConstantPointer.SLOPE * (0.9 - ConstantPointer.HALF)))
+    assert_close(pointer.log_weight.exp(), torch.tensor([[weight]]))
+    assert_close(pointer.log_rest.exp(), torch.tensor([[1 - weight]]))
+    expected = (1 - weight) * probs
+    expected[0, 0, 4] += weight * shares[0, 0, 0]
+    expected[0, 0, 6] += weight * shares[0, 0, 1]
+    assert_close(pointer.mixed(probs.log()).exp(), expected)
+
+
+def test_a_trained_pointer_starts_small_and_constant():
+    logits, features = inputs()
+    pointer = TrainedPointer(EMBED_DIM)(found("none"), features, logits)
+    assert_close(pointer.log_weight.exp(), torch.full((2, 4), 1 / (1 + math.exp(3))))
+    scores = found("none").scores.repeat_interleave(CHUNK_SIZE, dim=-1)
+    assert_close(pointer.shares, (scores * math.exp(3)).softmax(-1))
+
+
+def test_the_pointer_of_the_last_tokens():
+    logits, features = inputs()
+    pointer = trained()(found("some"), features, logits)
+    assert torch.equal(pointer.from_token(2).mixed(logits[:, 2:]), pointer.mixed(logits)[:, 2:])
+    assert torch.equal(pointer.from_token(-1).mixed(logits[:, -1:]), pointer.mixed(logits)[:, -1:])
+
+
+# --- gradients ---
+
+
+class Parts(NamedTuple):
+    """What a pointer is made of, free to move: scores of shares, and the logit of its weight."""
+
+    scores: torch.Tensor
+    weight: torch.Tensor
+
+
+def pointer_of(parts, ids):
+    return Pointer(
+        torch.nn.functional.logsigmoid(parts.weight),
+        torch.nn.functional.logsigmoid(-parts.weight),
+        parts.scores.softmax(dim=-1),
+        ids,
+    )
+
+
+def free_parts():
+    torch.manual_seed(4)
+    shape = (STREAMS, TOKENS, CHUNKS * CHUNK_SIZE)
+    scores = torch.randn(shape, dtype=torch.double).requires_grad_()
+    weight = torch.randn(shape[:2], dtype=torch.double).requires_grad_()
+    return Parts(scores, weight)
+
+
+def test_gradients_of_losses_in_double_precision():
+    logits, _ = inputs(dtype=torch.double)
+    ids = found("none").token_ids
+    target = torch.randint(4, 8, (STREAMS, TOKENS), generator=torch.Generator().manual_seed(5))
+    target[1, 1] = PAD
+
+    def losses(logits, scores, weight):
+        own = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), target.flatten(), ignore_index=PAD, reduction="none"
+        )
+        pointer = pointer_of(Parts(scores, weight), ids)
+        return pointer.losses(own.view(STREAMS, TOKENS), target, PAD)
+
+    assert torch.autograd.gradcheck(losses, (logits, *free_parts()))
+
+
+@pytest.mark.parametrize("missing", ["some", "none", "all"])
+@pytest.mark.parametrize("kind", POINTERS)
+@pytest.mark.parametrize("reading", ["losses", "mixed"])
+def test_gradients_against_the_naive_mixture(kind, missing, reading):
+    """Of logits, features and parameters, all in float32 as in training."""
+    module, target = POINTERS[kind](), torch.tensor([[4, 5, 9, 6], [6, 4, 5, 4]])
+    gradients = []
+    for naive in (True, False):
+        logits, features = inputs()
+        pointer = module(found(missing), features, logits)
+        if naive:
+            log_probs = dense(pointer, logits).log()
+        elif reading == "mixed":
+            log_probs = pointer.mixed(logits)
+        if naive or reading == "mixed":
+            loss = -log_probs.gather(-1, target.unsqueeze(-1)).sum()
+        else:
+            own = -logits.log_softmax(-1).gather(-1, target.unsqueeze(-1)).squeeze(-1)
+            loss = pointer.losses(own, target, PAD).sum()
+        wanted = [logits, *module.parameters()]
+        if kind == "trained":
+            wanted.append(features)
+        gradients.append(torch.autograd.grad(loss, wanted, allow_unused=True))
+    for expected, actual in zip(*gradients, strict=True):
+        if expected is None:
+            assert actual is None
+            continue
+        assert expected.isfinite().all() and actual.isfinite().all()
+        assert_close(actual, expected, rtol=1e-4, atol=1e-5)
