@@ -97,10 +97,12 @@ def decode(
     state = {}
     if look is not None and decoder.memory is not None:
         decoder(tokens[:, :-1], incremental_state=state)
-        window = decoder.generation_window(state)
-        window.memory.look = lambda *found: look(*found, window.num_new)
     while rows:
         output = decoder(tokens, incremental_state=state)
+        if look is not None and decoder.memory is not None:
+            window = decoder.generation_window(state)
+            read = output[1]["lookup"], output[1]["pointer"]
+            look(*read, window.memory.bank, window.num_new)
         scores = decoder.get_normalized_probs(output, log_probs=True)[:, -1].float()
         scores[:, tokenizer.impossible] = float("-inf")
         log_probs = scores.log_softmax(dim=-1)

@@ -1,6 +1,7 @@
 """What a model read in its memory, for people.
 
-H heads, T tokens, D head_dim, R chunks retrieved per query.
+H heads, H' of them with keys and values for G heads each, T tokens, D head_dim, R chunks retrieved per
+query of c tokens each, K = R * c.
 """
 
 from typing import Dict, List, NamedTuple, Optional
@@ -8,7 +9,8 @@ from typing import Dict, List, NamedTuple, Optional
 from torch import Tensor
 
 from longmem_fairseq.memory import MemoryBank, Retrieved
-from longmem_fairseq.modules import memory_weights
+from longmem_fairseq.models.memory_decoder import Lookup
+from longmem_fairseq.modules import Pointer, memory_weights
 from longmem_fairseq.tokenizers import Tokenizer
 
 CONTEXT = 8  # tokens that are shown before and after a chunk
@@ -17,13 +19,14 @@ CONTEXT = 8  # tokens that are shown before and after a chunk
 class Passage(NamedTuple):
     """A chunk that one head read for one token.
 
-    head: number of the head
-    gate: the head's weight of memory against the local window, 0 to 1
-    weight: the chunk's share of the head's attention to memory, 0 to 1
+    head: number of the head; 0 where no layer attends to memory, but a pointer reads it
+    gate: the head's weight of memory against the local window, 0 to 1; or the pointer's weight
+    weight: the chunk's share of the head's attention to memory, 0 to 1; or of what the pointer says
     score: inner product of query and search key, by which the chunk was found
     document: name, None if nobody said
     offset: tokens of the document before this chunk
-    before, text, after: the chunk's text, and what stands around it in its document
+    before, text, after: the chunk's text, and what stands around it in its document. A chunk in which
+        another document begins ends there
     """
 
     head: int
@@ -37,62 +40,101 @@ class Passage(NamedTuple):
     after: str
 
 
+class _Shares(NamedTuple):
+    """What H heads gave to R chunks for each of the last T tokens: H x T x R, and their gates H x T."""
+
+    weights: Tensor
+    scores: Tensor
+    chunks: Tensor
+    gates: Tensor
+
+
 def read_passages(
-    queries: Tensor,
-    retrieved: Optional[Retrieved],
+    lookup: Lookup,
+    pointer: Optional[Pointer],
     bank: MemoryBank,
     num_tokens: int,
-    gate: Tensor,
+    gate: Optional[Tensor],
     tokenizer: Tokenizer,
     per_head: Optional[int] = None,
 ) -> List[List[Passage]]:
     """The passages that each token read, by head, those with the largest weights first.
 
     Args:
-        queries: 1 x H' x G * T x D, of H' key/value heads for G heads each
-        retrieved: what they found in the first stream of *bank*; None for nothing
+        lookup: what was found for the tokens in the first stream of *bank*
+        pointer: of the last of the tokens
         num_tokens: T
-        gate: of every head; those of heads that retrieve together are averaged
+        gate: of every head; those of heads that retrieve together are averaged. None where no layer
+            attends to memory, but a pointer alone reads it
         tokenizer: of the token ids in the bank's log
         per_head: at most so many of each head (default: all)
     """
-    if retrieved is None:
+    if lookup.found is None:
         return [[] for _ in range(num_tokens)]
-    found = (*memory_weights(queries, retrieved), retrieved.chunks)
-    weights, scores, chunks = (t[0].unflatten(1, (-1, num_tokens)).flatten(0, 1) for t in found)
-    gate = gate.view(len(weights), -1).mean(dim=1)
-    count = min(per_head or weights.size(-1), weights.size(-1))
-    weights, best = weights.topk(count, dim=-1)  # H x T x count
-    chunks, scores = (t.gather(-1, best).tolist() for t in (chunks, scores))
-    weights, gate = weights.tolist(), gate.tolist()
+    if gate is None:
+        shares = _pointed_to(lookup.found, pointer)
+    else:
+        shares = _attended(lookup, num_tokens, gate)
+    count = min(per_head or shares.weights.size(-1), shares.weights.size(-1))
+    best = shares.weights.topk(count, dim=-1).indices  # H x T x count
+    found = (t.gather(-1, best).tolist() for t in (shares.chunks, shares.weights, shares.scores))
+    chunks, weights, scores = found
+    gates = shares.gates.tolist()
     places: Dict[int, tuple] = {}
-    tokens = []
-    for t in range(num_tokens):
+    tokens = [[] for _ in range(num_tokens - shares.weights.size(1))]
+    for t in range(shares.weights.size(1)):
         passages = []
-        for head, head_gate in enumerate(gate):
+        for head in range(len(chunks)):
             found = zip(chunks[head][t], weights[head][t], scores[head][t], strict=True)
             for slot, weight, score in found:
                 if slot < 0:
                     continue
                 if slot not in places:
                     places[slot] = _place(bank, slot, tokenizer)
-                passages.append(Passage(head, head_gate, weight, score, *places[slot]))
+                passages.append(Passage(head, gates[head][t], weight, score, *places[slot]))
         tokens.append(passages)
     return tokens
 
 
+def _attended(lookup: Lookup, num_tokens: int, gate: Tensor) -> _Shares:
+    """By the heads of the layer that attends to memory."""
+    queries, found = lookup.queries, lookup.found  # queries 1 x H' x G * T x D
+    if found.scores is None:
+        weights, scores = memory_weights(queries, found)
+    else:
+        found = found.for_heads(queries.size(2) // num_tokens)
+        weights, _ = memory_weights(queries, found)
+        scores = found.scores.unsqueeze(1).expand(weights.shape)
+    by_head = (
+        tensor[0].unflatten(1, (-1, num_tokens)).flatten(0, 1)
+        for tensor in (weights, scores, found.chunks)
+    )
+    weights, scores, chunks = by_head
+    gates = gate.view(len(weights), -1).mean(dim=1, keepdim=True)
+    return _Shares(weights, scores, chunks, gates.expand(-1, num_tokens))
+
+
+def _pointed_to(found: Retrieved, pointer: Pointer) -> _Shares:
+    """By the pointer, as the only head."""
+    shares, num_tokens = pointer.shares[:1], pointer.shares.size(1)  # 1 x T x K
+    weights = shares.unflatten(-1, (-1, found.store.chunk_size)).sum(dim=-1)  # 1 x T x R
+    scores, chunks = found.scores[:1, -num_tokens:], found.chunks[:1, 0, -num_tokens:]
+    return _Shares(weights, scores, chunks, pointer.log_weight[:1].exp())
+
+
 def _place(bank: MemoryBank, slot: int, tokenizer: Tokenizer) -> tuple:
-    """Document, offset, and the texts before, in and after a chunk."""
+    """Document, offset, and the texts before, in and after a chunk, which end where the document of
+    its first token ends."""
     log, held = bank.logs[0], bank.held(0)
     first = bank.first_token(0, slot)
-    stop = first + bank.chunk_size
     source, *later = log.sources_from(first)
     begin = max((s.first for s in log.sources if s.first <= first), default=0)
-    end = later[0].first if later else held.stop
+    end = min((s.first for s in later if s.first > first), default=held.stop)
+    stop = min(first + bank.chunk_size, end)
     parts = (
         range(max(held.start, begin, first - CONTEXT), first),
         range(first, stop),
-        range(stop, max(stop, min(stop + CONTEXT, end))),
+        range(stop, min(stop + CONTEXT, end)),
     )
     texts = (tokenizer.decode(log.read(part).tolist()) for part in parts)
     return source.name, max(0, source.offset), *texts

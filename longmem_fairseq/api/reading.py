@@ -8,10 +8,12 @@ from typing import Callable, Iterator, Optional
 from torch import Tensor
 from tqdm import tqdm
 
-from longmem_fairseq.memory import MemoryBank, MemoryFork, Retrieved
-from longmem_fairseq.models.memory_decoder import MemoryDecoder
+from longmem_fairseq.memory import MemoryBank, MemoryFork
+from longmem_fairseq.models.memory_decoder import Lookup, MemoryDecoder
+from longmem_fairseq.modules import Pointer
 
-Look = Callable[[Tensor, Optional[Retrieved], MemoryBank, int], None]
+# is shown what was found, the pointer, the bank in which it was found, and how many tokens were read
+Look = Callable[[Lookup, Optional[Pointer], MemoryBank, int], None]
 
 
 def progress_bar(what: str, wanted: bool, total: Optional[int] = None) -> tqdm:
@@ -35,21 +37,16 @@ def read_segments(
     Args:
         tokens: B x T
         fork: the memory, of B hypotheses (default: each segment is all that is seen)
-        look: is shown queries (B x H' x G * t x D, of H' key/value heads for G heads each), what they
-            found, the bank in which they did, and t
+        look: is shown what every segment found
         progress: show a bar
     """
-
-    def retrieve(queries: Tensor) -> Optional[Retrieved]:
-        found = fork.retrieve(queries)
-        if look is not None:
-            look(queries, found, fork.bank, segment.size(1))
-        return found
 
     segments = tokens.split(decoder.window, dim=1)
     with progress_bar("reading", progress, tokens.size(1)) as bar:
         for number, segment in enumerate(segments, start=1):
-            reading = decoder.read(segment, retrieve if fork is not None else None)
+            reading = decoder.read(segment, None if fork is None else fork.retrieve)
+            if look is not None and fork is not None:
+                look(reading.lookup, reading.pointer, fork.bank, segment.size(1))
             if fork is not None and number < len(segments):
                 fork.write(**reading.entries._asdict(), token_ids=segment)
             bar.update(segment.size(1))

@@ -43,13 +43,15 @@ def _data(inspection: Inspection) -> Dict:
     """What the page's script shows: every passage and every document name once.
 
     readings: of every token [head, passage, weight, head, passage, weight, ...]
+    gates: of every head; pointer: the weight of a pointer, which differs from token to token (or null)
     """
     numbers, documents, readings = {}, {}, []
-    gates = {}
+    gates, pointer = {}, []
     for _, passages in inspection.readings:
         reading = []
+        pointer.append(round(passages[0].gate, 3) if passages else 0)
         for passage in passages:
-            gates[passage.head] = round(passage.gate, 3)
+            gates.setdefault(passage.head, set()).add(round(passage.gate, 3))
             document = documents.setdefault(passage.document, len(documents))
             place = (document, passage.offset, passage.before, passage.text, passage.after)
             number = numbers.setdefault(place, len(numbers))
@@ -59,7 +61,8 @@ def _data(inspection: Inspection) -> Dict:
         "tokens": [reading.token for reading in inspection.readings],
         "logProbs": [round(float(value), 3) for value in inspection.log_probs],
         "gains": [round(float(value), 3) for value in inspection.gain],
-        "gates": gates,
+        "gates": {head: max(found) for head, found in gates.items()},
+        "pointer": pointer if any(len(found) > 1 for found in gates.values()) else None,
         "documents": list(documents),
         "passages": list(numbers),
         "readings": readings,

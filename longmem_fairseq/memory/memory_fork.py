@@ -3,7 +3,7 @@
 B hypotheses, T tokens, H heads, D head_dim.
 """
 
-from typing import Callable, List, Optional
+from typing import List, Optional
 
 from torch import Tensor
 
@@ -33,15 +33,10 @@ class MemoryFork:
         self.bank, self.read_only, self.document = bank, read_only, document
         self.banks: List[int] = [0] * num_hypotheses  # the one of every hypothesis
         self._is_original = True
-        # is shown the queries, what they found, and the bank in which they did
-        self.look: Optional[Callable[[Tensor, Optional[Retrieved], MemoryBank], None]] = None
 
     def retrieve(self, queries: Tensor) -> Optional[Retrieved]:
         """See :meth:`MemoryBank.retrieve`; B x H x T x D."""
-        found = self.bank.retrieve(queries, self.banks)
-        if self.look is not None:
-            self.look(queries, found, self.bank)
-        return found
+        return self.bank.retrieve(queries, self.banks)
 
     def write(
         self,

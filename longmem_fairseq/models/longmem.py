@@ -33,7 +33,7 @@ from longmem_fairseq.models.memory_config import (
     search_dim,
     search_layer,
 )
-from longmem_fairseq.models.memory_decoder import Entries, MemoryDecoder, Reading
+from longmem_fairseq.models.memory_decoder import Entries, Lookup, MemoryDecoder, Reading
 from longmem_fairseq.modules import ACTIVATIONS, SearchKeys
 
 logger = logging.getLogger(__name__)
@@ -111,12 +111,14 @@ class SideNetDecoder(MemoryDecoder):
         self.memory = build_memory(
             cfg, backbone.cfg, backbone.window, hexadecimal(fingerprint), self.has_sidenet
         )
-        self.retrieval_layer = cfg.retrieval_layer_index
+        # nothing reads keys and values without a SideNet
+        self.retrieval_layer = cfg.retrieval_layer_index if self.has_sidenet else 0
         self.search_layer, self.search_keys, self.pointer = None, None, None
         if self.memory is not None and self.memory.options["search"] == "hidden":
             self.search_layer = search_layer(cfg, backbone.cfg)
             self.search_keys = SearchKeys(backbone.cfg.embed_dim, search_dim(cfg, backbone.cfg))
             self._take_search_keys(backbone)
+        if self.memory is not None:
             self.pointer = build_pointer(cfg, backbone.cfg.embed_dim)
         if cfg.no_sidenet and self.memory is not None and self.pointer is None:
             raise ValueError(
@@ -155,6 +157,7 @@ class SideNetDecoder(MemoryDecoder):
         self.register_state_dict_post_hook(_drop_backbone)
         self.register_load_state_dict_pre_hook(_keep_backbone)
         self.register_load_state_dict_post_hook(lambda module, keys: module.identify_memory())
+        self.identify_memory()
 
     def _init_from(self, backbone: BackboneDecoder) -> None:
         for i, layer in enumerate(self.layers):
@@ -195,7 +198,8 @@ class SideNetDecoder(MemoryDecoder):
             parts = [hexadecimal(self.backbone_fingerprint)]
             if self.has_sidenet:
                 parts.append(f"layer {self.retrieval_layer}")
-            found = hexadecimal(sha256_of(self.search_keys.state_dict()))
+            # not of the rotation, which is the same but for how a processor rounds
+            found = hexadecimal(sha256_of({"mean": self.search_keys.mean}))
             parts.append(f"search {self.search_layer} {found[:16]}")
             self.memory.options["fingerprint"] = " ".join(parts)
 
@@ -208,20 +212,21 @@ class SideNetDecoder(MemoryDecoder):
                 encoded = self.backbone.encode(
                     src_tokens, self.retrieval_layer, self._needed_states, caches=caches
                 )
-            states, entries, found = encoded.hidden_states, self._entries(encoded), None
+            states, entries = encoded.hidden_states, self._entries(encoded)
+            lookup = None if retrieve is None else Lookup(retrieve)
             if self.search_layer is not None and retrieve is not None:
                 queries = self.search_keys(states[self.search_layer])  # B x T x E
                 found = retrieve(queries.unsqueeze(1))
-                retrieve = partial(_already, found)
-            x = self._run_sidenet(states, biases, retrieve, caches)
+                lookup = Lookup(partial(_already, found), found)
+            x = self._run_sidenet(states, biases, lookup, caches)
             x = (self.layer_norm or self.backbone.layer_norm)(x[:, first:])
             logits, pointer = self.backbone.output_layer(x), None
-            if self.pointer is not None and found is not None:
-                pointer = self.pointer(found.from_query(first), x, logits)
+            if self.pointer is not None and lookup is not None and lookup.found is not None:
+                pointer = self.pointer(lookup.found.from_query(first), x, logits)
             elif self.pointer is not None and self.training:
-                # a gradient of zero, not none; see JointAttention
-                logits = logits + 0 * sum(values.sum() for values in self.pointer.parameters())
-        return Reading(logits, entries, pointer)
+                # a gradient of zero, not none: see JointAttention.forward
+                logits = logits + 0 * sum(p.sum() for p in self.pointer.parameters())
+        return Reading(logits, entries, pointer, lookup)
 
     @property
     def _needed_states(self) -> Set[int]:
@@ -305,6 +310,11 @@ def _keep_backbone(module: SideNetDecoder, state_dict, prefix: str, *unused) -> 
             f"{hexadecimal(module.backbone_fingerprint)[:16]}: give its own backbone as "
             "--pretrained-model-path"
         )
+    # a checkpoint trained with memory may be evaluated without, or with another search
+    for name in ("search_keys", "pointer"):
+        if getattr(module, name) is None:
+            for unused in [key for key in state_dict if key.startswith(f"{prefix}{name}.")]:
+                del state_dict[unused]
     for name, tensor in module.backbone.state_dict().items():
         state_dict[prefix + "backbone." + name] = tensor
 
@@ -340,7 +350,7 @@ class LongMem(FairseqLanguageModel):
             no_sidenet=True, memory_search="hidden", pointer="constant", chunk_size=1
         )
         cfg = OmegaConf.merge(OmegaConf.structured(cfg), options)
-        cfg.retrieval_layer_index = 0  # nothing reads keys and values
+        cfg.retrieval_layer_index = 0  # a default that any backbone has
         backbone_cfg.compute_dtype = cfg.compute_dtype
         backbone = BackboneDecoder(backbone_cfg, task.source_dictionary, task.cfg.tokens_per_sample)
         return cls(SideNetDecoder(cfg, backbone, torch.zeros(32, dtype=torch.uint8)))

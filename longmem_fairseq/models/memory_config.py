@@ -82,8 +82,8 @@ class MemoryConfig(FairseqDataclass):
     search_dim: int = field(
         default=128,
         metadata={
-            "help": "dimensions of what --memory-search hidden compares: principal components of the "
-            "hidden states, 4 bytes each per chunk"
+            "help": "dimensions of what --memory-search hidden compares: hidden states after a random "
+            "rotation, 4 bytes each per chunk"
         },
     )
     pointer: POINTER_CHOICES = field(

@@ -45,17 +45,39 @@ class Entries(NamedTuple):
         return Entries(keys, values, search_keys.unsqueeze(0))
 
 
+class Lookup:
+    """A search of memory, which keeps what was asked and found.
+
+    queries: of the layer that reads memory, B x H' x n x D; None where none asks
+    found: None where nothing is memorized
+
+    Args:
+        retrieve: see :meth:`JointAttention.forward`
+        found: what a search for all heads at once has found already
+    """
+
+    def __init__(self, retrieve: Retrieve, found: Optional[Retrieved] = None):
+        self.retrieve, self.found = retrieve, found
+        self.queries: Optional[Tensor] = None
+
+    def __call__(self, queries: Tensor) -> Optional[Retrieved]:
+        self.queries, self.found = queries, self.retrieve(queries)
+        return self.found
+
+
 class Reading(NamedTuple):
     """What a model makes of T tokens.
 
     logits: B x T x V, before the pointer
     entries: to be memorized; None without memory
     pointer: what memory adds to the prediction; None where it adds nothing
+    lookup: what was found in memory; None where it was not searched
     """
 
     logits: Tensor
     entries: Optional[Entries] = None
     pointer: Optional[Pointer] = None
+    lookup: Optional[Lookup] = None
 
     @property
     def scores(self) -> Tensor:
@@ -138,7 +160,12 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         logits, pointer = net_output[0], (net_output[1] or {}).get("pointer")
         if pointer is None:
             return logits
-        return pointer.from_token(-logits.size(1)).mixed(logits)
+        if logits.shape[:2] != pointer.ids.shape[:2]:
+            raise ValueError(
+                f"predictions of {tuple(logits.shape[:2])} tokens, but a pointer of "
+                f"{tuple(pointer.ids.shape[:2])}: --softmax-batch cannot be used with a pointer"
+            )
+        return pointer.mixed(logits)
 
     def forward(
         self,
@@ -166,7 +193,8 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         """
         if incremental_state is not None:
             reading = self._go_on(src_tokens, incremental_state, last_only)
-            return reading.logits, {"attn": None, "pointer": reading.pointer}
+            extra = {"attn": None, "pointer": reading.pointer, "lookup": reading.lookup}
+            return reading.logits, extra
         if self.memory is None:
             return self.read(src_tokens).logits, {}
         self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)

@@ -17,7 +17,7 @@ from longmem_fairseq.models.memory_config import (
     log_parameters,
     memory_options,
 )
-from longmem_fairseq.models.memory_decoder import Entries, Reading
+from longmem_fairseq.models.memory_decoder import Entries, Lookup, Reading
 
 
 @dataclass
@@ -53,10 +53,11 @@ class MemTRMDecoder(BackboneDecoder):
         return self.layers[self.memory_layer].self_attn.gate
 
     def read(self, src_tokens, retrieve=None, caches=None, first=0) -> Reading:
+        lookup = None if retrieve is None else Lookup(retrieve)
         with self.autocast(src_tokens.device):
-            encoded = self.encode(src_tokens, self.memory_layer, retrieve=retrieve, caches=caches)
+            encoded = self.encode(src_tokens, self.memory_layer, retrieve=lookup, caches=caches)
             logits = self.output_layer(self.layer_norm(encoded.hidden_states[-1][:, first:]))
-            return Reading(logits, Entries(encoded.keys, encoded.values))
+            return Reading(logits, Entries(encoded.keys, encoded.values), lookup=lookup)
 
     def entries(self, src_tokens) -> Entries:
         return Entries(*self.layer_keys_values(src_tokens, self.memory_layer))

@@ -51,10 +51,6 @@ class Pointer(NamedTuple):
         mixed = -torch.logaddexp(self.log_rest - losses, pointed)
         return mixed.masked_fill(target == padding_idx, 0.0)
 
-    def from_token(self, first: int) -> "Pointer":
-        """For the tokens from *first* on."""
-        return Pointer(*(tensor[:, first:] for tensor in self))
-
 
 def similarities(found: Retrieved) -> Tensor:
     """Of every query and the K tokens that it found, B x T x K, -inf where there is none."""

@@ -127,10 +127,11 @@ class _Choice:
         top = [(self.lm.tokenizer.pieces([i])[0], p) for i, p in likely][: self.request.top]
         return TokenInfo(text, offset, token.log_prob, top)
 
-    def _look(self, queries, found, bank, num_tokens: int) -> None:
+    def _look(self, lookup, pointer, bank, num_tokens: int) -> None:
         """Notes what was read for a new token, the last one of *num_tokens*."""
         gate = self.lm.decoder.gate
-        for passage in read_passages(queries, found, bank, num_tokens, gate, self.lm.tokenizer)[-1]:
+        found = lookup, pointer, bank, num_tokens
+        for passage in read_passages(*found, gate, self.lm.tokenizer)[-1]:
             self.heads.add(passage.head)
             place = (passage.document, passage.offset, passage.text)
             share = self.passages.get(place, (passage, 0.0))[1]

@@ -10,9 +10,9 @@ from torch.testing import assert_close
 pytest.importorskip("tokenizers", reason="needs the extra hf")
 
 from huggingface_hub.utils import filter_repo_objects  # noqa: E402
-from tests.test_hf_conversion import convert, random_ids, to_dictionary  # noqa: E402
 
 from longmem_fairseq.commands.convert import main as convert_checkpoint  # noqa: E402
+from tests.conversion.test_hf_conversion import convert, random_ids, to_dictionary  # noqa: E402
 from tests.helpers.hf_models import make_model, transformers  # noqa: E402
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -11,10 +11,9 @@ from torch.testing import assert_close
 pytest.importorskip("tokenizers", reason="needs the extra hf")
 gguf = pytest.importorskip("gguf", reason="needs the extra hf")
 
-from tests.test_hf_conversion import convert, random_ids, to_dictionary  # noqa: E402
-
 from longmem_fairseq.commands.convert import main as convert_checkpoint  # noqa: E402
 from longmem_fairseq.utils.cli import run  # noqa: E402
+from tests.conversion.test_hf_conversion import convert, random_ids, to_dictionary  # noqa: E402
 from tests.helpers.gguf_models import ARCHITECTURES, write_gguf  # noqa: E402
 from tests.helpers.hf_models import MODELS, make_model  # noqa: E402
 

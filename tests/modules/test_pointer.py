@@ -145,13 +145,6 @@ def test_a_trained_pointer_starts_small_and_constant():
     assert_close(pointer.shares, (scores * math.exp(3)).softmax(-1))
 
 
-def test_the_pointer_of_the_last_tokens():
-    logits, features = inputs()
-    pointer = trained()(found("some"), features, logits)
-    assert torch.equal(pointer.from_token(2).mixed(logits[:, 2:]), pointer.mixed(logits)[:, 2:])
-    assert torch.equal(pointer.from_token(-1).mixed(logits[:, -1:]), pointer.mixed(logits)[:, -1:])
-
-
 # --- gradients ---
 
 
