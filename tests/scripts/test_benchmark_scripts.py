@@ -141,7 +141,7 @@ def test_a_training_of_the_ablations_that_fails_says_so(script, model):
 def test_an_evaluation_of_the_quickstart_that_fails_says_so(script, model, fail, what):
     for name in ("backbone", "sidenet", "longmem", "memtrm"):
         folder = model(name, "checkpoint_last.pt", "dict.txt").parent
-    found, _ = script("train_scripts/quickstart.sh", fail=fail)
+    found, _ = script("train_scripts/quickstart_tiny.sh", fail=fail)
     assert found.returncode == 2
-    message = f"quickstart.sh: error: {what} failed, see {folder}/evaluation.log"
+    message = f"quickstart_tiny.sh: error: {what} failed, see {folder}/evaluation.log"
     assert found.stderr.splitlines()[-2:] == ["boom", message]
