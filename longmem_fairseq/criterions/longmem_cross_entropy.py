@@ -42,7 +42,7 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
                 f"--memory-gain-interval ({memory_gain_interval}) must be at least 1, or 0 for never"
             )
         self.memory_gain_interval = memory_gain_interval
-        self.update_num = 0  # which the task says
+        self.num_updates = 0  # so far; the task says so
         self.losses = None  # of the last batch, B x T, to find what is not finite
 
     def forward(self, model, sample, reduce=True):
@@ -76,13 +76,17 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
     @torch.no_grad()
     def _memory_gain(self, model, sample) -> Dict:
         """What memory is worth to one stream of this batch, now and then."""
-        interval = self.memory_gain_interval
-        if not model.training or interval == 0 or self.update_num % interval != 0:
+        if not (model.training and self.memory_gain_interval):
+            return {}
+        turn, rest = divmod(self.num_updates, self.memory_gain_interval)
+        if rest != 0:
             return {}
         source, target = sample["net_input"]["src_tokens"], sample["target"]
-        row = self.update_num // interval % len(source)
+        row = turn % len(source)
         one = slice(row, row + 1)
-        logits = unwrapped(model).decoder.read(source[one]).logits
+        devices = [source.device] if source.is_cuda else []
+        with torch.random.fork_rng(devices):  # dropout of what is trained stays as it would be
+            logits = unwrapped(model).decoder.read(source[one]).logits
         without = token_losses(logits, target[one], self.padding_idx)
         tokens = target[one].ne(self.padding_idx).sum()
         return {"gain": (without - self.losses[one]).sum(), "gain_tokens": tokens}

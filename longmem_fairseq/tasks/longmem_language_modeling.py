@@ -298,7 +298,7 @@ class LongMemLanguageModelingTask(GenerationTask):
         memory = getattr(decoder, "memory", None)
         for segment in [] if ignore_grad else sample.get("earlier", []):
             decoder.memorise(**segment)
-        criterion.update_num = update_num
+        criterion.num_updates = update_num
         # the trainer's dummy batch on a shard that has run out is nobody's document
         with memory.frozen() if ignore_grad and memory is not None else nullcontext():
             result = super().train_step(
