@@ -83,8 +83,13 @@ def describe_model(args: argparse.Namespace, model) -> Dict:
     if decoder.memory is not None:
         kept = ("memory_size", "chunk_size", "k", "scope", "index", "index_parameters", "dtype")
         memory_options = {name: decoder.memory.options[name] for name in kept}
-        reader = decoder.layers[decoder.memory_layer].self_attn
-        memory_options.update(heads=reader.memory_heads, distance=reader.memory_distance)
+        if decoder.memory.options["search"] == "hidden":
+            dim, pointer = decoder.memory.options["search_dim"], decoder.pointer
+            kind = None if pointer is None else type(pointer).__name__
+            memory_options.update(search_layer=decoder.search_layer, search_dim=dim, pointer=kind)
+        if decoder.gate is not None:
+            reader = decoder.layers[decoder.memory_layer].self_attn
+            memory_options.update(heads=reader.memory_heads, distance=reader.memory_distance)
     compute_dtype = getattr(decoder, "backbone", decoder).compute_dtype
     return {
         "name": args.name,
