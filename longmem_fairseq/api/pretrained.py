@@ -99,9 +99,13 @@ def _give_memory(state: Dict, overrides: Dict) -> None:
     """A backbone that was converted has a memory, without training, unless no_memory says otherwise."""
     cfg = state.get("cfg")
     fitted = OmegaConf.select(cfg, "model.fitted_search_layer") if cfg else None
-    if fitted and not overrides.get("no_memory") and overrides.get("memory_size") != 0:
-        if cfg.task.pointer is None:
-            cfg.task.pointer = "constant"
+    if not fitted:
+        return
+    off = {"no_memory": True, "memory_size": 0, "pointer": "none"}
+    if any(overrides.get(name) == value for name, value in off.items()):
+        cfg.task.no_memory, cfg.task.memory_size, cfg.task.pointer = False, None, None
+    elif cfg.task.pointer is None:
+        cfg.task.pointer = "constant"
 
 
 def _check_task(checkpoint: Path, state: Dict) -> None:

@@ -341,13 +341,28 @@ class LongMem(FairseqLanguageModel):
         Raises:
             ValueError: the checkpoint has no search keys, or an option does not fit
         """
-        if backbone_cfg.fitted_search_layer < 1:
+        fitted = backbone_cfg.fitted_search_layer
+        if fitted < 1:
             raise ValueError(
                 "this backbone has no search keys, without which --pointer finds nothing: convert it "
                 "again, or train with --no-sidenet --pointer trained"
             )
+        if options.get("search_layer", fitted) not in (-1, fitted):
+            raise ValueError(
+                f"--search-layer ({options['search_layer']}) must be {fitted}, or -1: the search keys "
+                "of this backbone are of that layer"
+            )
+        if str(options.get("pointer")) == "trained":
+            raise ValueError(
+                "--pointer (trained) has not been trained with this backbone: choose constant, or "
+                "train it with --arch longmem --no-sidenet"
+            )
         cfg = LongMemConfig(
-            no_sidenet=True, memory_search="hidden", pointer="constant", chunk_size=1
+            no_sidenet=True,
+            memory_search="hidden",
+            search_dim=min(LongMemConfig.search_dim, backbone_cfg.embed_dim),
+            pointer="constant",
+            chunk_size=1,
         )
         cfg = OmegaConf.merge(OmegaConf.structured(cfg), options)
         cfg.retrieval_layer_index = 0  # a default that any backbone has

@@ -1,0 +1,257 @@
+"""A converted backbone has a memory without training: a constant pointer, against the slow mixture."""
+
+import logging
+import math
+import re
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+pytest.importorskip("tokenizers", reason="needs the extra hf")
+
+from fairseq_cli import eval_lm  # noqa: E402
+
+from longmem_fairseq import LongMem  # noqa: E402
+from longmem_fairseq.commands import convert, prepare  # noqa: E402
+from longmem_fairseq.inspector import inspect_text, make_page  # noqa: E402
+from longmem_fairseq.modules import ConstantPointer  # noqa: E402
+from tests.hf_models import make_model  # noqa: E402
+from tests.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
+
+WINDOW, K = 16, 8
+PAGE = PAGE.replace("e\u0301", "e").replace("\0", "")
+DOCUMENTS = {"a": PAGE[:150] * 2, "b": PAGE[60:130], "c": PAGE[100:180]}
+TEXT = PAGE[20:110]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of the backbone; beside it data/, a corpus in its tokens."""
+    folder, tokenizer = tmp_path_factory.mktemp("bare"), make_tokenizer("llama3")
+    changes = {"vocab_size": tokenizer.get_vocab_size() + 3, "bos_token_id": 1, "eos_token_id": 2}
+    make_model("llama", folder / "hf", tokenizer, **changes)
+    convert.main(["--model", str(folder / "hf"), "--dest", str(folder / "backbone")])
+    for split in ("train", "valid", "test"):
+        (folder / "text" / split).mkdir(parents=True)
+        for name, text in DOCUMENTS.items():
+            (folder / "text" / split / f"{name}.txt").write_bytes((split + text * 2).encode())
+    arguments = ["--source", folder / "text", "--dest", folder / "data"]
+    arguments += ["--vocabulary", folder / "backbone"]
+    prepare.main([str(argument) for argument in arguments])
+    return folder / "backbone"
+
+
+def load(folder, **options):
+    return LongMem.from_pretrained(folder, tokens_per_sample=WINDOW, k=K, **options)
+
+
+@pytest.fixture
+def lm(folder):
+    """Which remembers DOCUMENTS."""
+    lm = load(folder)
+    lm.memorize(DOCUMENTS.values(), names=list(DOCUMENTS), progress=False)
+    return lm
+
+
+class SlowMemory:
+    """Lists of search keys, and of the tokens that came next."""
+
+    def __init__(self, lm):
+        self.lm, self.decoder = lm, lm.decoder
+        self.keys, self.next = [], []
+
+    @torch.no_grad()
+    def keys_of(self, tokens):
+        states = self.decoder.backbone.hidden_state(tokens, self.decoder.search_layer)[0]
+        search = self.decoder.search_keys
+        return F.normalize((states.double() - search.mean) @ search.rotation.double(), dim=-1)
+
+    def add(self, text):
+        tokens = self.lm._tokens(text, False)
+        keys = torch.cat([self.keys_of(segment) for segment in tokens.split(WINDOW, dim=1)])
+        self.keys += list(keys[:-1])
+        self.next += tokens[0, 1:].tolist()
+
+    @torch.no_grad()
+    def probs(self, tokens):
+        """Of what follows each of 1 x T tokens of a segment, T x V; and the weights of the pointer."""
+        model = self.decoder.backbone.read(tokens).logits[0].double().softmax(dim=-1)
+        if not self.keys:
+            return model, torch.zeros(len(model))
+        similar = self.keys_of(tokens) @ torch.stack(self.keys).T  # T x N
+        rows, weights = [], []
+        for t in range(len(model)):
+            scores, places = similar[t].topk(min(K, len(self.keys)))
+            ids = torch.tensor([self.next[place] for place in places])
+            sharp = scores / ConstantPointer.TEMPERATURE
+            shares = (sharp + ConstantPointer.TRUST * model[t, ids].log()).softmax(dim=-1)
+            memory = torch.zeros_like(model[t]).index_add(0, ids, shares)
+            weights.append(torch.sigmoid(9.5 * (scores[0] - 0.99)))
+            rows.append((1 - weights[-1]) * model[t] + weights[-1] * memory)
+        return torch.stack(rows), torch.stack(weights)
+
+
+def slow_reading(lm, text, remembered=()):
+    """Log-probabilities of a text's tokens, and the weights of the pointer, one segment at a time."""
+    tokens, log_probs, weights = lm._tokens(text, False), [], []
+    memory = SlowMemory(lm)
+    for document in remembered:
+        memory.add(document)
+    before = len(memory.keys)
+    for start in range(0, tokens.size(1) - 1, WINDOW):
+        stop = min(start + WINDOW, tokens.size(1) - 1)
+        probs, weight = memory.probs(tokens[:, start:stop])
+        following = tokens[0, start + 1 : stop + 1].unsqueeze(-1)
+        log_probs.append(probs.log().gather(-1, following).squeeze(-1))
+        weights.append(weight)
+        # now the text so far is a document of its own
+        del memory.keys[before:], memory.next[before:]
+        keys = [memory.keys_of(s) for s in tokens[:, :stop].split(WINDOW, dim=1)]
+        memory.keys += list(torch.cat(keys)[:-1])
+        memory.next += tokens[0, 1:stop].tolist()
+    return torch.cat(log_probs).float(), torch.cat(weights).float()
+
+
+def test_the_constants_of_the_oracle():
+    assert (ConstantPointer.SLOPE, ConstantPointer.HALF) == (9.5, 0.99)
+
+
+def test_scores_are_those_of_the_slow_mixture(lm, folder):
+    assert not lm.decoder.has_sidenet and lm.decoder.gate is None
+    expected, weights = slow_reading(lm, TEXT, DOCUMENTS.values())
+    assert weights.max() > 0.1
+    found = lm.score(TEXT)
+    assert_close(found.log_probs, expected, rtol=1e-3, atol=1e-3)
+    lm.forget()
+    expected, _ = slow_reading(lm, TEXT * 2)
+    assert_close(lm.score(TEXT * 2).log_probs, expected, rtol=1e-3, atol=1e-3)
+    without = LongMem.from_pretrained(folder, tokens_per_sample=WINDOW, no_memory=True)
+    assert without.decoder.memory is None
+    assert_close(lm.score(TEXT, memory=False).log_probs, without.score(TEXT).log_probs)
+
+
+def test_a_saved_memory_and_a_forgotten_document(lm, folder, tmp_path):
+    lm.save_memory(tmp_path / "memory")
+    expected = lm.score(TEXT).log_probs
+    for memory_map in (False, True):
+        other = load(folder)
+        other.load_memory(tmp_path / "memory", memory_map=memory_map)
+        assert torch.equal(other.score(TEXT).log_probs, expected)
+        tokens = lm.tokenizer.indices(DOCUMENTS["b"]).size
+        with pytest.raises(ValueError) as error:
+            other.forget("d")
+        assert str(error.value) == "no document 'd' is in memory, which holds: 'a', 'b', 'c'"
+        assert other.forget("b") == tokens
+        never = load(folder)
+        never.memorize([DOCUMENTS["a"], DOCUMENTS["c"]], names=["a", "c"], progress=False)
+        assert torch.equal(other.score(TEXT).log_probs, never.score(TEXT).log_probs)
+        assert not torch.equal(other.score(TEXT).log_probs, expected)
+        assert other.retrieved(TEXT) == never.retrieved(TEXT)
+        assert not {"b"} & {p.document for token in other.retrieved(TEXT) for p in token.passages}
+        left = other.memory.single_bank(other.device).held(0)
+        assert other.forget() == len(left) and not len(
+            other.memory.single_bank(other.device).held(0)
+        )
+        with other.frozen_memory(), pytest.raises(ValueError, match="the memory is frozen"):
+            other.forget("a")
+
+
+def test_generation_takes_the_likeliest_of_the_mixture(lm):
+    """Read anew for every token, in halves of the window as a generation leaves them behind."""
+    decoder, prompt = lm.decoder, DOCUMENTS["a"][:60]
+    tokens = lm._tokens(prompt, False)
+    bank, expected = lm.memory.single_bank(lm.device), []
+    for _ in range(8):
+        fork, past = lm.fork(1), decoder.left_behind(tokens.size(1))
+        with torch.no_grad():
+            for segment in tokens[:, :past].split(WINDOW // 2, dim=1):
+                fork.write(**decoder.entries(segment)._asdict(), token_ids=segment)
+            scores = decoder.read(tokens[:, past:], fork.retrieve).scores[0, -1]
+        scores[lm.tokenizer.impossible] = -math.inf
+        expected.append(int(scores.argmax()))
+        tokens = torch.cat([tokens, scores.argmax().view(1, 1)], dim=1)
+        if expected[-1] in lm.tokenizer.ends:
+            expected.pop()
+            break
+    assert lm.generate(prompt, 8) == lm.tokenizer.decode(expected)
+    assert bank is lm.memory.single_bank(lm.device)
+    drawn = [lm.generate(prompt, 8, temperature=0.7, seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] and len(lm.generate(prompt, 8, beam=3)) > 0
+
+
+def test_passages_are_what_the_pointer_says(lm):
+    readings, (_, weights) = lm.retrieved(TEXT), slow_reading(lm, TEXT, DOCUMENTS.values())
+    assert "".join(reading.token for reading in readings) == TEXT
+    found = lm.score(TEXT)
+    for (_, passages), weight in zip(readings, weights, strict=True):
+        assert {p.head for p in passages} == {0} and len(passages) == K
+        assert sum(p.weight for p in passages) == pytest.approx(1, abs=1e-4)
+        assert [p.gate for p in passages] == pytest.approx([float(weight)] * K, abs=1e-3)
+        assert all(-1.001 < p.score < 1.001 for p in passages)
+        assert [p.weight for p in passages] == sorted((p.weight for p in passages), reverse=True)
+        for p in passages:
+            document = {**DOCUMENTS, "this text": TEXT}[p.document]
+            assert (
+                p.before + p.text + p.after in document or "\ufffd" in p.before + p.text + p.after
+            )
+    inspection = inspect_text(lm, TEXT)
+    assert inspection.readings == lm.retrieved(TEXT, per_head=3)
+    assert_close(torch.from_numpy(inspection.log_probs), found.log_probs)
+    page = make_page(inspection, "title", "memory")
+    pointer = re.search(r'"pointer":\[([^]]*)\]', page)[1].split(",")
+    assert [float(p) for p in pointer] == pytest.approx(weights.tolist(), abs=2e-3)
+
+
+def test_eval_lm_and_scores_agree(folder, root, monkeypatch, caplog):
+    arguments = (
+        f"fairseq-eval-lm {folder.parent}/data --user-dir {root}/longmem_fairseq --cpu --num-workers 0 "
+        f"--task longmem_language_modeling --path {folder}/checkpoint.pt --gen-subset test "
+        f"--batch-size 1 --tokens-per-sample {WINDOW} --pointer constant --k {K}"
+    )
+    monkeypatch.setattr(sys, "argv", arguments.split())
+    with caplog.at_level(logging.INFO):
+        eval_lm.cli_main()
+    loss, count = re.search(r"Loss \(base 2\): ([\d.]+)", caplog.text), 0
+    lm, total = load(folder), 0.0
+    for text in DOCUMENTS.values():
+        log_probs = lm.score("test" + text * 2).log_probs
+        total, count = total - float(log_probs.double().sum()), count + len(log_probs)
+    evaluated = int(re.search(r"Evaluated (\d+) tokens", caplog.text)[1])
+    assert evaluated - count in (0, len(DOCUMENTS))  # with the end of each document
+    if evaluated == count:
+        assert float(loss[1]) == pytest.approx(total / count / math.log(2), abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"pointer": "trained"}, "--pointer (trained) has not been trained"),
+        ({"memory_search": "attention"}, "--pointer (constant) needs --memory-search hidden"),
+        (
+            {"search_layer": 1},
+            "--search-layer (1) must be 4, or -1: the search keys of this backbone",
+        ),
+        ({"search_dim": 33}, "--search-dim (33) must be between 1 and the backbone's 32 channels"),
+        ({"memory_size": 8}, "--memory-size (8) must be at least"),
+    ],
+)
+def test_options_that_do_not_fit(folder, options, message):
+    with pytest.raises(ValueError) as error:
+        load(folder, **options)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_kinds_of_loading(folder):
+    """Without memory, or with a backbone of fewer bits."""
+    for options in ({"no_memory": True}, {"memory_size": 0}, {"pointer": "none"}):
+        assert LongMem.from_pretrained(folder, **options).decoder.memory is None
+    plain = load(folder).score(TEXT, memory=False).log_probs
+    few = load(folder, backbone_dtype="int8")
+    assert_close(few.score(TEXT, memory=False).log_probs, plain, rtol=0, atol=0.5)
+    assert not torch.equal(few.score(TEXT, memory=False).log_probs, plain)
+    half = load(folder, dtype="bfloat16")
+    half.memorize(DOCUMENTS["a"], names="a", progress=False)
+    assert half.score(TEXT).log_probs.isfinite().all()
