@@ -14,4 +14,4 @@ test:
 	bash tests/run.sh
 
 quickstart:
-	bash train_scripts/quickstart.sh
+	QUICKSTART=tiny bash train_scripts/quickstart.sh
