@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Ablations (section 4.5 and figures 4, 5 of the paper), a part for each name in PARTS:
 #
-#   grid       chunk size x memory size: perplexity, and accuracy on one task of in-context learning, whose
-#              memory grows with MEMORY_DEMONSTRATIONS; the lines also say what weight (gate) every head
+#   grid       chunk size x memory size: perplexity, and accuracy on one task of in-context learning, with 200
+#              and 2,000 demonstrations in memory; the lines also say what weight (gate) every head
 #              gives to memory
 #   scope      a bank for each stream against one for the batch, as in the released code
 #   layer      which backbone layer is cached: trains a SideNet for each of LAYERS
@@ -24,9 +24,6 @@ source "$here/../train_scripts/fail_with_log.sh"
 
 DATA_DIR=${DATA_DIR:?folder made by preprocess/prepare_corpus.py}
 read -ra parts <<<"${PARTS:-grid scope layer staleness}"
-read -ra chunk_sizes <<<"${CHUNK_SIZES:-2 4 8}"
-read -ra memory_sizes <<<"${MEMORY_SIZES:-8192 16384 32768 65536}"
-MODEL=${MODEL:-longmem}
 
 perplexity() { # PART MODEL NAME [ARGUMENT ...]
   local part=$1 model=$2 name=$3
@@ -48,15 +45,15 @@ train() { # NAME SCRIPT [ARGUMENT ...]: trains RUN_DIR/NAME unless it is there
 
 grid() {
   local chunk size
-  for chunk in "${chunk_sizes[@]}"; do
-    for size in "${memory_sizes[@]}"; do
-      perplexity grid "$MODEL" "chunk $chunk, memory $size" "${memory_options[@]}" \
+  for chunk in 2 4 8; do
+    for size in 8192 16384 32768 65536; do
+      perplexity grid longmem "chunk $chunk, memory $size" "${memory_options[@]}" \
         --chunk-size "$chunk" --memory-size "$size" "$@"
     done
     if [[ -n "${ICL_DATA:-}" ]]; then
-      run_model ablation_icl icl "$MODEL" "chunk $chunk" --data "$ICL_DATA" --tasks "${TASK:-SST-2}" \
-        --shots 20 --memory-demonstrations "${MEMORY_DEMONSTRATIONS:-200,2000}" \
-        --scoring "${SCORING:-argmax}" "${memory_options[@]}" --chunk-size "$chunk" --memory-size 131072
+      run_model ablation_icl icl longmem "chunk $chunk" --data "$ICL_DATA" --tasks SST-2 \
+        --shots 20 --memory-demonstrations 200,2000 \
+        --scoring argmax "${memory_options[@]}" --chunk-size "$chunk" --memory-size 131072
     fi
   done
 }
@@ -64,7 +61,7 @@ grid() {
 scope() {
   local scope
   for scope in stream batch; do
-    perplexity scope "$MODEL" "scope $scope" --memory-scope "$scope" "${memory_options[@]}" "$@"
+    perplexity scope longmem "scope $scope" --memory-scope "$scope" "${memory_options[@]}" "$@"
   done
 }
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from longmem_fairseq import LongMem
-from longmem_fairseq.commands.options import load_model, make_parser, read_texts
+from longmem_fairseq.commands.options import load_model, make_parser, parse, read_texts
 from longmem_fairseq.utils.cli import run
 
 EARLY = slice(300, 400)  # steps to compare the last hundred with
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument(
         "--repeat", type=int, default=5, help="generations; the fastest of each step counts"
     )
-    args = parser.parse_intermixed_args()
+    args = parse(parser)
     if args.tokens < EARLY.stop + 100:
         raise ValueError(f"--tokens ({args.tokens}) must be at least {EARLY.stop + 100}")
     if args.memory is not None:

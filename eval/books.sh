@@ -21,7 +21,7 @@ DATA_DIR=${DATA_DIR:?folder made by preprocess/prepare_corpus.py}
 BENCHMARK=${BENCHMARK:-books} # the name in results; eval/arxiv.sh sets another
 read -ra controls <<<"${CONTROLS-}" # of the models with memory: empty, other
 
-corpus=("$DATA_DIR" --benchmark "$BENCHMARK" --batch-size "${BATCH_SIZE:-8}")
+corpus=("$DATA_DIR" --benchmark "$BENCHMARK" --batch-size 8)
 run_plain_models "$BENCHMARK" evaluate "${corpus[@]}" "$@"
 for model in "${memory_models[@]}"; do
   run_model "$BENCHMARK" evaluate "$model" "$model" "${corpus[@]}" "${memory_options[@]}" "$@"

@@ -16,6 +16,6 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/benchmark.sh"
 
 DATA=${DATA:?file of items, .json}
-items=(--data "$DATA" --split "${SPLIT:-ao3}" --contexts "${CONTEXTS:-4096,6144,8192}")
+items=(--data "$DATA" --split "${SPLIT:-ao3}" --contexts "4096,6144,8192")
 run_models chapterbreak chapterbreak "${items[@]}" "$@"
 report chapterbreak

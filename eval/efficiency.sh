@@ -14,6 +14,6 @@ export PYTHONPATH=$here/..${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONWARNINGS=${PYTHONWARNINGS-ignore} # fairseq 0.12 and hydra: a page of them at every start
 
 results=${RESULTS_DIR:-runs/efficiency}/efficiency
-python -m eval.efficiency --preset "${PRESET:-gpt2_medium}" --contexts "${CONTEXTS:-4096,8192}" \
-  --compute-dtype "${COMPUTE_DTYPE:-bfloat16}" --results "$results.jsonl" "$@"
+python -m eval.efficiency --preset "${PRESET:-gpt2_medium}" --contexts 4096,8192 \
+  --compute-dtype bfloat16 --results "$results.jsonl" "$@"
 python -m eval.report "$results.jsonl" --plot "$results.png"

@@ -98,7 +98,7 @@ def main() -> None:
         "memory_writer": args.memory_writer,
         "seed": args.seed,
     }
-    if model.decoder.memory is not None:
+    if model.decoder.memory is not None and model.decoder.gate is not None:
         result["gate"] = model.decoder.gate.tolist()
     path = os.path.join(args.data, f"{args.split}.questions.jsonl")
     questions = read_json_lines(path, QUESTION) if os.path.isfile(path) else []

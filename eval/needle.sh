@@ -20,7 +20,6 @@ DATA=${DATA:-$RESULTS_DIR/haystack_$FORMAT.json}
 if [[ ! -f "$DATA" ]]; then
   python -m preprocess.make_haystack --format "$FORMAT" --dest "$DATA"
 fi
-grid=(--data "$DATA" --depths "${DEPTHS:-11}" --trials "${TRIALS:-10}")
-if [[ -n "${LENGTHS:-}" ]]; then grid+=(--lengths "$LENGTHS"); fi
+grid=(--data "$DATA" --depths 11 --trials 10)
 run_models needle needle "${grid[@]}" "$@"
 report needle

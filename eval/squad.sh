@@ -13,8 +13,8 @@ source "$here/benchmark.sh"
 
 DATA=${DATA:?questions to answer, .json}
 TRAIN=${TRAIN:?questions to demonstrate with, .json}
-questions=(--data "$DATA" --train "$TRAIN" --shots "${SHOTS:-3}" --seeds "${SEEDS:-1}")
+questions=(--data "$DATA" --train "$TRAIN" --shots 3 --seeds 1)
 plain_options=(--memory-demonstrations 0)
-memory_options+=(--memory-demonstrations "${MEMORY_DEMONSTRATIONS:-0,200}")
+memory_options=(--memory-demonstrations "0,200" "${memory_options[@]}")
 run_models squad squad "${questions[@]}" "$@"
 report squad

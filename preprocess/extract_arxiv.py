@@ -19,11 +19,13 @@ import json
 import re
 import tarfile
 import zlib
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Dict, Iterator, Optional, Sequence, Tuple
 
 from tqdm import tqdm
 
+from longmem_fairseq.corpus.files import counted_kinds, files_under, has_suffix
 from longmem_fairseq.corpus.source import RECORD_SUFFIXES, SPLITS, json_records
 from longmem_fairseq.utils.cli import counted, run
 from longmem_fairseq.utils.output_folder import check_new, replaced_folder
@@ -118,13 +120,13 @@ def _archived(path: Path) -> Dict[str, str]:
     """
     files: Dict[str, str] = {}
     try:
-        if not path.name.endswith(ARCHIVES):
+        if not has_suffix(path, ARCHIVES):
             with gzip.open(path) as file:
                 return {path.stem: _decoded(_read(path, file, 0))}
         # not whatever it looks like: the head of an .xz may ask for any amount of memory
-        with tarfile.open(path, "r:" if path.suffix == ".tar" else "r:gz") as archive:
+        with tarfile.open(path, "r:" if has_suffix(path, (".tar",)) else "r:gz") as archive:
             for member in archive:
-                if member.isfile() and member.name.endswith(".tex"):
+                if member.isfile() and member.name.lower().endswith(".tex"):
                     held = sum(map(len, files.values()))
                     content = _read(path, archive.extractfile(member), held)
                     files[str(PurePosixPath(member.name))] = _decoded(content)
@@ -143,19 +145,21 @@ def _read(path: Path, file: BinaryIO, held: int) -> bytes:
 
 def latex_papers(source: Path, keep_comments: bool) -> Iterator[Tuple[str, Optional[str]]]:
     """Name and text of every paper in a folder; None for the text where no main file is found."""
+    others = Counter()
     for path in tqdm(sorted(source.iterdir()), "papers", unit=" papers", disable=None):
         if path.is_dir():
-            files = {
-                file.relative_to(path).as_posix(): _decoded(file.read_bytes())
-                for file in sorted(path.rglob("*.tex"))
-            }
-        elif path.suffix == ".tex":
+            found, _ = files_under(path, (".tex",))
+            files = {f.relative_to(path).as_posix(): _decoded(f.read_bytes()) for f in found}
+        elif has_suffix(path, (".tex",)):
             files = {path.name: _decoded(path.read_bytes())}
-        elif path.name.endswith((*ARCHIVES, ".gz")):
+        elif has_suffix(path, (*ARCHIVES, ".gz")):
             files = _archived(path)
         else:
+            others[path.suffix.lower() or "without ending"] += 1
             continue
         yield path.name, paper(files, keep_comments) if files else None
+    if others:
+        print(f"left out of {source}: {counted_kinds(others)}")
 
 
 def pile_papers(source: Path, pile_set: str) -> Iterator[Tuple[str, str]]:
@@ -177,10 +181,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         raise FileNotFoundError(f"--source ({args.source}): no such file or folder")
     if args.source.is_dir():
         papers = latex_papers(args.source, args.keep_comments)
-    elif args.source.name.endswith(RECORD_SUFFIXES):
+    elif has_suffix(args.source, RECORD_SUFFIXES):
         papers = pile_papers(args.source, args.pile_set)
     else:
-        raise ValueError(f"--source ({args.source}) is neither a folder nor .jsonl or .jsonl.zst")
+        kinds = ", ".join(RECORD_SUFFIXES)
+        raise ValueError(f"--source ({args.source}) is neither a folder nor a file of {kinds}")
     check_new(args.dest)
     written = without_main = 0
     with replaced_folder(args.dest) as folder:

@@ -22,6 +22,7 @@ from typing import Dict, List, Optional, Sequence
 
 from tqdm import tqdm
 
+from longmem_fairseq.corpus.files import counted_kinds, files_under
 from longmem_fairseq.corpus.source import SPLITS
 from longmem_fairseq.utils.cli import as_option, run
 from longmem_fairseq.utils.output_folder import check_new, replaced_folder
@@ -165,9 +166,11 @@ def write_books(folder: Path, paths: List[Path], args: argparse.Namespace) -> st
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = get_parser().parse_args(argv)
     check_options(args)
-    paths = sorted(args.source.rglob("*.txt"))
+    paths, others = files_under(args.source, (".txt",), args.dest)
     if not paths:
         raise ValueError(f"--source ({args.source}) holds no .txt files")
+    if others:
+        print(f"left out of {args.source}: {counted_kinds(others)}")
     with replaced_folder(args.dest) as folder:
         line = write_books(folder, paths, args)
     print(f"{args.dest}: {line}")

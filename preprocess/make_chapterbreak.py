@@ -21,6 +21,7 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from tqdm import tqdm
 
+from longmem_fairseq.corpus.files import counted_kinds, files_under
 from longmem_fairseq.corpus.source import json_records
 from longmem_fairseq.utils.cli import check_positive, counted, run
 from longmem_fairseq.utils.text_files import read_text
@@ -148,7 +149,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     if args.offsets is not None:
         items = given_items(args)
     else:
-        items = made_items(sorted(args.source.rglob("*.txt")), args)
+        paths, others = files_under(args.source, (".txt",))
+        if others:
+            print(f"left out of {args.source}: {counted_kinds(others)}")
+        items = made_items(paths, args)
     works: Dict[str, List[Dict]] = {}
     current, text = None, ""
     for path, item in tqdm(items, "items", unit=" items", disable=None):

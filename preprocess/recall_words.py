@@ -1,7 +1,8 @@
 """Words of the recall corpus: names, the values of each relation, filler sentences (ASCII English).
 
 No word is in two of the lists and the filler sentences contain none of them, whatever the case
-(`tests/test_recall_corpus.py` checks it), so that a value or a name always belongs to a fact.
+(`tests/preprocess/test_recall_corpus.py` checks it), so that a value or a name always belongs to a
+fact.
 """
 
 from typing import Dict, List, NamedTuple

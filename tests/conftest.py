@@ -71,7 +71,7 @@ def _patched_fairseq():
 
 @pytest.fixture(scope="session")
 def task(tmp_path_factory):
-    from tests.small_models import make_task
+    from tests.helpers.small_models import make_task
 
     return make_task(tmp_path_factory.mktemp("data"))
 
@@ -79,7 +79,7 @@ def task(tmp_path_factory):
 @pytest.fixture(scope="session")
 def backbone_path(tmp_path_factory, task):
     """A backbone's checkpoint."""
-    from tests.small_models import save_backbone
+    from tests.helpers.small_models import save_backbone
 
     path = tmp_path_factory.mktemp("backbone") / "checkpoint.pt"
     return save_backbone(path, task.source_dictionary, seed=1, smeared_key_layers=[3])
@@ -87,7 +87,7 @@ def backbone_path(tmp_path_factory, task):
 
 @pytest.fixture(scope="session")
 def backbone(backbone_path, task):
-    from tests.small_models import load_backbone
+    from tests.helpers.small_models import load_backbone
 
     return load_backbone(backbone_path, task)
 
@@ -95,7 +95,7 @@ def backbone(backbone_path, task):
 @pytest.fixture
 def build(task, backbone_path):
     """Builds a longmem or memtrm on the backbone, with options; see ``build_model``."""
-    from tests.small_models import build_model
+    from tests.helpers.small_models import build_model
 
     return lambda *arguments, path=backbone_path, **options: build_model(
         task, path, *arguments, **options
@@ -107,8 +107,8 @@ def build(task, backbone_path):
 
 @pytest.fixture(scope="session")
 def bad_inputs(tmp_path_factory, root):
-    """Data folders and checkpoints, good and bad, by name; see ``tests/bad_inputs.py``."""
-    from tests.bad_inputs import make
+    """Data folders and checkpoints, good and bad, by name; see ``tests/helpers/bad_inputs.py``."""
+    from tests.helpers.bad_inputs import make
 
     return make(tmp_path_factory.mktemp("bad_input"), root)
 
@@ -116,7 +116,7 @@ def bad_inputs(tmp_path_factory, root):
 @pytest.fixture(scope="session")
 def odd_corpus(tmp_path_factory):
     """A source with odd texts, the corpus prepared from it, and its manifest."""
-    from tests.corpora import ODD_TEXTS, PLAIN, prepare, write_splits
+    from tests.helpers.corpora import ODD_TEXTS, PLAIN, prepare, write_splits
 
     folder = tmp_path_factory.mktemp("odd")
     source = write_splits(folder / "source", {"plain": PLAIN}, {"plain": PLAIN}, ODD_TEXTS)
@@ -126,15 +126,15 @@ def odd_corpus(tmp_path_factory):
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory, root):
     """A folder with data1, data2 (another corpus) and backbone.pt."""
-    from tests.training_runs import make_runs
+    from tests.helpers.training_runs import make_runs
 
     return make_runs(tmp_path_factory.mktemp("runs"), root)
 
 
 @pytest.fixture
 def fit_here(root, monkeypatch):
-    """``fit`` of ``tests/training_runs.py`` from the checkout's folder."""
-    from tests.training_runs import fit
+    """``fit`` of ``tests/helpers/training_runs.py`` from the checkout's folder."""
+    from tests.helpers.training_runs import fit
 
     monkeypatch.chdir(root)
     return lambda *arguments: fit(monkeypatch, *arguments)
@@ -142,8 +142,8 @@ def fit_here(root, monkeypatch):
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory, root):
-    """Folders of tiny models, by name; see ``tests/model_folders.py``."""
-    from tests.model_folders import make
+    """Folders of tiny models, by name; see ``tests/helpers/model_folders.py``."""
+    from tests.helpers.model_folders import make
 
     return make(tmp_path_factory.mktemp("models"), root)
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# ruff (lint and format) and shellcheck over the whole checkout. Expect "All checks passed!".
+# ruff (lint and format) and shellcheck over the whole checkout, as pip install -e '.[dev]' installs them.
+# Expect "All checks passed!".
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source train_scripts/environment.sh dev
 
 ruff check .
 ruff format --check .

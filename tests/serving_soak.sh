@@ -7,4 +7,4 @@
 #   MODEL=runs/quickstart/longmem tests/serving_soak.sh     (default: a tiny model, made for the purpose)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-SECONDS_OF_LOAD=${SECONDS_OF_LOAD:-60} python -m tests.serving_soak ${MODEL:+"$MODEL"} "$@"
+SECONDS_OF_LOAD=${SECONDS_OF_LOAD:-60} python -m tests.helpers.serving_soak ${MODEL:+"$MODEL"} "$@"

@@ -22,7 +22,7 @@ fi
 export OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore
 
 mkdir -p "$WORK_DIR/made"
-python -c 'import sys, pathlib; from tests.training_runs import make_runs
+python -c 'import sys, pathlib; from tests.helpers.training_runs import make_runs
 make_runs(pathlib.Path(sys.argv[1]), pathlib.Path("."))' "$WORK_DIR/made" >"$WORK_DIR/made.log" 2>&1
 
 data=(--task longmem_language_modeling --tokens-per-sample 8 --batch-size 2 --stream-span 9 --num-workers 0)
@@ -88,7 +88,7 @@ import sys
 from pathlib import Path
 import torch
 from longmem_fairseq.memory.memory_file import read_memory_file
-from tests.training_runs import assert_same_state, named
+from tests.helpers.training_runs import assert_same_state, named
 
 killed, whole = map(Path, sys.argv[1:])
 states = [torch.load(folder / "checkpoint_last.pt") for folder in (killed, whole)]

@@ -15,7 +15,7 @@ import pytest
 from eval import copying, evaluate, parity, report
 from longmem_fairseq.commands import convert_released, generate, inspector, memorize, prepare
 from longmem_fairseq.utils.cli import run
-from tests.bad_inputs import BACKBONE, EXECUTES, LONGMEM, MEMORY, call_fairseq
+from tests.helpers.bad_inputs import BACKBONE, EXECUTES, LONGMEM, MEMORY, call_fairseq
 
 PROGRAMS = {
     "evaluate.py": evaluate.main,
@@ -332,7 +332,7 @@ CASES = {
     ),
     "prepare: empty folder": (
         "prepare_corpus.py --source {empty} --dest {scratch}/prepared",
-        "--source ({empty}) holds no documents: expected .txt, .jsonl or .jsonl.zst files",
+        "--source ({empty}) holds no documents: expected .txt or .jsonl files, also .gz or .zst",
     ),
     "memorize: no file matches": (
         "longmem-memorize {models}/longmem nothing*.txt --output m",

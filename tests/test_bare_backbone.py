@@ -21,8 +21,8 @@ from longmem_fairseq.commands import convert, prepare  # noqa: E402
 from longmem_fairseq.data import IndexedDocuments  # noqa: E402
 from longmem_fairseq.inspector import inspect_text, make_page  # noqa: E402
 from longmem_fairseq.modules import ConstantPointer  # noqa: E402
-from tests.hf_models import make_model  # noqa: E402
-from tests.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
+from tests.helpers.hf_models import make_model  # noqa: E402
+from tests.helpers.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
 
 WINDOW, K = 16, 8
 PAGE = PAGE.replace("e\u0301", "e").replace("\0", "")

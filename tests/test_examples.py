@@ -2,7 +2,7 @@
 
 import re
 
-from tests.examples import examples
+from tests.helpers.examples import examples
 
 
 def test_the_variable_replaces_the_usual_number(monkeypatch):
@@ -14,7 +14,7 @@ def test_the_variable_replaces_the_usual_number(monkeypatch):
 
 def test_every_property_takes_it(root):
     """No test file has properties whose number of examples is fixed, or hypothesis' own."""
-    for path in (root / "tests").glob("test_*.py"):
+    for path in (root / "tests").rglob("test_*.py"):
         text = path.read_text(encoding="utf-8")
         properties = len(re.findall(r"^@given\(|= \w+\.TestCase$", text, re.MULTILINE))
         assert len(re.findall(r"settings\(max_examples=examples\(", text)) == properties, path.name

@@ -16,7 +16,7 @@ from tests.fuzz.harness import Format
 from tests.fuzz.mutation import mutate
 from tests.fuzz.targets import TARGETS
 from tests.fuzz.watch import Forbidden, watched
-from tests.malicious import Malicious
+from tests.helpers.malicious import Malicious
 
 MUTATIONS = 30
 

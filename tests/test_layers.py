@@ -22,6 +22,8 @@ ROOMS = [
     "fairseq_patches",
     "api",
     "inspector",
+    "harness",
+    "serving",
     "corpus",
     "conversion",
     "commands",

@@ -14,6 +14,7 @@ from fairseq import checkpoint_utils
 
 from longmem_fairseq import LongMem
 from longmem_fairseq.conversion.files import weight_files
+from longmem_fairseq.corpus import files as corpus_files
 from longmem_fairseq.corpus import source as corpus_source
 from longmem_fairseq.inspector import inspect_text, make_page
 from longmem_fairseq.memory import MemoryBank
@@ -22,9 +23,9 @@ from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModel
 from longmem_fairseq.tasks.resume import names_beside
 from longmem_fairseq.tokenizers import CheckpointIds, GPT2Tokenizer, load_dictionary
 from preprocess import extract_arxiv, make_chapterbreak
-from tests.corpora import write_gpt2_files
 from tests.fuzz import seeds
 from tests.fuzz.watch import watched
+from tests.helpers.corpora import write_gpt2_files
 
 
 @pytest.fixture
@@ -184,7 +185,7 @@ def test_a_compressed_checkpoint_is_refused(model):
 
 
 def test_a_compressed_line_has_a_largest_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus_source, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(corpus_files, "LONGEST_LINE", 1000)
     path = tmp_path / "train.jsonl.zst"
     line = json.dumps({"text": "a" * 900}).encode() + b"\n"
     path.write_bytes(zstandard.ZstdCompressor().compress(line * 3))

@@ -42,10 +42,12 @@ if [[ -f "$dest/checkpoint.pt" && -f "$dest/ids.json" ]]; then
   exit
 fi
 
-# shellcheck source=train_scripts/environment.sh
-source "$root/train_scripts/environment.sh" cpu
-# shellcheck source=train_scripts/environment.sh
-source "$root/train_scripts/environment.sh" hf
+if ! command -v longmem-convert >/dev/null || ! python -I -c 'import gguf, tokenizers' 2>/dev/null; then
+  # shellcheck source=train_scripts/environment.sh
+  source "$root/train_scripts/environment.sh" cpu
+  # shellcheck source=train_scripts/environment.sh
+  source "$root/train_scripts/environment.sh" hf
+fi
 options=(--dest "$dest" ${DTYPE:+--dtype "$DTYPE"} "$@")
 
 if [[ -n "${MODEL:-}" ]]; then

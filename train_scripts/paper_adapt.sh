@@ -22,8 +22,9 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/paper_launch.sh"
 
 export ARCH=${ARCH:-longmem} TOKENS_PER_SAMPLE=1024 COMPUTE_DTYPE=${COMPUTE_DTYPE:-bfloat16}
-export UPDATES=${UPDATES:-100000} LR=${LR:-2e-4} WARMUP_UPDATES=${WARMUP_UPDATES:-2000}
-export RETRIEVAL_LAYER_INDEX=17 LAYER_REDUCTION_FACTOR=2 MEMORY_SIZE=65536 CHUNK_SIZE=4 K=64
-export SIDENET_INIT=released ACTIVATION_FN=released GATE_LR_MULTIPLIER=1
-exec bash "$here/train_longmem.sh" --update-freq "$UPDATE_FREQ" \
+export UPDATES=${UPDATES:-100000} LR=${LR:-2e-4} RETRIEVAL_LAYER_INDEX=17 CHUNK_SIZE=4
+sidenet=()
+if [[ "$ARCH" == longmem ]]; then sidenet=(--sidenet-init released --activation-fn released); fi
+exec bash "$here/train_longmem.sh" --update-freq "$UPDATE_FREQ" --warmup-updates 2000 \
+  --gate-lr-multiplier 1 "${sidenet[@]}" \
   --save-interval-updates 10000 --keep-interval-updates 2 "$@"

@@ -11,13 +11,13 @@
 # Adam (0.9, 0.98), eps 1e-6, weight decay 0.01, 256 segments of 1,024 tokens; learning rate and number of
 # updates are those of its adaptation (26B tokens), which it does not give for this step. bfloat16 stands
 # for its fp16. Expect, on its validation data, what the paper reports of GPT-2*: ArXiv 11.05.
-# Settings: UPDATES, LR, SEED, WARMUP_UPDATES. Arguments go to fairseq-train.
+# Settings: docs/running.md. Arguments go to fairseq-train.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=train_scripts/paper_launch.sh
 source "$here/paper_launch.sh"
 
 export ARCH=longmem_backbone_medium TOKENS_PER_SAMPLE=1024 COMPUTE_DTYPE=${COMPUTE_DTYPE:-bfloat16}
-export UPDATES=${UPDATES:-100000} LR=${LR:-2e-4} WARMUP_UPDATES=${WARMUP_UPDATES:-2000}
-exec bash "$here/pretrain_backbone.sh" --update-freq "$UPDATE_FREQ" \
+export UPDATES=${UPDATES:-100000} LR=${LR:-2e-4}
+exec bash "$here/pretrain_backbone.sh" --update-freq "$UPDATE_FREQ" --warmup-updates 2000 \
   --save-interval-updates 10000 --keep-interval-updates 2 "$@"

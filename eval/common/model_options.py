@@ -10,6 +10,7 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from eval.common.provenance import code_hash, commit
 from eval.common.results import check_results
 from longmem_fairseq import LongMem
+from longmem_fairseq.api.pretrained import load_with_options
 from longmem_fairseq.models.checkpoints import fingerprint
 from longmem_fairseq.tasks.config import ModelOptions, given_options
 from longmem_fairseq.utils.allocator import keep_freed_memory
@@ -58,7 +59,7 @@ def load(args: argparse.Namespace) -> LongMem:
     options = given_options(args)
     if args.tokens_per_sample is not None:
         options["tokens_per_sample"] = args.tokens_per_sample
-    lm = LongMem.from_pretrained(args.path, device=args.device, **options)
+    lm = LongMem(*load_with_options(Path(args.path), args.device, options))
     check_memory_options(args, lm.model)
     return lm
 
@@ -82,8 +83,13 @@ def describe_model(args: argparse.Namespace, model) -> Dict:
     if decoder.memory is not None:
         kept = ("memory_size", "chunk_size", "k", "scope", "index", "index_parameters", "dtype")
         memory_options = {name: decoder.memory.options[name] for name in kept}
-        reader = decoder.layers[decoder.memory_layer].self_attn
-        memory_options.update(heads=reader.memory_heads, distance=reader.memory_distance)
+        if decoder.memory.options["search"] == "hidden":
+            dim, pointer = decoder.memory.options["search_dim"], decoder.pointer
+            kind = None if pointer is None else type(pointer).__name__
+            memory_options.update(search_layer=decoder.search_layer, search_dim=dim, pointer=kind)
+        if decoder.gate is not None:
+            reader = decoder.layers[decoder.memory_layer].self_attn
+            memory_options.update(heads=reader.memory_heads, distance=reader.memory_distance)
     compute_dtype = getattr(decoder, "backbone", decoder).compute_dtype
     return {
         "name": args.name,

@@ -4,10 +4,11 @@ B texts, T tokens, V vocabulary.
 """
 
 import logging
+import os
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from longmem_fairseq.memory import ExternalMemory, MemoryFork
 from longmem_fairseq.modules import token_losses
 from longmem_fairseq.tokenizers import Tokenizer
 from longmem_fairseq.tokenizers.chat_template import Message
+from longmem_fairseq.utils.replaced_file import Version, file_version
 from longmem_fairseq.utils.text_files import Text, named_texts, read_text
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class LongMem:
         self.model, self.tokenizer = model, tokenizer
         self.decoder, self.dictionary = model.decoder, tokenizer.dictionary
         self.window = self.decoder.window
+        self._versions: Dict[str, Version] = {}  # of the memory files that were read, by path
 
     @classmethod
     def from_pretrained(
@@ -141,14 +144,25 @@ class LongMem:
             )
         return count
 
-    def save_memory(self, path: Text) -> None:
+    def save_memory(self, path: Text, replaces: Optional[Version] = None) -> None:
         """Writes what was memorised to a file, at once or not at all.
 
+        A file that was read here, and that another process has saved since, is left as it is (but
+        those of a memory that is split over processes).
+
+        Args:
+            replaces: ``file_version(path)`` when the work began, for a file that was not read here
+                (default: whatever is there)
+
         Raises:
-            OSError: the file cannot be written
+            OSError: the file cannot be written, is read-only, or was saved by another process
             ValueError: the model has no memory
         """
-        self.memory.single_bank(self.device).save(str(path))
+        bank, file = self.memory.single_bank(self.device), os.path.abspath(path)
+        if bank.num_shards > 1:
+            bank.save(str(path))
+        else:
+            self._versions[file] = bank.save(str(path), self._versions.get(file, replaces))
 
     def load_memory(self, path: Text, memory_map: bool = False) -> None:
         """Takes what was memorised from a file, instead of what is there.
@@ -162,7 +176,9 @@ class LongMem:
                 the memory is frozen
         """
         self._check_not_frozen()
+        version = file_version(str(path))
         self.memory.load(str(path), training=False, device=self.device, memory_map=memory_map)
+        self._versions[os.path.abspath(path)] = version
 
     @torch.no_grad()
     def forget(self, name: Optional[str] = None) -> int:

@@ -1,5 +1,6 @@
 """Models as training leaves them: a folder with checkpoint, dictionary and tokenizer."""
 
+import re
 from pathlib import Path
 from typing import Dict, Tuple, Union
 
@@ -10,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from longmem_fairseq.fairseq_patches import install
-from longmem_fairseq.models.checkpoints import identify_memory
+from longmem_fairseq.models.checkpoints import CHECKPOINTS, checkpoint_in, identify_memory
 from longmem_fairseq.tasks.config import MODEL_OPTIONS, TASK, ModelOptions
 from longmem_fairseq.tokenizers import Tokenizer, load_tokenizer
 
@@ -24,24 +25,35 @@ _MISFITS = (
     RuntimeError,
     TypeError,
 )
-CHECKPOINTS = (
-    "checkpoint_best.pt",
-    "checkpoint_last.pt",
-    "checkpoint.pt",
-    "model.safetensors",
-)
+_OPTIONS = (*MODEL_OPTIONS, "tokens_per_sample")
+# as a command line names them
+_OPTION = re.compile("--({})(?![a-z-])".format("|".join(_OPTIONS).replace("_", "-")))
 
 
 def load_pretrained(
     path: Path, device: Union[str, torch.device], overrides: Dict
 ) -> Tuple[FairseqLanguageModel, Tokenizer]:
-    """Model, in evaluation mode, and tokenizer; see :meth:`LongMem.from_pretrained`."""
+    """Model, in evaluation mode, and tokenizer; see :meth:`LongMem.from_pretrained`.
+
+    Errors name options as Python does.
+    """
+    try:
+        return load_with_options(path, device, overrides)
+    except (FileNotFoundError, ValueError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        message = _OPTION.sub(lambda option: option[1].replace("-", "_"), str(error))
+        raise kind(message) from error
+
+
+def load_with_options(
+    path: Path, device: Union[str, torch.device], overrides: Dict
+) -> Tuple[FairseqLanguageModel, Tokenizer]:
+    """The same, for commands: errors name options as a command line does."""
     install()
     checkpoint = _find_checkpoint(path)
-    known = (*MODEL_OPTIONS, "tokens_per_sample")
     for name in overrides:
-        if name not in known:
-            raise ValueError(f"{name} is no option of a model: expected {', '.join(known)}")
+        if name not in _OPTIONS:
+            raise ValueError(f"{name} is no option of a model: expected {', '.join(_OPTIONS)}")
     # what the task was given in training stands in the model's configuration, settled
     nothing = {name: getattr(ModelOptions(), name) for name in MODEL_OPTIONS}
     task = {**nothing, **overrides, "data": str(checkpoint.parent)}
@@ -54,7 +66,7 @@ def load_pretrained(
         if "--pretrained-model-path" not in str(error):
             raise
         raise FileNotFoundError(
-            f"{error}; {checkpoint} needs its backbone: give pretrained_model_path=CHECKPOINT"
+            f"{error}; {checkpoint} needs its backbone: give --pretrained-model-path"
         ) from error
     except _MISFITS as error:
         reason = str(error).split("\n")[0]
@@ -70,12 +82,10 @@ def _find_checkpoint(path: Path) -> Path:
     Raises:
         FileNotFoundError: naming what is missing
     """
-    found = path
-    if path.is_dir():
-        found = next((path / name for name in CHECKPOINTS if (path / name).is_file()), None)
-        if found is None:
-            raise FileNotFoundError(f"{path} holds no model: expected {', '.join(CHECKPOINTS)}")
-    elif not path.is_file():
+    found = Path(checkpoint_in(str(path)))
+    if found.is_dir():
+        raise FileNotFoundError(f"{path} holds no model: expected {', '.join(CHECKPOINTS)}")
+    if not found.is_file():
         raise FileNotFoundError(f"{path}: no such model")
     if not (found.parent / "dict.txt").is_file():
         raise FileNotFoundError(

@@ -7,6 +7,7 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from longmem_fairseq.api.hub_interface import LongMem
 from longmem_fairseq.memory import MemoryFork
@@ -65,39 +66,9 @@ def score_rows(lm: LongMem, rows: Sequence[Row], top: int = 1, memory: bool = Tr
     fork = lm.fork(len(rows)) if memory else None
     plans = [_plan(row, lm.window, fork) for row in rows]
     scored = [[] for _ in rows]
-    pad = lm.dictionary.pad()
     for start in range(0, max(plan.begin for plan in plans), lm.window):
-        ends = [
-            min(start + lm.window, plan.stop) if plan.begin > start else start for plan in plans
-        ]
-        firsts = [
-            max(plan.first, start) if plan.rolls else end
-            for plan, end in zip(plans, ends, strict=True)
-        ]
-        segment = _padded([row.tokens[start:end] for row, end in zip(rows, ends, strict=True)], pad)
-        segment = segment.to(lm.device)
-        if any(first < end for first, end in zip(firsts, ends, strict=True)):
-            reading = lm.decoder.read(segment, None if fork is None else fork.retrieve)
-            entries = reading.entries
-            _score(reading.scores, rows, [start] * len(rows), firsts, ends, top, scored)
-        elif fork is not None:
-            entries = lm.decoder.entries(segment)
-        if fork is not None:
-            stops = torch.tensor(
-                [min(end, plan.begin) for plan, end in zip(plans, ends, strict=True)]
-            )
-            valid = start + torch.arange(segment.size(1)) < stops.unsqueeze(1)  # B x T
-            fork.write(**entries._asdict(), token_ids=segment, valid=valid)
-    begins = [plan.begin for plan in plans]
-    firsts = [
-        max(plan.first, _rolled_to(plan, lm.window)) if plan.rolls else plan.first for plan in plans
-    ]
-    stops = [plan.stop for plan in plans]
-    window = _padded([row.tokens[b:s] for row, b, s in zip(rows, begins, stops, strict=True)], pad)
-    skipped = min(first - begin for first, begin in zip(firsts, begins, strict=True))
-    retrieve = None if fork is None else fork.retrieve
-    logits = lm.decoder.read(window.to(lm.device), retrieve, first=skipped).scores
-    _score(logits, rows, [begin + skipped for begin in begins], firsts, stops, top, scored)
+        _score_segment(lm, rows, plans, start, fork, top, scored)
+    _score_last(lm, rows, plans, fork, top, scored)
     return [Scored(*(torch.cat(parts) for parts in zip(*found, strict=True))) for found in scored]
 
 
@@ -139,13 +110,59 @@ def _plan(row: Row, window: int, fork: Optional[MemoryFork]) -> _Plan:
     return _Plan(begin, stop, stop - row.scored)
 
 
-def _rolled_to(plan: _Plan, window: int) -> int:
-    """The first token that segments of the window before the last one have not scored."""
-    return min(plan.stop, -(-plan.begin // window) * window)
+def _score_segment(
+    lm: LongMem,
+    rows: Sequence[Row],
+    plans: Sequence[_Plan],
+    start: int,
+    fork: Optional[MemoryFork],
+    top: int,
+    scored: List[List],
+) -> None:
+    """Reads the segments that begin at *start*, before the last window, and memorizes them."""
+    ends = [min(start + lm.window, plan.stop) if plan.begin > start else start for plan in plans]
+    firsts = [
+        max(plan.first, start) if plan.rolls else end for plan, end in zip(plans, ends, strict=True)
+    ]
+    segment = _padded(lm, rows, [start] * len(rows), ends)
+    if any(first < end for first, end in zip(firsts, ends, strict=True)):
+        reading = lm.decoder.read(segment, None if fork is None else fork.retrieve)
+        entries = reading.entries
+        _score(reading.scores, rows, [start] * len(rows), firsts, ends, top, scored)
+    elif fork is not None:
+        entries = lm.decoder.entries(segment)
+    if fork is not None:
+        stops = torch.tensor([min(end, plan.begin) for plan, end in zip(plans, ends, strict=True)])
+        valid = start + torch.arange(segment.size(1)) < stops.unsqueeze(1)  # B x T
+        fork.write(**entries._asdict(), token_ids=segment, valid=valid)
 
 
-def _padded(parts: List[Tensor], pad: int) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=pad)
+def _score_last(
+    lm: LongMem,
+    rows: Sequence[Row],
+    plans: Sequence[_Plan],
+    fork: Optional[MemoryFork],
+    top: int,
+    scored: List[List],
+) -> None:
+    """Reads the last windows."""
+    begins, stops = ([getattr(plan, name) for plan in plans] for name in ("begin", "stop"))
+    rolled = [min(plan.stop, -(-plan.begin // lm.window) * lm.window) for plan in plans]
+    firsts = [
+        max(plan.first, place) if plan.rolls else plan.first
+        for plan, place in zip(plans, rolled, strict=True)
+    ]
+    skipped = min(first - begin for first, begin in zip(firsts, begins, strict=True))
+    retrieve = None if fork is None else fork.retrieve
+    reading = lm.decoder.read(_padded(lm, rows, begins, stops), retrieve, first=skipped)
+    begins = [begin + skipped for begin in begins]
+    _score(reading.scores, rows, begins, firsts, stops, top, scored)
+
+
+def _padded(lm: LongMem, rows: Sequence[Row], begins: List[int], ends: List[int]) -> Tensor:
+    """A part of each row, B x T."""
+    parts = [row.tokens[b:e] for row, b, e in zip(rows, begins, ends, strict=True)]
+    return pad_sequence(parts, batch_first=True, padding_value=lm.dictionary.pad()).to(lm.device)
 
 
 def _score(

@@ -7,8 +7,7 @@ Example:
 writes models/released/backbone/{checkpoint.pt,dict.txt} and, with --longmem, the same under
 models/released/longmem. fairseq-eval-lm and eval/evaluate.py read both. With --gpt2-bpe-dir, a folder
 with GPT-2's encoder.json and vocab.bpe, both get the tokenizer that texts need: the longmem commands,
-prepare_corpus.py --vocabulary and the benchmarks. The SideNet's checkpoint names its backbone by
-absolute path: after moving the folder, give --pretrained-model-path.
+prepare_corpus.py --vocabulary and the benchmarks. The folder can be moved as a whole.
 """
 
 import argparse
@@ -79,8 +78,9 @@ def load_safely(path: Path) -> Dict[str, Any]:
         FileNotFoundError: there is no such file
         ValueError: it is damaged, holds no dictionary, or would execute code
     """
-    # a plain bag of options
-    with clear_errors(path), torch.serialization.safe_globals([argparse.Namespace]):
+    # a plain bag of options; not for this block alone, whose end would take it from install() too
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    with clear_errors(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
         raise ValueError(f"{path} is not a checkpoint: it holds a {type(state).__name__}")
@@ -264,7 +264,8 @@ def convert(
             module = SideNetDecoder(OmegaConf.structured(cfg), decoder, identity)
         weights = {**sidenet.renamed(SIDENET_NAMES), "backbone_fingerprint": identity}
         check_fits(sidenet.path, weights, module)
-        save_model(folder / "longmem", cfg, weights, tokens_per_sample, text)
+        place = "../backbone/checkpoint.pt"
+        save_model(folder / "longmem", cfg, weights, tokens_per_sample, text, place)
         if tokenizer is not None:
             tokenizer.save(folder / "longmem")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, List, Tuple
 
 from longmem_fairseq.utils.allocator import keep_freed_memory
 from longmem_fairseq.utils.cli import check_positive
+from longmem_fairseq.utils.replaced_file import replaced_mode
 from longmem_fairseq.utils.text_files import matching_files, read_text, text_of
 
 if TYPE_CHECKING:
@@ -102,13 +103,14 @@ def load_model(args: argparse.Namespace, with_memory: bool = True) -> "LongMem":
         raise ValueError("--memory-map needs --memory, the file that is to be mapped")
     check_positive(args, "tokens_per_sample")
     from longmem_fairseq import LongMem
+    from longmem_fairseq.api.pretrained import load_with_options
     from longmem_fairseq.tasks.config import given_options
 
     keep_freed_memory()
     options = given_options(args)
     if args.tokens_per_sample is not None:
         options["tokens_per_sample"] = args.tokens_per_sample
-    lm = LongMem.from_pretrained(args.model, args.device, **options)
+    lm = LongMem(*load_with_options(Path(args.model), args.device, options))
     if args.memory is not None and with_memory:
         lm.load_memory(args.memory, memory_map=args.memory_map)
     return lm
@@ -156,3 +158,7 @@ def check_file(option: str, path: str) -> None:
         raise ValueError(f"{option} ({path}): there is no folder {folder}")
     if Path(path).is_dir():
         raise ValueError(f"{option} ({path}) is a folder: give a file to write")
+    try:
+        replaced_mode(path)
+    except OSError as error:
+        raise ValueError(f"{option} ({path}): {error}") from None

@@ -3,8 +3,9 @@
 Example:
     python preprocess/prepare_corpus.py --source books --dest data/books --vocab-size 8000
 
---source is a folder of .txt, .jsonl or .jsonl.zst files or one such file. Its train/, valid/ and
-test/ folders, or train.jsonl and so on, are the splits; without them it is split by document.
+--source is a folder of .txt or .jsonl files, also compressed (.gz, .zst), or one such file. Its
+train/, valid/ and test/ folders, or train.jsonl and so on, are the splits; without them it is split
+by document.
 Writes
     dict.txt, {train,valid,test}.{bin,idx}, {split}.documents.jsonl, {split}.questions.jsonl,
     sentencepiece.model (or encoder.json, vocab.bpe; or tokenizer.json, ids.json) and manifest.json
@@ -23,6 +24,7 @@ from typing import Any, Dict, Optional, Sequence
 from tqdm import tqdm
 
 from longmem_fairseq.corpus.encoding import encode_documents
+from longmem_fairseq.corpus.files import counted_kinds
 from longmem_fairseq.corpus.source import SPLITS, Source
 from longmem_fairseq.corpus.split import SplitCorpus
 from longmem_fairseq.corpus.writer import write_split
@@ -163,12 +165,19 @@ def write_corpus(folder: Path, corpus: SplitCorpus, args: argparse.Namespace) ->
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = get_parser().parse_args(argv)
     check_options(args)
+    if args.dest.resolve() in (args.source.resolve(), *args.source.resolve().parents):
+        raise ValueError(
+            f"--source ({args.source}) is in --dest ({args.dest}), which is replaced as a whole: give "
+            "another folder as --dest"
+        )
     source = Source(args.source, args.text_field, exclude=args.dest)
     digest = corpus_hash(args, source)
     if is_up_to_date(args.dest, "manifest.json", {"hash": digest}, args.overwrite):
         print(f"{args.dest}: up to date")
         return
     must_train = not (args.vocabulary or args.sentencepiece_model or args.gpt2_bpe_dir)
+    if source.left_out:
+        print(f"left out of {args.source}: {counted_kinds(source.left_out)}")
     corpus = SplitCorpus(source, args.valid_share, args.test_share, args.seed, must_train)
     with replaced_folder(args.dest) as folder:
         manifest = {**write_corpus(folder, corpus, args), "hash": digest}

@@ -9,7 +9,7 @@ from fairseq.dataclass.configs import FairseqConfig
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from longmem_fairseq.models.checkpoints import dictionary_hash
+from longmem_fairseq.models.checkpoints import PLACE, dictionary_hash
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
 
 
@@ -38,7 +38,12 @@ def check_fits(
 
 
 def save_model(
-    folder: Path, cfg, weights: Dict[str, Tensor], tokens_per_sample: int, dictionary: str
+    folder: Path,
+    cfg,
+    weights: Dict[str, Tensor],
+    tokens_per_sample: int,
+    dictionary: str,
+    backbone_place: Optional[str] = None,
 ) -> None:
     """Writes dictionary and checkpoint, without optimizer state.
 
@@ -46,6 +51,7 @@ def save_model(
         cfg: configuration of the model
         weights: state dict of its decoder
         dictionary: the text of dict.txt
+        backbone_place: of a SideNet: its backbone's checkpoint, seen from *folder*
     """
     folder.mkdir(exist_ok=True)
     (folder / "dict.txt").write_text(dictionary, encoding="utf-8")
@@ -62,7 +68,8 @@ def save_model(
         "optimizer_history": [{**history, "num_updates": 0}],
         "extra_state": {"train_iterator": None},
         "task_state": {
-            "dictionary_hash": dictionary_hash(Dictionary.load(str(folder / "dict.txt")))
+            "dictionary_hash": dictionary_hash(Dictionary.load(str(folder / "dict.txt"))),
+            PLACE: backbone_place,
         },
     }
     torch.save(state, folder / "checkpoint.pt")

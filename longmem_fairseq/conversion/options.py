@@ -187,14 +187,11 @@ def olmo2(config: Config) -> Config:
 
 
 def exaone4(config: Config) -> Config:
-    pattern = config.get("sliding_window_pattern", 4)
-    if (
-        config.get("layer_types") is None
-        and config.get("sliding_window")
-        and type(pattern) is not int
-    ):
-        raise ValueError(f"config.json: sliding_window_pattern ({pattern}) needs layer_types")
-    windows = sliding(config, _all_but_every(pattern, config) if pattern else ())
+    every, windows = config.get("sliding_window_pattern", 4), {}
+    if config.get("sliding_window"):
+        if config.get("layer_types") is None and type(every) is not int:
+            raise ValueError(f"config.json: sliding_window_pattern ({every}) needs layer_types")
+        windows = sliding(config, _all_but_every(every, config) if type(every) is int else ())
     return {
         **llama({"rms_norm_eps": 1e-5, **config}),
         "no_pre_norms": True,

@@ -1,25 +1,30 @@
 """Reading a corpus: which files belong to which split, and their documents one at a time."""
 
 import hashlib
-import io
 import json
+from collections import Counter
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
+from longmem_fairseq.corpus.files import (
+    content_of,
+    counted_kinds,
+    files_under,
+    has_suffix,
+    lines_of,
+)
 from longmem_fairseq.utils.text_files import (
     chance_of,
     parse_json,
     plain_text,
     read_json,
-    read_text,
     text_of,
 )
 
 SPLITS = ("train", "valid", "test")
-TEXT_SUFFIX = ".txt"
-RECORD_SUFFIXES = (".jsonl", ".jsonl.zst")
-# Of a compressed file, in bytes: a few kilobytes can unpack to more than a machine has.
-LONGEST_LINE = 1 << 28
+TEXT_SUFFIXES = (".txt", ".txt.gz", ".txt.zst")
+RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+DOCUMENT_SUFFIXES = TEXT_SUFFIXES + RECORD_SUFFIXES
 
 
 class Document(NamedTuple):
@@ -35,9 +40,9 @@ class Source:
     """A file or folder of documents.
 
     Args:
-        path: a .txt, .jsonl or .jsonl.zst file, or a folder of them at any depth, hidden ones
-            left out. Its folders or record files called train, valid and test are the splits,
-            and then the only input.
+        path: a .txt or .jsonl file, also .gz or .zst, or a folder of them at any depth, linked folders
+            included and hidden ones left out. Its folders or record files called train, valid and
+            test are the splits, and then the only input.
         text_field: field of a record that holds the text.
         exclude: folder inside `path` that is not input (the result, where it is written there).
 
@@ -50,41 +55,46 @@ class Source:
             raise FileNotFoundError(f"--source ({path}) does not exist")
         self.path = path
         self.text_field = text_field
-        self._exclude = exclude.resolve() if exclude is not None else None
-        self.split_files = {} if path.is_file() else self._find_splits()
-        if self.split_files:
-            self.files = [file for files in self.split_files.values() for file in files]
-        else:
-            self.files = [path] if path.is_file() else self._files_under(path)
-        if not self.files or not all(_is_document_file(file) for file in self.files):
+        self.split_files: Dict[str, List[Path]] = {}
+        self.files, self.left_out = [path], Counter()  # how many files are no input, by ending
+        if not path.is_file():
+            self.files, self.left_out = files_under(path, DOCUMENT_SUFFIXES, exclude)
+            self._find_splits(exclude)
+            if self._corpus_json.is_file():
+                self.left_out -= Counter([self._corpus_json.suffix])
+        if not self.files or not all(has_suffix(file, DOCUMENT_SUFFIXES) for file in self.files):
+            others = f"; there are {counted_kinds(self.left_out)}" if self.left_out else ""
             raise ValueError(
-                f"--source ({path}) holds no documents: expected .txt, .jsonl or .jsonl.zst files"
+                f"--source ({path}) holds no documents: expected .txt or .jsonl files, also .gz or "
+                f".zst{others}"
             )
 
     @property
     def has_splits(self) -> bool:
         return bool(self.split_files)
 
-    def _find_splits(self) -> Dict[str, List[Path]]:
-        found = {}
+    def _find_splits(self, exclude: Optional[Path]) -> None:
+        """Where there are splits, makes their files the only ones."""
         for split in SPLITS:
-            candidates = [self.path / split] + [self.path / (split + s) for s in RECORD_SUFFIXES]
-            candidates = [path for path in candidates if path.exists()]
+            candidates = [
+                path
+                for path in sorted(self.path.glob(f"{split}*"))
+                if (path.name == split and path.is_dir())
+                or path.name.lower() in [split + suffix for suffix in RECORD_SUFFIXES]
+            ]
             if len(candidates) > 1:
                 names = ", ".join(path.name for path in candidates)
                 raise ValueError(f"--source ({self.path}) has {names}: keep one for each split")
             for path in candidates:
-                found[split] = self._files_under(path) if path.is_dir() else [path]
-        return found
-
-    def _files_under(self, folder: Path) -> List[Path]:
-        files = sorted(path for path in folder.rglob("*") if _is_document_file(path))
-        return [
-            path
-            for path in files
-            if self._exclude not in path.resolve().parents
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        ]
+                found = (
+                    files_under(path, DOCUMENT_SUFFIXES, exclude)[0] if path.is_dir() else [path]
+                )
+                self.split_files[split] = found
+        if self.split_files:
+            everything = {file.resolve() for file in self.files}
+            self.files = [file for files in self.split_files.values() for file in files]
+            if beside := everything - {file.resolve() for file in self.files}:
+                self.left_out[f"beside {', '.join(self.split_files)}"] = len(beside)
 
     def content_hash(self) -> str:
         """sha256 over the names and bytes of all files, and over corpus.json where there is one."""
@@ -118,9 +128,8 @@ class Source:
         root = self.path if split is None else self.path / split
         for path in self.files if split is None else self.split_files[split]:
             name = path.relative_to(root).as_posix() if root in path.parents else path.name
-            if path.suffix == TEXT_SUFFIX:
-                text = read_text(path)
-                yield Document(name, text, None, str(path))
+            if has_suffix(path, TEXT_SUFFIXES):
+                yield Document(name, text_of(content_of(path), str(path)), None, str(path))
             else:
                 yield from self._records(path, name)
 
@@ -144,11 +153,12 @@ class Source:
 
 
 def json_records(path: Path) -> Iterator[Tuple[str, int, Any]]:
-    """Every record of a .jsonl or .jsonl.zst file: where it is, for messages, its line, its content.
+    """Every record of a .jsonl file, which may be compressed: where it is, for messages, its line, its
+    content.
 
     Raises ValueError for a line that is not JSON.
     """
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(lines_of(path), start=1):
         where = f"{path}, line {number}"
         text = text_of(line, where)
         if not text.strip():
@@ -159,36 +169,6 @@ def json_records(path: Path) -> Iterator[Tuple[str, int, Any]]:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise ValueError(f"{where}: invalid JSON ({reason})") from None
         yield where, number, record
-
-
-def _is_document_file(path: Path) -> bool:
-    return path.name.endswith((TEXT_SUFFIX,) + RECORD_SUFFIXES) and path.is_file()
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        if path.suffix == ".zst":
-            yield from _zstandard_lines(path, file)
-        else:
-            yield from file
-
-
-def _zstandard_lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
-    try:
-        import zstandard
-    except ImportError:
-        raise ValueError(f"{path}: .zst files need zstandard: pip install zstandard") from None
-    reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-    lines = io.BufferedReader(reader)
-    try:
-        while line := lines.readline(LONGEST_LINE + 1):
-            if len(line) > LONGEST_LINE:
-                raise ValueError(
-                    f"{path}: a line of more than {LONGEST_LINE:,} bytes: cut its document in parts"
-                )
-            yield line
-    except zstandard.ZstdError as error:
-        raise ValueError(f"{path}: damaged zstandard file ({error})") from None
 
 
 def _check_questions(questions: Any, text: str, where: str) -> None:

@@ -66,6 +66,12 @@ PATCHES = (
         "test_faults.py::test_nan_is_reported_with_update_stream_and_document",
     ),
     Patch(
+        "fairseq.trainer._catalog_shared_params",
+        "shared_parameters.shared_parameters",
+        "the log named every missing bias as a shared parameter",
+        "test_shared_parameters.py::test_only_what_is_shared_is_found",
+    ),
+    Patch(
         "fairseq.data.iterators.GroupedIterator.__init__",
         "checkpoints.grouped_iterator",
         "a run resumed with another --update-freq left out the last batches of its epoch",

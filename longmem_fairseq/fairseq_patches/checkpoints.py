@@ -25,6 +25,7 @@ from fairseq import checkpoint_utils
 from fairseq.data import iterators
 from fairseq.trainer import Trainer
 
+from longmem_fairseq.models.checkpoints import checkpoint_in, find_backbone, note_backbone
 from longmem_fairseq.models.exported import read_exported
 from longmem_fairseq.utils.checkpoint_errors import clear_errors
 
@@ -44,8 +45,9 @@ _UNFINISHED = ".tmp"
 def load_checkpoint_to_cpu(path, *args, **kwargs):
     """``fairseq.checkpoint_utils.load_checkpoint_to_cpu`` with :func:`clear_errors`.
 
-    Also of exported models, which are no pickles.
+    Also of exported models, which are no pickles, and of a folder that holds one checkpoint or more.
     """
+    path = checkpoint_in(str(path))
     if str(path).endswith(".safetensors"):
         return read_exported(Path(path), *args)
     unknown = None
@@ -61,6 +63,7 @@ def load_checkpoint_to_cpu(path, *args, **kwargs):
         ) from unknown
     if not isinstance(state, dict) or "model" not in state:
         raise ValueError(f"{path} is not a fairseq checkpoint: it holds no model")
+    find_backbone(state, os.path.dirname(path))
     return state
 
 
@@ -78,6 +81,10 @@ def save_checkpoint(cfg, trainer, epoch_itr, val_loss):
 def load_checkpoint(cfg, trainer, **kwargs):
     """``fairseq.checkpoint_utils.load_checkpoint``, then ``after_load``."""
     if cfg.restore_file != "checkpoint_last.pt":
+        if os.path.isdir(cfg.restore_file):
+            cfg.restore_file = os.path.join(cfg.restore_file, "checkpoint_last.pt")
+        if not os.path.isfile(cfg.restore_file):  # fairseq would begin anew
+            raise FileNotFoundError(f"--restore-file ({cfg.restore_file}): no such checkpoint")
         folder = os.path.dirname(cfg.restore_file)
     elif cfg.continue_once and not os.path.exists(os.path.join(cfg.save_dir, cfg.restore_file)):
         folder = os.path.dirname(cfg.continue_once)
@@ -126,6 +133,7 @@ def torch_persistent_save(state, path, async_write=False):
     """``fairseq.checkpoint_utils.torch_persistent_save``, once, and whole or not at all."""
     if async_write or not checkpoint_utils.PathManager.supports_rename(path):
         return _original_write(state, path, async_write)
+    note_backbone(state, os.path.dirname(path))
     with _replaced(path) as unfinished, open(unfinished, "wb") as file:
         torch.save(state, file)
 

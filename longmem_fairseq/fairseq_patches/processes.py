@@ -76,7 +76,7 @@ def call_main(cfg, main, **kwargs):
     Raises:
         ValueError: see :func:`use_cpus` and, for our task, :func:`check_command`
     """
-    if getattr(cfg.task, "_name", None) == TASK:
+    if _is_ours(cfg):
         check_command(cfg)
         keep_freed_memory()
     if cfg.common.cpu or not torch.cuda.is_available():
@@ -86,6 +86,11 @@ def call_main(cfg, main, **kwargs):
         return _original_call_main(cfg, main, **kwargs)
     with StopOnSigterm(functions):
         return _original_call_main(cfg, main, **kwargs)
+
+
+def _is_ours(cfg) -> bool:
+    """Whether the task of a command is that of this plugin."""
+    return getattr(getattr(cfg, "task", None), "_name", None) == TASK
 
 
 def distributed_main(device_id, main, cfg, kwargs):
@@ -99,7 +104,7 @@ def distributed_main(device_id, main, cfg, kwargs):
         ValueError: fairseq-eval-lm is to read a shard, and its processes read shards already
     """
     install()
-    if getattr(cfg.task, "_name", None) == TASK:
+    if _is_ours(cfg):
         keep_freed_memory()
     if "eval_lm" in main.__globals__:  # fairseq-eval-lm, whose main calls it
         if (cfg.dataset.num_shards, cfg.dataset.shard_id) != (1, 0):

@@ -5,7 +5,7 @@ n tokens.
 """
 
 import copy
-from typing import Dict, Iterator, List, Tuple
+from typing import Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from longmem_fairseq.memory.bank_layout import CONTENTS, PENDING, check_fingerpr
 from longmem_fairseq.memory.memory_file import write_memory_file
 from longmem_fairseq.memory.shard_files import read_part, remove_other_parts
 from longmem_fairseq.memory.token_log import UNKNOWN, Source
+from longmem_fairseq.utils.replaced_file import Version
 
 FILL = ("num_written", "num_pending", "sources", "in_document")
 CHUNKS_AT_ONCE = 4096
@@ -187,16 +188,17 @@ def load_state_dict(self, header: Dict, state: Dict[str, Tensor]) -> None:
     self.index.load_state_dict(index, self.num_own_chunks)
 
 
-def save(self, path: str) -> None:
-    """Writes the bank to a file, at once or not at all; see :mod:`memory_file`.
+def save(self, path: str, replaces: Optional[Version] = None) -> Version:
+    """Writes the bank to a file, at once or not at all; see :func:`write_memory_file`.
 
     Then removes the files that shards have saved under the same *path*.
 
     Raises:
         OSError: the file cannot be written, or one of those not removed
     """
-    write_memory_file(path, self.header(), self.state_dict())
+    version = write_memory_file(path, self.header(), self.state_dict(), replaces)
     remove_other_parts(path, 1)
+    return version
 
 
 def load(

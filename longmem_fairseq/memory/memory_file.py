@@ -17,11 +17,10 @@ Exact search leaves no index in a file, and reads none.
 
 import json
 import os
-import shutil
 import tempfile
 import zlib
 from contextlib import contextmanager
-from typing import Dict, Iterator, Tuple
+from typing import Dict, Iterator, Optional, Tuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,6 +30,12 @@ from torch import Tensor
 from longmem_fairseq.memory.bank_layout import SCOPES, SEARCHES
 from longmem_fairseq.memory.chunk_store import DTYPES, Placement
 from longmem_fairseq.memory.token_log import UNKNOWN
+from longmem_fairseq.utils.replaced_file import (
+    Version,
+    give_usual_mode,
+    put_in_place,
+    replaced_mode,
+)
 
 FORMAT = 3
 READABLE = (1, 2, 3)
@@ -40,6 +45,15 @@ IN_MEMORY = 2**28  # bytes, of a tensor that has to be copied to be saved
 MAPPED = ("chunk_keys", "keys", "values", "scales")  # what is not read as a whole
 
 
+def is_memory_file(path: str) -> bool:
+    """Whether it has the header of one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return HEADER_KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 @contextmanager
 def staged_memory_file(path: str, header: Dict, tensors: Dict[str, Tensor]) -> Iterator[str]:
     """Writes a file beside *path*, for :func:`put_in_place`, and removes it if that is not called.
@@ -47,20 +61,24 @@ def staged_memory_file(path: str, header: Dict, tensors: Dict[str, Tensor]) -> I
     Raises:
         OSError: there is no room, or no permission; an older file is left as it was
     """
+    mode = None
     header = {"format": FORMAT, **header}
     folder = os.path.dirname(os.path.abspath(path))
     prefix = f".{os.path.basename(path)}."
     try:
+        mode = replaced_mode(path)
         # in a folder of its own, because safetensors puts a file of any name beside what it writes
         with tempfile.TemporaryDirectory(prefix=prefix, suffix=".part", dir=folder) as beside:
             tensors = {name: _contiguous(name, t, beside) for name, t in tensors.items()}
             checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
             checksums["header"] = _text_checksum(header)
             metadata = {HEADER_KEY: json.dumps({**header, "checksums": checksums})}
-            part, usual = os.path.join(beside, "memory"), os.path.join(beside, "usual")
+            part = os.path.join(beside, "memory")
             save_file(tensors, part, metadata=metadata)
-            open(usual, "w").close()
-            shutil.copymode(usual, part)  # safetensors lets nobody else read it
+            if mode is None:
+                give_usual_mode(part)
+            else:
+                os.chmod(part, mode)
             with open(part, "rb") as written:
                 os.fsync(written.fileno())
             yield part
@@ -85,24 +103,17 @@ def _contiguous(name: str, tensor: Tensor, folder: str) -> Tensor:
         raise OSError(str(error.__cause__)) from error
 
 
-def put_in_place(part: str, path: str) -> None:
-    """Makes a staged file that of *path*, at once."""
-    os.replace(part, path)
-    descriptor = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
-    try:
-        os.fsync(descriptor)  # the new name too outlives a power cut
-    finally:
-        os.close(descriptor)
-
-
-def write_memory_file(path: str, header: Dict, tensors: Dict[str, Tensor]) -> None:
-    """Writes a file that is either whole or not there.
+def write_memory_file(
+    path: str, header: Dict, tensors: Dict[str, Tensor], replaces: Optional[Version] = None
+) -> Version:
+    """Writes a file that is either whole or not there; see :func:`put_in_place`.
 
     Raises:
-        OSError: there is no room, or no permission; an older file is left as it was
+        OSError: there is no room, no permission, or another version than the one that *replaces* says;
+            an older file is left as it was
     """
     with staged_memory_file(path, header, tensors) as part:
-        put_in_place(part, path)
+        return put_in_place(part, path, replaces)
 
 
 def read_memory_file(path: str, verify: bool = True) -> Tuple[Dict, Dict[str, Tensor]]:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from longmem_fairseq.memory.chunk_store import ChunkStore, Placement
 from longmem_fairseq.memory.memory_bank import MemoryBank
-from longmem_fairseq.memory.memory_file import put_in_place, staged_memory_file
+from longmem_fairseq.memory.memory_file import staged_memory_file
 from longmem_fairseq.memory.retrieved import Retrieved
 from longmem_fairseq.memory.shard_files import identity, part_path, remove_other_parts
+from longmem_fairseq.utils.replaced_file import put_in_place
 
 # into one tensor: a list of them costs gloo several copies. Renamed in PyTorch 2.13
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

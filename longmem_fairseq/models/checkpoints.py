@@ -1,4 +1,4 @@
-"""Reading a backbone's checkpoint, and telling one backbone from another."""
+"""Finding and reading a backbone's checkpoint, and telling one backbone from another."""
 
 import hashlib
 import os
@@ -12,6 +12,14 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
+
+CHECKPOINTS = (
+    "checkpoint_best.pt",
+    "checkpoint_last.pt",
+    "checkpoint.pt",
+    "model.safetensors",
+)
+PLACE = "backbone_place"  # in a checkpoint's task_state
 
 
 def fingerprint(state_dict: Dict[str, Tensor]) -> Tensor:
@@ -46,8 +54,38 @@ def dictionary_hash(dictionary: Dictionary) -> str:
     return hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()
 
 
+def checkpoint_in(path: str) -> str:
+    """The first of CHECKPOINTS in a folder; *path* itself, if it is none or holds none."""
+    files = (os.path.join(path, name) for name in CHECKPOINTS)
+    return next((file for file in files if os.path.isfile(file)), path)
+
+
+def note_backbone(state: Dict, folder: str) -> None:
+    """Adds to a checkpoint, which is to be in *folder*, where its backbone is from there."""
+    path = _model_options(state).get("pretrained_model_path")
+    if path:
+        place = os.path.relpath(path, os.path.abspath(folder))
+        state["task_state"] = {**state["task_state"], PLACE: place}
+
+
+def find_backbone(state: Dict, folder: str) -> None:
+    """Corrects the backbone's path in a checkpoint of *folder*, if they were moved together."""
+    place = (state.get("task_state") or {}).get(PLACE)
+    if type(place) is str and os.path.isfile(moved := os.path.join(folder, place)):
+        _model_options(state)["pretrained_model_path"] = os.path.abspath(moved)
+
+
+def _model_options(state: Dict) -> Dict:
+    """Those of a checkpoint; none where it is one of fairseq's before hydra."""
+    options = (state.get("cfg") or {}).get("model")
+    return options if isinstance(options, dict) or OmegaConf.is_dict(options) else {}
+
+
 def read_backbone(path: str) -> Dict:
     """The checkpoint of a backbone.
+
+    Args:
+        path: the checkpoint, or its folder
 
     Raises:
         FileNotFoundError: there is no such file
@@ -55,6 +93,12 @@ def read_backbone(path: str) -> Dict:
     """
     if not path:
         raise ValueError("--pretrained-model-path is missing: give the backbone's checkpoint")
+    path = checkpoint_in(path)
+    if os.path.isdir(path):
+        expected = ", ".join(CHECKPOINTS)
+        raise FileNotFoundError(
+            f"--pretrained-model-path ({path}) holds no checkpoint: expected {expected}"
+        )
     if not os.path.isfile(path):
         raise FileNotFoundError(f"--pretrained-model-path ({path}): no such file")
     state = checkpoint_utils.load_checkpoint_to_cpu(path)
@@ -78,7 +122,7 @@ def load_backbone(
     """The backbone of a checkpoint and its fingerprint.
 
     Args:
-        path: a checkpoint of ``longmem_backbone``
+        path: a checkpoint of ``longmem_backbone``, or its folder
         dictionary: the one in use, which has to be the backbone's
         window: tokens of a segment
         overrides: fields of its configuration to change

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from longmem_fairseq.utils.replaced_file import give_usual_mode
 from longmem_fairseq.utils.text_files import parse_json
 
 FORMAT = 1
@@ -46,6 +47,7 @@ def write_exported(folder: Path, state: Dict[str, Any]) -> Dict[str, Any]:
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
     tensors = {name: tensor.contiguous() for name, tensor in state["model"].items()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    give_usual_mode(str(folder / WEIGHTS_FILE))
     return config
 
 

@@ -22,14 +22,15 @@ from longmem_fairseq.models.backbone import (
     BackboneOutput,
     LongMemBackboneConfig,
 )
+from longmem_fairseq.models.checkpoints import checkpoint_in, hexadecimal, load_backbone
 from longmem_fairseq.models.checkpoints import fingerprint as sha256_of
-from longmem_fairseq.models.checkpoints import hexadecimal, load_backbone
 from longmem_fairseq.models.memory_config import (
     MemoryConfig,
     build_memory,
     build_pointer,
     log_parameters,
     memory_options,
+    search_dim,
     search_layer,
 )
 from longmem_fairseq.models.memory_decoder import Entries, Lookup, MemoryDecoder, Reading
@@ -115,7 +116,7 @@ class SideNetDecoder(MemoryDecoder):
         self.search_layer, self.search_keys, self.pointer = None, None, None
         if self.memory is not None and self.memory.options["search"] == "hidden":
             self.search_layer = search_layer(cfg, backbone.cfg)
-            self.search_keys = SearchKeys(backbone.cfg.embed_dim, cfg.search_dim)
+            self.search_keys = SearchKeys(backbone.cfg.embed_dim, search_dim(cfg, backbone.cfg))
             self._take_search_keys(backbone)
         if self.memory is not None:
             self.pointer = build_pointer(cfg, backbone.cfg.embed_dim)
@@ -326,10 +327,9 @@ class LongMem(FairseqLanguageModel):
     @staticmethod
     def settle_config(cfg: LongMemConfig, from_checkpoint: bool) -> None:
         """What is saved with a checkpoint: a path that holds from any working directory."""
-        if os.path.isfile(
-            cfg.pretrained_model_path
-        ):  # else the error is to name it as it was given
-            cfg.pretrained_model_path = os.path.abspath(cfg.pretrained_model_path)
+        path = checkpoint_in(cfg.pretrained_model_path)
+        if os.path.isfile(path):  # else the error is to name it as it was given
+            cfg.pretrained_model_path = os.path.abspath(path)
 
     @classmethod
     def around_backbone(cls, backbone_cfg: LongMemBackboneConfig, options: Dict, task):

@@ -76,7 +76,7 @@ class MemoryConfig(FairseqDataclass):
         default=-1,
         metadata={
             "help": "backbone layer after which hidden states are compared, 1 to the number of layers; "
-            "-1: that to which the backbone's search keys were fitted, or nine tenths of the depth"
+            "-1: that to which the backbone's search keys were fitted, or 19 twentieths of the depth"
         },
     )
     search_dim: int = field(
@@ -179,8 +179,8 @@ def memory_options(cfg: MemoryConfig) -> Dict[str, Any]:
 
 
 def default_search_layer(num_layers: int) -> int:
-    """Nine tenths of the depth; measured in docs/results/2026-11-27-memory-that-pays.md."""
-    return max(1, round(0.9 * num_layers))
+    """19 twentieths of the depth; measured in docs/results/2026-11-27-memory-that-pays.md."""
+    return max(1, round(0.95 * num_layers))
 
 
 def search_layer(cfg: MemoryConfig, backbone: DecoderConfig) -> int:
@@ -198,6 +198,17 @@ def search_layer(cfg: MemoryConfig, backbone: DecoderConfig) -> int:
             f"backbone has {num_layers} layers"
         )
     return cfg.search_layer
+
+
+def search_dim(cfg: MemoryConfig, backbone: DecoderConfig) -> int:
+    """Dimensions of the search keys: --search-dim, or the backbone's channels where it has fewer.
+
+    Raises:
+        ValueError: there are none
+    """
+    if cfg.search_dim < 1:
+        raise ValueError(f"--search-dim ({cfg.search_dim}) must be at least 1")
+    return min(cfg.search_dim, backbone.embed_dim)
 
 
 def build_pointer(cfg: MemoryConfig, embed_dim: int) -> Optional[nn.Module]:
@@ -276,18 +287,13 @@ def build_memory(
         "storage": str(cfg.memory_storage),
         "directory": cfg.memory_dir,
         "search": str(cfg.memory_search),
-        "search_dim": cfg.search_dim if str(cfg.memory_search) == "hidden" else 0,
+        "search_dim": search_dim(cfg, backbone) if str(cfg.memory_search) == "hidden" else 0,
         "fingerprint": fingerprint and f"{fingerprint} layer {cfg.retrieval_layer_index}",
     }
     num_heads, head_dim = key_value_sizes(backbone)
     if not has_values:
         num_heads = 0
     if options["search"] == "hidden":
-        if not 1 <= cfg.search_dim <= backbone.embed_dim:
-            raise ValueError(
-                f"--search-dim ({cfg.search_dim}) must be between 1 and the backbone's "
-                f"{backbone.embed_dim} channels"
-            )
         search_layer(cfg, backbone)
     num_slots = cfg.memory_size // cfg.chunk_size // cfg.memory_shards
     key_dim = options["search_dim"] or head_dim

@@ -65,56 +65,64 @@ def shares_of(scores: Tensor) -> Tensor:
     return torch.softmax(scores.masked_fill(nothing, 0.0), dim=-1).masked_fill(nothing, 0.0)
 
 
-class ConstantPointer(nn.Module):
-    """A pointer without training: its weight depends on the best similarity alone.
+class PointerValues(NamedTuple):
+    """What decides a pointer: ``l = sigmoid(slope (s - half) + more)`` of the best similarity s, and
+    ``shares = softmax(similarity / t + trust log p_model)`` over the tokens found. Chosen on novels and
+    LaTeX with SmolLM2-135M (docs/results/2026-11-27-memory-that-pays.md)."""
 
-    ``l = sigmoid(SLOPE (similarity - HALF))`` and ``shares = softmax(similarity / TEMPERATURE + TRUST *
-    log p_model)`` over the tokens found. The constants were chosen on novels and LaTeX, with
-    SmolLM2-135M (docs/results/2026-11-27-memory-that-pays.md).
+    half: float = 0.918
+    slope: float = 11.0
+    log_t: float = -2.85
+    trust: float = 0.18
+
+
+def point(found: Retrieved, logits: Tensor, values: PointerValues, more: float = 0.0) -> Pointer:
+    """A pointer to what the T tokens have *found*.
+
+    Args:
+        logits: of the model, B x T x V
+        values: numbers, or tensors of one
+        more: B x T, or a number
     """
+    with torch.autocast(logits.device.type, enabled=False):
+        scores, ids = similarities(found), found.token_ids.clamp(min=0)  # B x T x K
+        logits = logits.detach()
+        total = torch.cat([row.float().logsumexp(dim=-1).unsqueeze(0) for row in logits])
+        own = logits.gather(-1, ids).float() - total.unsqueeze(-1)
+        valid = scores.isfinite()
+        scores = scores.masked_fill(~valid, -1.0)  # an infinity would make gradients NaN
+        sharpness = (-torch.as_tensor(values.log_t)).exp()
+        shares = (scores * sharpness + values.trust * own).masked_fill(~valid, -torch.inf)
+        odds = values.slope * (scores.amax(dim=-1) - values.half) + more
+        nothing = ~valid.any(dim=-1)
+        log_weight = F.logsigmoid(odds).masked_fill(nothing, -torch.inf)
+        log_rest = F.logsigmoid(-odds).masked_fill(nothing, 0.0)
+        return Pointer(log_weight, log_rest, shares_of(shares), ids)
 
-    HALF, SLOPE, TEMPERATURE, TRUST = 0.99, 9.5, 0.09, 0.17
+
+class ConstantPointer(nn.Module):
+    """A pointer without training: its weight depends on the best similarity alone."""
 
     def forward(self, found: Retrieved, features: Tensor, logits: Tensor) -> Pointer:
-        """
-        Args:
-            found: by the T tokens
-            features: not looked at
-            logits: of the model, B x T x V
-        """
-        scores, ids = similarities(found), found.token_ids.clamp(min=0)  # B x T x K
-        own = logits.gather(-1, ids).float() - logits.float().logsumexp(dim=-1, keepdim=True)
-        shares = shares_of(scores / self.TEMPERATURE + self.TRUST * own)
-        odds = self.SLOPE * (scores.amax(dim=-1) - self.HALF)  # -inf where nothing was found
-        return Pointer(F.logsigmoid(odds), F.logsigmoid(-odds), shares, ids)
+        """See :class:`TrainedPointer`; *features* are not looked at."""
+        return point(found, logits, PointerValues())
 
 
 class TrainedPointer(nn.Module):
-    """A pointer whose weight and shares are predicted for every token.
+    """A pointer whose values are trained, and whose weight also depends on the last hidden state.
 
-    ``shares = softmax(similarity / t + a log p_model)`` over the tokens found, and ``l = sigmoid(w)``.
-    t, a and w come from a small network that sees the last hidden state, the similarities, and how sure
-    the model is. It starts as a constant pointer of little weight.
+    It starts as the constant one. More than this, such as a temperature for every token or the model's
+    entropy as a feature, was worth nothing after 34,000 tokens of training.
 
     Args:
         embed_dim: C
-        hidden_dim: units of the network
     """
 
-    NUM_FEATURES = 6
-
-    def __init__(self, embed_dim: int, hidden_dim: int = 64):
+    def __init__(self, embed_dim: int):
         super().__init__()
-        self.norm = nn.LayerNorm(embed_dim)
-        self.reduce = nn.Linear(embed_dim, hidden_dim)
-        self.mlp = nn.Sequential(
-            nn.Linear(hidden_dim + self.NUM_FEATURES, hidden_dim),
-            nn.GELU(),
-            nn.Linear(hidden_dim, 3),
-        )
-        nn.init.zeros_(self.mlp[-1].weight)
-        with torch.no_grad():  # l = 0.05, t = 0.05, a = 0
-            self.mlp[-1].bias.copy_(torch.tensor([-3.0, 3.0, 0.0]))
+        self.values = nn.Parameter(torch.tensor(PointerValues()))
+        self.norm = nn.LayerNorm(embed_dim, elementwise_affine=False)
+        self.weight = nn.Parameter(torch.zeros(embed_dim))
 
     def forward(self, found: Retrieved, features: Tensor, logits: Tensor) -> Pointer:
         """
@@ -124,30 +132,5 @@ class TrainedPointer(nn.Module):
             logits: of the model, B x T x V
         """
         with torch.autocast(features.device.type, enabled=False):
-            scores, ids = similarities(found), found.token_ids.clamp(min=0)  # B x T x K
-            total = logits.detach().float().logsumexp(dim=-1, keepdim=True)
-            own = logits.detach().gather(-1, ids).float() - total  # B x T x K
-            confidence = logits.detach().amax(dim=-1, keepdim=True).float() - total
-            valid = scores.isfinite()
-            known = scores.masked_fill(~valid, 0.0)
-            few = known[..., : min(4, known.size(-1))]
-            features = torch.cat(
-                [
-                    self.reduce(self.norm(features.float())),
-                    known[..., :1],
-                    few.mean(dim=-1, keepdim=True),
-                    known.mean(dim=-1, keepdim=True),
-                    confidence,
-                    own[..., :1],
-                    valid.float().mean(dim=-1, keepdim=True),
-                ],
-                dim=-1,
-            )
-            weight, sharpness, trust = self.mlp(features).unbind(dim=-1)  # B x T
-            # of what is known: -inf times the gradient 0 is not a number
-            scores = sharpness.exp().unsqueeze(-1) * known + trust.unsqueeze(-1) * own
-            shares = shares_of(scores.masked_fill(~valid, -torch.inf))
-            nothing = ~valid.any(dim=-1)
-            log_weight = F.logsigmoid(weight).masked_fill(nothing, -torch.inf)
-            log_rest = F.logsigmoid(-weight).masked_fill(nothing, 0.0)
-            return Pointer(log_weight, log_rest, shares, ids)
+            more = self.norm(features.float()) @ self.weight
+        return point(found, logits, PointerValues(*self.values), more)

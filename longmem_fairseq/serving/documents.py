@@ -6,6 +6,7 @@ from typing import Dict, List, Optional
 
 from longmem_fairseq.api.hub_interface import LongMem
 from longmem_fairseq.serving.errors import RequestError
+from longmem_fairseq.utils.replaced_file import file_version
 
 
 class Documents:
@@ -20,6 +21,7 @@ class Documents:
 
     def __init__(self, lm: LongMem, path: Optional[str] = None):
         self.lm, self.path = lm, path
+        self.replaces = None if path is None else file_version(path)  # when the work begins
 
     def add(self, name: str, text: str) -> Dict:
         """
@@ -76,7 +78,7 @@ class Documents:
         try:
             yield
             if self.path is not None:
-                self.lm.save_memory(Path(self.path))
+                self.lm.save_memory(Path(self.path), self.replaces)
         except (ValueError, OSError) as error:
             self.lm.memory.banks[False] = before
             status = 500 if isinstance(error, OSError) else 400

@@ -1,6 +1,7 @@
 """What our own commands share: bad input is one line and exit code 2, never a traceback."""
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -8,7 +9,12 @@ from typing import Callable
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls *main*; a ValueError, OSError or ImportError becomes ``PROGRAM: error: MESSAGE``."""
+    """Calls *main*; a ValueError, OSError or ImportError becomes ``PROGRAM: error: MESSAGE``.
+
+    What it prints is UTF-8, as what it reads is.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # else a character that the locale lacks ends it
+        sys.stdout.reconfigure(encoding="utf-8")
     logging.getLogger().setLevel(logging.WARNING)  # fairseq leaves it at DEBUG
     try:
         main()

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
@@ -16,8 +17,12 @@ def matching_files(pattern: Path) -> List[Path]:
     """
     if pattern.is_file():
         return [pattern]
-    files = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True))
-    files = [file for file in files if file.is_file()]
+    found: Dict[Tuple[str, str], Path] = {}
+    for name in sorted(glob.glob(str(pattern), recursive=True), key=len):
+        folder, file = os.path.split(name)
+        # ** follows links, and would read a folder with a link to itself forty times
+        found.setdefault((os.path.realpath(folder), file), Path(name))
+    files = sorted(file for file in found.values() if file.is_file())
     if files:
         return files
     if pattern.is_dir():

@@ -1,7 +1,6 @@
 """The good files of every target, as small as they can be."""
 
 import gzip
-import hashlib
 import io
 import json
 import tarfile
@@ -17,20 +16,17 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from eval.common.item_log import ItemLog
-from longmem_fairseq.commands import prepare
 from longmem_fairseq.conversion.model_folder import save_model
 from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.memory.memory_file import HEADER_KEY, MAPPED
 from longmem_fairseq.models.exported import write_exported
 from longmem_fairseq.models.memtrm import MemTRMConfig, MemTRMDecoder
 from longmem_fairseq.tokenizers import CheckpointIds, SentencePieceTokenizer
-from tests.corpora import PLAIN, write_gpt2_files
+from tests.helpers.corpora import PLAIN, write_gpt2_files
 
 DOCUMENT = "The cat sat on caf\u00e9 \u4e2d\U0001f600,\n\tand so on.  "
 SYMBOLS = 16  # of the binaries' dictionary
 SIZES = {"embed_dim": 8, "num_layers": 1, "num_attention_heads": 1}
-SETTINGS = {"benchmark": "squad", "options": {"k": 2}}  # of the item log
 
 
 def keys(streams: int, heads: int, head_dim: int) -> torch.Tensor:
@@ -143,7 +139,7 @@ def binary(folder: Path) -> None:
 
 
 def hf_tokenizer(folder: Path) -> None:
-    from tests.hf_tokenizers import make_tokenizer
+    from tests.helpers.hf_tokenizers import make_tokenizer
 
     tokenizer = make_tokenizer("gpt2")
     ids = CheckpointIds(tokenizer.get_vocab_size(), {"unk": 0, "bos": 1, "eos": 2})
@@ -170,19 +166,6 @@ def corpus(folder: Path) -> None:
     (source / "test" / "a.txt").write_text("a text\n", encoding="utf-8")
     (source / "corpus.json").write_text('{"chance": 0.5}')
     (folder / "manifest.json").write_text(json.dumps({"format": 2, "vocab": 1, "chance": 0.5}))
-
-
-def evaluated(folder: Path) -> None:
-    """A model, and a corpus with a question that was prepared for it."""
-    model(folder)
-    source, text = folder / "source", "the cat sat on the mat, the cat"
-    source.mkdir()
-    question = {"relation": "r", "answer": [28, 31], "mention": [4, 7]}
-    records = [{"text": text, "questions": [question]}, {"text": "the dog"}]
-    (source / "test.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    (source / "corpus.json").write_text('{"chance": 0.5}')
-    options = ["--source", str(source), "--dest", str(folder / "data")]
-    prepare.main([*options, "--vocabulary", str(folder)])
 
 
 def book(folder: Path) -> None:
@@ -214,7 +197,7 @@ def latex(folder: Path) -> None:
 
 
 def tables(folder: Path) -> None:
-    """What the benchmarks read and write."""
+    """What the benchmarks read."""
     (folder / "books.csv").write_text("Text#,Title,Authors,Issued\n1,A,B,2020-01-01\n2,C,,\n")
     item = {"ctx": "before", "pos": "right", "negs": ["wrong", "false"]}
     (folder / "items.json").write_text(json.dumps({"ao3": {"work": [item]}}))
@@ -223,45 +206,3 @@ def tables(folder: Path) -> None:
     (folder / "squad.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
     (folder / "task.tsv").write_text("sentence\tlabel\ngood\t1\nbad\t0\n")
     (folder / "task.csv").write_text('1,good\n0,"bad, bad"\n')
-    needle = {"needle": " n", "question": " q", "answer": " a"}
-    haystack = {"format": "recall", "chance": 0.5, "haystack": "h. h.", "needles": [needle]}
-    (folder / "haystack.json").write_text(json.dumps(haystack))
-    bucket = {"from": 0, "to": 1024, "documents": 1, "tokens": 9, "ppl": 2.0, "word_ppl": 3.0}
-    common = {"seed": None, "accuracy": 0.5, "chance": 0.1, "name": "m"}
-    squad = {"shots": 3, "memory_demonstrations": 2}
-    places = {"format": "recall", "lengths": [8, 16], "depths": [0.5], "trials": 2}
-    chapter = {"split": "ao3", "context": 4096, "suffix": 128}
-    results = [
-        {**bucket, **common, "benchmark": "books", "by_length": [bucket], "by_position": [bucket]},
-        {
-            **common,
-            "benchmark": "squad",
-            "setting": squad,
-            "exact_match": 1.0,
-            "f1": 2.0,
-            "questions": 1,
-        },
-        {**common, "benchmark": "needle", "setting": places, "grid": [[0.5, 1.0]]},
-        {**common, "benchmark": "chapterbreak", "setting": chapter, "items": 3},
-        {
-            **common,
-            "benchmark": "efficiency",
-            "setting": {"context": 4096, "preset": "small"},
-            "hardware": "a CPU",
-            "compute_dtype": "float32",
-            "tokens_per_second": 9.5,
-            "peak_bytes": 9,
-        },
-    ]
-    (folder / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in results))
-
-
-def item_log_name() -> str:
-    digest = hashlib.sha256(json.dumps(SETTINGS, sort_keys=True).encode()).hexdigest()[:16]
-    return f"results.jsonl.items/squad-{digest}.jsonl"
-
-
-def item_log(folder: Path) -> None:
-    log = ItemLog(folder / "results.jsonl", SETTINGS)
-    log.add("1", {"em": 1.0})
-    log.add("2", {"em": 0.0})

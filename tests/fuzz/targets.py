@@ -5,15 +5,12 @@ and writes nothing outside of its folder (``watch.py``).
 """
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Callable, Dict, NamedTuple
-from unittest import mock
 
 import torch
 
-from eval import chapterbreak, evaluate, icl_tasks, needle, parity, report, squad
-from eval.common.item_log import ItemLog
+from eval import chapterbreak, icl_tasks, parity, squad
 from eval.common.stream_scoring import load_model
 from longmem_fairseq import LongMem
 from longmem_fairseq.commands.convert_released import main as convert_longmem
@@ -24,7 +21,6 @@ from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.memory.shard_files import read_part
 from longmem_fairseq.tokenizers import load_dictionary, load_tokenizer
 from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2Tokenizer
-from longmem_fairseq.utils.output_folder import is_up_to_date
 from longmem_fairseq.utils.text_files import parse_json
 from preprocess import extract_gutenberg, make_chapterbreak
 from preprocess.extract_arxiv import latex_papers
@@ -142,18 +138,6 @@ def measure_parity(folder: Path) -> None:
     parity.measure(folder)
 
 
-def evaluate_corpus(folder: Path) -> None:
-    options = ["--path", str(folder / "checkpoint.pt"), "--name", "m", "--batch-size", "2"]
-    sys.argv = ["evaluate.py", str(folder / "data"), *options]
-    with mock.patch("model_options.commit", return_value="unknown"):  # which asks git
-        evaluate.main()
-
-
-def write_report(folder: Path) -> None:
-    sys.argv = ["report.py", str(folder / "results.jsonl")]
-    report.main()
-
-
 def read_books(folder: Path) -> None:
     table = str(folder / "books.csv")
     options = ["--source", str(folder), "--dest", str(folder / "dest"), "--metadata", table]
@@ -195,11 +179,6 @@ TARGETS: Dict[str, Target] = {
     "dictionary": Target(seeds.model, "dict.txt", lambda f: load_dictionary(f / "dict.txt")),
     "binary_index": Target(seeds.binary, "train.idx", use_binary),
     "binary": Target(seeds.binary, "train.bin", use_binary),
-    "manifest": Target(
-        seeds.corpus,
-        "manifest.json",
-        lambda folder: is_up_to_date(folder, "manifest.json", {"vocab": 1}, overwrite=True),
-    ),
     "sentencepiece": Target(seeds.model, "sentencepiece.model", use_tokenizer),
     "tokenizer_json": Target(seeds.hf_tokenizer, "tokenizer.json", use_tokenizer),
     "ids_json": Target(seeds.hf_tokenizer, "ids.json", use_tokenizer),
@@ -223,10 +202,6 @@ TARGETS: Dict[str, Target] = {
     "jsonl": Target(seeds.corpus, "source/train.jsonl", read_corpus),
     "jsonl_zst": Target(seeds.corpus, "source/valid.jsonl.zst", read_corpus),
     "text": Target(seeds.corpus, "source/test/a.txt", read_corpus),
-    "corpus_json": Target(seeds.corpus, "source/corpus.json", read_corpus),
-    "descriptions": Target(seeds.evaluated, "data/test.documents.jsonl", evaluate_corpus),
-    "questions": Target(seeds.evaluated, "data/test.questions.jsonl", evaluate_corpus),
-    "evaluated_manifest": Target(seeds.evaluated, "data/manifest.json", evaluate_corpus),
     "latex_archive": Target(
         seeds.latex, "papers/paper.tar.gz", lambda f: list(latex_papers(f / "papers", False))
     ),
@@ -249,13 +224,4 @@ TARGETS: Dict[str, Target] = {
     ),
     "icl_tsv": Target(seeds.tables, "task.tsv", lambda f: read_tasks(f, "task.tsv")),
     "icl_csv": Target(seeds.tables, "task.csv", lambda f: read_tasks(f, "task.csv")),
-    "haystack": Target(
-        seeds.tables, "haystack.json", lambda f: needle.read_haystack(f / "haystack.json")
-    ),
-    "results": Target(seeds.tables, "results.jsonl", write_report),
-    "item_log": Target(
-        seeds.item_log,
-        seeds.item_log_name(),
-        lambda folder: ItemLog(folder / "results.jsonl", seeds.SETTINGS),
-    ),
 }

@@ -1,0 +1,147 @@
+"""The scripts of eval/ and quickstart.sh: what they hand to the programs, and how they end.
+
+python and fairseq's commands are stubs that note how they are called; a call with $FAIL in it fails.
+"""
+
+import os
+import subprocess
+
+import pytest
+
+STUB = """#!/usr/bin/env bash
+echo "$(basename "$0") $*" >>"$CALLS"
+if [[ -n "$FAIL" && "$*" == *"$FAIL"* ]]; then
+  seq 1 9
+  echo "boom" >&2
+  exit 1
+fi
+"""
+
+
+@pytest.fixture
+def script(tmp_path, root):
+    """Runs a script; gives what came of it and the calls."""
+    programs = tmp_path / "venv" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("python", "fairseq-train", "fairseq-eval-lm"):
+        (programs / name).write_text(STUB)
+        (programs / name).chmod(0o755)
+    calls = tmp_path / "calls"
+
+    def run(name, *arguments, fail="", **settings):
+        calls.write_text("")
+        path = f"{programs}:{os.environ['PATH']}"
+        own = {"PATH": path, "VIRTUAL_ENV": str(programs.parent), "RUN_DIR": str(tmp_path / "run")}
+        found = subprocess.run(
+            ["bash", str(root / name), *arguments],
+            env={**own, "CALLS": str(calls), "FAIL": fail, "COMPUTE_DTYPE": "float32", **settings},
+            capture_output=True,
+            text=True,
+        )
+        return found, calls.read_text().splitlines()
+
+    return run
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Makes a model's folder, with files of these names."""
+
+    def make(name, *files):
+        folder = tmp_path / "run" / name
+        folder.mkdir(parents=True)
+        for file in files:
+            (folder / file).touch()
+        return folder
+
+    return make
+
+
+def test_the_checkpoint_that_is_there_with_its_own_window(script, model):
+    backbone = model("backbone", "model.safetensors", "checkpoint.pt")
+    longmem = model("longmem", "model.safetensors")
+    memtrm = model("memtrm", "checkpoint.pt", "checkpoint_last.pt")
+    settings = {"PLAIN_MODELS": "backbone", "MEMORY_OPTIONS": "--memory-size 9", "DATA_DIR": "d"}
+    found, calls = script("eval/books.sh", "--limit", "3", **settings)
+    assert found.returncode == 0, found.stderr
+    *evaluations, report = [call.split() for call in calls]
+    assert [call[call.index("--path") + 1] for call in evaluations] == [
+        str(backbone / "checkpoint.pt"),
+        str(memtrm / "checkpoint_last.pt"),
+        str(longmem / "model.safetensors"),
+    ]
+    assert ["--memory-size" in call for call in evaluations] == [False, True, True]
+    assert all(call[-2:] == ["--limit", "3"] for call in evaluations)
+    assert "--tokens-per-sample" not in " ".join(calls) and report[1:3] == ["-m", "eval.report"]
+    _, calls = script("eval/books.sh", **settings, TOKENS_PER_SAMPLE="24")
+    assert [" --tokens-per-sample 24 " in call for call in calls] == [True, True, True, False]
+
+
+def test_the_backbone_with_longer_windows_is_another_baseline(script, model):
+    for name in ("backbone", "sidenet", "memtrm", "longmem"):
+        model(name, "checkpoint.pt")
+    settings = {"TOKENS_PER_SAMPLE": "24", "WIDE_WINDOWS": "48 96", "DATA": "d", "TRAIN": "t"}
+    for name, program in (("eval/squad.sh", "squad"), ("eval/arxiv.sh", "evaluate")):
+        found, calls = script(name, **settings, DATA_DIR="d")
+        assert found.returncode == 0, found.stderr
+        runs = [(call, call[: call.index(" --results")].split("--name ")[1]) for call in calls[:-1]]
+        windows = {name: call.split("--tokens-per-sample ")[1].split()[0] for call, name in runs}
+        assert list(windows.items()) == [
+            ("backbone", "24"),
+            ("sidenet", "24"),
+            ("backbone, window 48", "48"),
+            ("backbone, window 96", "96"),
+            ("memtrm", "24"),
+            ("longmem", "24"),
+        ]
+        assert all(f"-m eval.{program} --path" in call for call, _ in runs)
+        assert all("/backbone/" in call for call, name in runs if "window" in name)
+
+
+def test_a_folder_without_a_model_is_one_line(script, model):
+    folder = model("backbone", "dict.txt")
+    found, calls = script("eval/books.sh", DATA_DIR="d")
+    assert (found.returncode, calls) == (2, [])
+    assert found.stderr == (
+        f"books.sh: error: {folder} holds no checkpoint_last.pt, checkpoint.pt or "
+        "model.safetensors: give RUN_DIR, PLAIN_MODELS and MEMORY_MODELS\n"
+    )
+
+
+def test_efficiency_measures_and_reports(script, tmp_path):
+    settings = {"RESULTS_DIR": str(tmp_path / "r"), "PRESET": "tiny"}
+    found, (measured, report) = script("eval/efficiency.sh", "--contexts", "512", **settings)
+    assert found.returncode == 0, found.stderr
+    assert (
+        measured.split()[3:]
+        == (
+            f"--preset tiny --contexts 4096,8192 --compute-dtype bfloat16 --results {tmp_path}/r/"
+            "efficiency.jsonl --contexts 512"
+        ).split()
+    )
+    plot = ["--plot", f"{tmp_path}/r/efficiency.png"]
+    assert report.split()[3:] == [f"{tmp_path}/r/efficiency.jsonl", *plot]
+
+
+def test_a_training_of_the_ablations_that_fails_says_so(script, model):
+    folder = model("backbone", "checkpoint.pt").parent
+    settings = {"PARTS": "layer", "LAYERS": "1", "DATA_DIR": "d"}
+    found, calls = script("eval/ablations.sh", fail="--save-dir", **settings)
+    (call,) = calls
+    assert f"--pretrained-model-path {folder}/backbone/checkpoint.pt" in call
+    log = folder / "longmem_layer1.log"
+    message = f"ablations.sh: error: training longmem_layer1 failed, see {log}\n"
+    assert (found.returncode, found.stderr) == (2, "6\n7\n8\n9\nboom\n" + message)
+
+
+@pytest.mark.parametrize(
+    "fail, what",
+    [("--name memtrm", "evaluating memtrm"), ("longmem_lang", "fairseq-eval-lm of backbone")],
+)
+def test_an_evaluation_of_the_quickstart_that_fails_says_so(script, model, fail, what):
+    for name in ("backbone", "sidenet", "longmem", "memtrm"):
+        folder = model(name, "checkpoint_last.pt", "dict.txt").parent
+    found, _ = script("train_scripts/quickstart_tiny.sh", fail=fail)
+    assert found.returncode == 2
+    message = f"quickstart_tiny.sh: error: {what} failed, see {folder}/evaluation.log"
+    assert found.stderr.splitlines()[-2:] == ["boom", message]
