@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 
 from longmem_fairseq.memory import DTYPES, MemoryBank, ShardedBank
-from tests.shard_processes import run
-from tests.test_sharded_bank import assert_same_found, assert_same_state
+from tests.helpers.shard_processes import run
+from tests.memory.test_sharded_bank import assert_same_found, assert_same_state
 
 HEAD_DIM, SEARCH_DIM = 5, 4
 
