@@ -20,11 +20,11 @@ from longmem_fairseq.api.reading import read_segments  # noqa: E402
 from longmem_fairseq.commands import convert, prepare  # noqa: E402
 from longmem_fairseq.data import IndexedDocuments  # noqa: E402
 from longmem_fairseq.inspector import inspect_text, make_page  # noqa: E402
-from longmem_fairseq.modules import ConstantPointer  # noqa: E402
+from longmem_fairseq.modules.pointer import PointerValues  # noqa: E402
 from tests.helpers.hf_models import make_model  # noqa: E402
 from tests.helpers.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
 
-WINDOW, K = 16, 8
+WINDOW, K, VALUES = 16, 8, PointerValues()
 PAGE = PAGE.replace("e\u0301", "e").replace("\0", "")
 DOCUMENTS = {"a": PAGE[:150] * 2, "b": PAGE[60:130], "c": PAGE[100:180]}
 TEXT = PAGE[20:110]
@@ -89,10 +89,10 @@ class SlowMemory:
         for t in range(len(model)):
             scores, places = similar[t].topk(min(K, len(self.keys)))
             ids = torch.tensor([self.next[place] for place in places])
-            sharp = scores / ConstantPointer.TEMPERATURE
-            shares = (sharp + ConstantPointer.TRUST * model[t, ids].log()).softmax(dim=-1)
+            sharp = scores / math.exp(VALUES.log_t)
+            shares = (sharp + VALUES.trust * model[t, ids].log()).softmax(dim=-1)
             memory = torch.zeros_like(model[t]).index_add(0, ids, shares)
-            weights.append(torch.sigmoid(9.5 * (scores[0] - 0.99)))
+            weights.append(torch.sigmoid(VALUES.slope * (scores[0] - VALUES.half)))
             rows.append((1 - weights[-1]) * model[t] + weights[-1] * memory)
         return torch.stack(rows), torch.stack(weights)
 
@@ -116,10 +116,6 @@ def slow_reading(lm, text, remembered=()):
         memory.keys += list(torch.cat(keys)[:-1])
         memory.next += tokens[0, 1:stop].tolist()
     return torch.cat(log_probs).float(), torch.cat(weights).float()
-
-
-def test_the_constants_of_the_oracle():
-    assert (ConstantPointer.SLOPE, ConstantPointer.HALF) == (9.5, 0.99)
 
 
 def test_scores_are_those_of_the_slow_mixture(lm, folder):
@@ -237,14 +233,14 @@ def test_eval_lm_and_scores_agree(folder, root, monkeypatch, caplog):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"pointer": "trained"}, "--pointer (trained) has not been trained"),
-        ({"memory_search": "attention"}, "--pointer (constant) needs --memory-search hidden"),
+        ({"pointer": "trained"}, "pointer (trained) has not been trained"),
+        ({"memory_search": "attention"}, "pointer (constant) needs memory_search hidden"),
         (
             {"search_layer": 1},
-            "--search-layer (1) must be 4, or -1: the search keys of this backbone",
+            "search_layer (1) must be 4, or -1: the search keys of this backbone",
         ),
-        ({"search_dim": 33}, "--search-dim (33) must be between 1 and the backbone's 32 channels"),
-        ({"memory_size": 8}, "--memory-size (8) must be at least"),
+        ({"search_dim": -1}, "search_dim (-1) must be at least 1"),
+        ({"memory_size": 8}, "memory_size (8) must be at least"),
     ],
 )
 def test_options_that_do_not_fit(folder, options, message):

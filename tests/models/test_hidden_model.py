@@ -31,7 +31,7 @@ def make(build):
         if model.decoder.search_keys is not None:
             model.decoder.fit_search_keys([document(90 + i, SEGMENT) for i in range(9)])
         if options.get("pointer") == "trained" and model.decoder.pointer is not None:
-            model.decoder.pointer.mlp[-1].bias.data[0] = 0.0  # a weight that is heard: about a half
+            model.decoder.pointer.values.data[0] = 0.3  # half: similarities are small here
         return model
 
     return make_one
@@ -287,8 +287,7 @@ def test_rounding_of_the_rotation_does_not_make_a_memory_foreign(make):
     [
         ({"search_layer": 5}, "--search-layer (5) must be between 1 and 4, or -1: "),
         ({"search_layer": 0}, "--search-layer (0) must be between 1 and 4, or -1: "),
-        ({"search_dim": 0}, "--search-dim (0) must be between 1 and the backbone's 32 channels"),
-        ({"search_dim": 33}, "--search-dim (33) must be between 1 and the backbone's 32 channels"),
+        ({"search_dim": 0}, "--search-dim (0) must be at least 1"),
         (
             {"pointer": "trained", "memory_search": "attention"},
             "--pointer (trained) needs --memory-search hidden, not attention",

@@ -8,8 +8,10 @@ import torch
 from torch.testing import assert_close
 
 from longmem_fairseq.modules import ConstantPointer, Pointer, TrainedPointer
+from longmem_fairseq.modules.pointer import PointerValues
 
 PAD, VOCABULARY, EMBED_DIM = 1, 11, 5
+VALUES = PointerValues()
 STREAMS, TOKENS, CHUNKS, CHUNK_SIZE = 2, 4, 3, 2
 
 
@@ -57,7 +59,7 @@ def inputs(seed=2, dtype=torch.float32):
 def trained(seed=3):
     """A pointer of which nothing is zero."""
     torch.manual_seed(seed)
-    pointer = TrainedPointer(EMBED_DIM, hidden_dim=7)
+    pointer = TrainedPointer(EMBED_DIM)
     with torch.no_grad():
         for parameter in pointer.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
@@ -123,12 +125,11 @@ def test_shares_and_weight_of_a_constant_pointer_by_hand():
     one = Found(scores, ids, Store(1))
     pointer = ConstantPointer()(one, torch.zeros(1, 1, 2), probs.log())
     parts = [
-        math.exp(s / ConstantPointer.TEMPERATURE) * p**ConstantPointer.TRUST
-        for s, p in ((0.9, 0.4), (0.4, 0.1))
+        math.exp(s / math.exp(VALUES.log_t)) * p**VALUES.trust for s, p in ((0.9, 0.4), (0.4, 0.1))
     ]
     shares = torch.tensor([[[parts[0] / sum(parts), parts[1] / sum(parts)]]])
     assert_close(pointer.shares, shares)
-    weight = 1 / (1 + math.exp(-ConstantPointer.SLOPE * (0.9 - ConstantPointer.HALF)))
+    weight = 1 / (1 + math.exp(-VALUES.slope * (0.9 - VALUES.half)))
     assert_close(pointer.log_weight.exp(), torch.tensor([[weight]]))
     assert_close(pointer.log_rest.exp(), torch.tensor([[1 - weight]]))
     expected = (1 - weight) * probs
@@ -137,12 +138,14 @@ def test_shares_and_weight_of_a_constant_pointer_by_hand():
     assert_close(pointer.mixed(probs.log()).exp(), expected)
 
 
-def test_a_trained_pointer_starts_small_and_constant():
+def test_a_trained_pointer_starts_as_the_constant_one():
     logits, features = inputs()
-    pointer = TrainedPointer(EMBED_DIM)(found("none"), features, logits)
-    assert_close(pointer.log_weight.exp(), torch.full((2, 4), 1 / (1 + math.exp(3))))
-    scores = found("none").scores.repeat_interleave(CHUNK_SIZE, dim=-1)
-    assert_close(pointer.shares, (scores * math.exp(3)).softmax(-1))
+    for missing in ("some", "none", "all"):
+        start = TrainedPointer(EMBED_DIM)(found(missing), features, logits)
+        for part, expected in zip(
+            start, ConstantPointer()(found(missing), features, logits), strict=True
+        ):
+            assert_close(part, expected)
 
 
 # --- gradients ---
