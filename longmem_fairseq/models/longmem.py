@@ -361,7 +361,6 @@ class LongMem(FairseqLanguageModel):
         cfg = LongMemConfig(
             no_sidenet=True,
             memory_search="hidden",
-            search_dim=min(LongMemConfig.search_dim, backbone_cfg.embed_dim),
             pointer="constant",
             chunk_size=1,
         )
