@@ -76,7 +76,12 @@ def documents(archive: bytes) -> Iterator[str]:
 def is_page(name: str) -> bool:
     """Whether a file of the archive is a page: releases repeat each other, and are left out."""
     parts = name.split("/")
-    return parts[1:2] == ["docs"] and len(parts) > 3 and "releases" not in parts and name.endswith(".txt")
+    return (
+        parts[1:2] == ["docs"]
+        and len(parts) > 3
+        and "releases" not in parts
+        and name.endswith(".txt")
+    )
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:

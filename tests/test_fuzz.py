@@ -93,7 +93,7 @@ def test_temporary_files_are_made_in_the_watched_folder(tmp_path):
             open(Path(temporary) / "a", "w").close()
         open(os.devnull, "w").close()
 
-    found = Format("corpus_json", tmp_path)
+    found = Format("jsonl", tmp_path)
     found.target = found.target._replace(read=read)
     assert found.read(found.good) == "" and made[0].parent == tmp_path / "tmp"
     assert tempfile.gettempdir() == usual and not any((tmp_path / "tmp").iterdir())

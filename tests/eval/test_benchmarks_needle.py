@@ -127,7 +127,7 @@ def test_the_memory_is_that_of_a_haystack_with_the_needle(data, reader, length, 
     bank = reader.lm.memory.single_bank(reader.lm.device)
     other = reader.lm.memory._new_bank(1, reader.lm.device)
     for segment in with_needle.split(WINDOW):
-        other.write(*reader.decoder.keys_values(segment[None]))
+        other.write(**reader.decoder.entries(segment[None])._asdict())
     assert (bank.num_written, bank.num_pending) == (other.num_written, other.num_pending)
     for name in ("keys", "values", "chunk_keys"):
         assert_close(bank.state_dict()[name], other.state_dict()[name], atol=1e-5, rtol=0)

@@ -101,7 +101,7 @@ def convert(folder: Path) -> None:
 
 def check_sums(folder: Path) -> None:
     paths = list((folder / "hf").glob("*.safetensors"))
-    hf_files.check_hashes(folder / "hf", folder / "sums.txt", paths)
+    hf_files.check_hashes(folder / "sums.txt", paths)
 
 
 def convert_pickle(folder: Path) -> None:

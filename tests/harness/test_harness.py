@@ -246,7 +246,7 @@ def test_the_command(tasks, models, tmp_path, monkeypatch, capsys):
             "pretrained={longmem},memory_size=x",
             "memory_size (x) must be a whole number, at least 1",
         ),
-        ("pretrained={longmem},memory_size=7", "--memory-size (7) must be a multiple of"),
+        ("pretrained={longmem},memory_size=7", "memory_size (7) must be a multiple of"),
         ("pretrained={longmem},dtype=int4", "int4"),
         ("pretrained={longmem},size=3", "size is no option of a model: expected "),
         ("pretrained={backbone},memory=nowhere", "this model has no memory: it is a backbone"),

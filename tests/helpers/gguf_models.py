@@ -165,7 +165,7 @@ def _changed(name, tensor, config, arch):
 
 def llama3_factors(config, rope):
     """As in the method generate_extra_tensors of llama.cpp's LlamaModel."""
-    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     frequencies = 1.0 / rope["rope_theta"] ** (torch.arange(0, head_dim, 2).float() / head_dim)
     original = rope["original_max_position_embeddings"]
     low, high = original / rope["low_freq_factor"], original / rope["high_freq_factor"]

@@ -12,6 +12,7 @@ from typing import List
 import torch
 from fairseq_cli import eval_lm, train
 
+from longmem_fairseq.fairseq_patches import install
 from tests.helpers.training_runs import rank_options
 
 COMMANDS = {"fairseq-train": train.cli_main, "fairseq-eval-lm": eval_lm.cli_main}
@@ -45,5 +46,6 @@ def _run(arguments: List[str], root: Path, log: Path) -> None:
     os.dup2(descriptor, 2)
     os.chdir(root)
     torch.set_num_threads(1)
+    install()  # fairseq imports --user-dir only if nobody has before
     sys.argv = arguments
     COMMANDS[arguments[0]]()

@@ -19,9 +19,7 @@ from tests.helpers.shard_processes import run
 
 def read_alone_and_together(folder, model):
     """Everything that reads or writes memory, with a bank of its own and with a part of one."""
-    message = (
-        r"--memory-shards \(4\) must be the number of processes \(--distributed-world-size 2\)"
-    )
+    message = r"memory_shards \(4\) must be the number of processes \(--distributed-world-size 2\)"
     with pytest.raises(ValueError, match=message):
         LongMem.from_pretrained(model, memory_shards=4)
     alone = LongMem.from_pretrained(model)
