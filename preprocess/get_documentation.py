@@ -4,10 +4,10 @@
 Example:
     python -m preprocess.get_documentation --dest data/django
 
-Downloads one file of the Python package index (11 MB, SHA-256 checked), of which nothing is installed or
-executed, and writes the reStructuredText of docs/ (6 MB, BSD license, Django Software Foundation) into
---dest/{train,valid,test}: neighboring pages are one document of 150,000 characters or more. The index is that
-of PIP_INDEX_URL, or https://pypi.org/simple.
+Downloads one file of the Python package index (11 MB, SHA-256 checked), of which nothing is installed
+or executed, and writes the reStructuredText of docs/ (6 MB, BSD license, Django Software Foundation)
+into --dest/{train,valid,test}: neighboring pages are one document of 150,000 characters or more. The
+index is that of PIP_INDEX_URL, or https://pypi.org/simple.
 """
 
 import argparse
@@ -49,8 +49,8 @@ def download() -> bytes:
             content = answer.read()
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise OSError(
-            f"{FILE} cannot be downloaded from {index} ({error}); set PIP_INDEX_URL, or give texts of your "
-            "own (TEXT_DIR of train_scripts/quickstart.sh)"
+            f"{FILE} cannot be downloaded from {index} ({error}); set PIP_INDEX_URL, or give texts of "
+            "your own (TEXT_DIR of train_scripts/quickstart.sh)"
         ) from error
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256:
