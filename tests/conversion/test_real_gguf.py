@@ -3,10 +3,10 @@
 import os
 import subprocess
 import sys
+from pydoc_data.topics import topics
 
 import pytest
 import torch
-from torch.testing import assert_close
 
 pytest.importorskip("tokenizers", reason="needs the extra hf")
 
@@ -70,13 +70,16 @@ def test_smollm2(root, tmp_path):
         cache, gguf_file=GGUF, dtype=torch.float32
     ).eval()
     lm = LongMem.from_pretrained(dest, tokens_per_sample=1024)
-    pages = [*sorted((root / "docs").glob("*.md")), root / "README.md"]
-    text = "\n".join(path.read_text() for path in pages)
+    text = "\n".join(topics[name] for name in sorted(topics))
     to_checkpoint = torch.from_numpy(lm.tokenizer.ids.to_checkpoint).long()
     tokens = transformers.AutoTokenizer.from_pretrained(cache, gguf_file=GGUF)
     ids = torch.tensor([tokens(text)["input_ids"][:1024]])
     with torch.no_grad():
-        assert_close(lm.logits(ids), original(ids).logits, atol=1e-4, rtol=0)
+        logits, theirs = lm.logits(ids), original(ids).logits
+        exact = original.double()(ids).logits
+        original.float()
+        # as near to float64 as theirs in float32, whose own error depends on the text
+        assert (logits - exact).abs().max() <= 2 * (theirs - exact).abs().max()
         for prompt in PROMPTS:
             start = to_checkpoint[lm.tokenizer.ids.document_start]
             ids = torch.tensor([[start, *tokens(prompt)["input_ids"]]])

@@ -74,7 +74,8 @@ class Run:
             logged = json.loads(line[line.index("{") :])
             update = int(logged["num_updates"])
             first = first or update
-            logged = {key: value for key, value in logged.items() if key not in TIMINGS}
+            # None is what was not measured since the last line
+            logged = {k: v for k, v in logged.items() if k not in TIMINGS and v is not None}
             assert self.updates.setdefault(update, logged) == logged
         if kill_at:  # the first rank is gone
             for process in processes[1:]:
