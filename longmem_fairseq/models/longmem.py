@@ -205,9 +205,8 @@ class SideNetDecoder(MemoryDecoder):
 
     def read(self, src_tokens, retrieve=None, caches=None, first=0) -> Reading:
         with self.backbone.autocast(src_tokens.device):
-            biases = self.backbone.biases(
-                src_tokens, caches
-            )  # before these tokens are in the caches
+            # before these tokens are in the caches
+            biases = self.backbone.biases(src_tokens, caches)
             with torch.no_grad():
                 encoded = self.backbone.encode(
                     src_tokens, self.retrieval_layer, self._needed_states, caches=caches
@@ -215,8 +214,7 @@ class SideNetDecoder(MemoryDecoder):
             states, entries = encoded.hidden_states, self._entries(encoded)
             lookup = None if retrieve is None else Lookup(retrieve)
             if self.search_layer is not None and retrieve is not None:
-                queries = self.search_keys(states[self.search_layer])  # B x T x E
-                found = retrieve(queries.unsqueeze(1))
+                found = retrieve(entries.search_keys.unsqueeze(1))  # of B x 1 x T x E
                 lookup = Lookup(partial(_already, found), found)
             x = self._run_sidenet(states, biases, lookup, caches)
             x = (self.layer_norm or self.backbone.layer_norm)(x[:, first:])
@@ -263,9 +261,9 @@ class SideNetDecoder(MemoryDecoder):
         return Entries(keys, values, self.search_keys(encoded.hidden_states[self.search_layer]))
 
     def entries(self, src_tokens) -> Entries:
-        needed = max(self.retrieval_layer + 1 if self.has_sidenet else 0, self.search_layer or 0)
         if self.search_layer is None:
             return Entries(*self.backbone.layer_keys_values(src_tokens, self.retrieval_layer))
+        needed = max(self.retrieval_layer + 1 if self.has_sidenet else 0, self.search_layer)
         with torch.no_grad(), self.backbone.autocast(src_tokens.device):
             keep = {self.search_layer}
             return self._entries(

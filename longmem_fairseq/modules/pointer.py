@@ -35,9 +35,8 @@ class Pointer(NamedTuple):
         """log p of every token of the vocabulary, B x T x V, which exactly sum to 1."""
         log_probs = logits.float().log_softmax(dim=-1) + self.log_rest.unsqueeze(-1)
         same = self.ids.unsqueeze(-1) == self.ids.unsqueeze(-2)  # B x T x K x K
-        found = (same.to(self.shares) @ self.shares.unsqueeze(-1)).squeeze(
-            -1
-        )  # p_memory, B x T x K
+        found = same.to(self.shares) @ self.shares.unsqueeze(-1)  # p_memory, B x T x K x 1
+        found = found.squeeze(-1)
         pointed = self.log_weight.unsqueeze(-1) + found.clamp(min=SMALLEST).log()
         own = log_probs.gather(-1, self.ids)
         more = torch.logaddexp(own, pointed) - own
