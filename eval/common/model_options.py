@@ -10,7 +10,7 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from eval.common.provenance import code_hash, commit
 from eval.common.results import check_results
 from longmem_fairseq import LongMem
-from longmem_fairseq.api.pretrained import load_with_options
+from longmem_fairseq.api.pretrained import load_pretrained
 from longmem_fairseq.models.checkpoints import fingerprint
 from longmem_fairseq.tasks.config import ModelOptions, given_options
 from longmem_fairseq.utils.allocator import keep_freed_memory
@@ -59,7 +59,7 @@ def load(args: argparse.Namespace) -> LongMem:
     options = given_options(args)
     if args.tokens_per_sample is not None:
         options["tokens_per_sample"] = args.tokens_per_sample
-    lm = LongMem(*load_with_options(Path(args.path), args.device, options))
+    lm = LongMem(*load_pretrained(Path(args.path), args.device, options))
     check_memory_options(args, lm.model)
     return lm
 

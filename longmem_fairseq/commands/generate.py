@@ -15,7 +15,7 @@ from longmem_fairseq.commands.options import (
     parse,
     read_texts,
 )
-from longmem_fairseq.utils.cli import as_option, run
+from longmem_fairseq.utils.cli import run
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
 
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "beam", "seed", "stop")
     options = {name: getattr(args, name) for name in names}
-    check_generation(**options, spelled=as_option)
+    check_generation(**options)
     for text in args.stop:
         check_argument("--stop", text)
     lm = load_model(args)

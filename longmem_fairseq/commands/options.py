@@ -103,14 +103,14 @@ def load_model(args: argparse.Namespace, with_memory: bool = True) -> "LongMem":
         raise ValueError("--memory-map needs --memory, the file that is to be mapped")
     check_positive(args, "tokens_per_sample")
     from longmem_fairseq import LongMem
-    from longmem_fairseq.api.pretrained import load_with_options
+    from longmem_fairseq.api.pretrained import load_pretrained
     from longmem_fairseq.tasks.config import given_options
 
     keep_freed_memory()
     options = given_options(args)
     if args.tokens_per_sample is not None:
         options["tokens_per_sample"] = args.tokens_per_sample
-    lm = LongMem(*load_with_options(Path(args.model), args.device, options))
+    lm = LongMem(*load_pretrained(Path(args.model), args.device, options))
     if args.memory is not None and with_memory:
         lm.load_memory(args.memory, memory_map=args.memory_map)
     return lm

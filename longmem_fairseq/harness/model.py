@@ -202,7 +202,8 @@ class LongMemHarness(TemplateLM):
         ):
             own = [streams[i] for i in batch]
             decode(
-                self.lm,
+                self.lm.decoder,
+                self.lm.tokenizer,
                 [prompts[i] for i in batch],
                 length,
                 lambda row, token, own=own: own[row].push(token.index),

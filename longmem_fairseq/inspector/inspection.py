@@ -4,7 +4,8 @@ from typing import Dict, List, NamedTuple, Optional
 
 import numpy as np
 
-from longmem_fairseq.api.hub_interface import THIS_TEXT, LongMem, TokenReading
+from longmem_fairseq.api.hub_interface import LongMem
+from longmem_fairseq.api.reading import THIS_TEXT, TokenReading
 
 SHORTEST = 64  # tokens; nearer passages are counted together
 NOTHING, ELSEWHERE = "nothing read", "another document"

@@ -3,13 +3,13 @@
 B streams or hypotheses, T tokens, H heads, D head_dim, V vocabulary, W window.
 """
 
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Union
 
 import torch
 from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor
 
-from longmem_fairseq.memory import ExternalMemory, MemoryFork, Retrieved
+from longmem_fairseq.memory import ExternalMemory, MemoryBank, MemoryFork, Retrieved
 from longmem_fairseq.modules import LocalCache, Pointer
 from longmem_fairseq.modules.rotary_scaling import Rule, length_that_counts
 from longmem_fairseq.utils.allocator import give_back_freed_memory
@@ -175,14 +175,14 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         last_only: bool = True,
         **unused,
     ):
-        """Reads a segment of every stream, predicts, and memorises it; or goes on generating.
+        """Reads a segment of every stream, predicts, and memorizes it; or goes on generating.
 
         Args:
             src_tokens: B x T, padded on the right; with *incremental_state* everything since it was
                 empty, of which what is new is read
             new_document: B, True for rows whose memory is to be forgotten first
             incremental_state: fairseq's, for generation: tokens go into a local window, and out of it
-                into a memory of the hypothesis; what evaluation memorised is read, not changed
+                into a memory of the hypothesis; what evaluation memorized is read, not changed
             last_only: with *incremental_state*: predict only what follows the last token, which is all
                 that a generation asks for, and not what follows every new one
 
@@ -205,11 +205,41 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         return reading.logits, extra
 
     @torch.no_grad()
-    def memorise(self, src_tokens: Tensor, new_document: Tensor) -> None:
-        """Memorises a segment of every stream and predicts nothing; arguments as :meth:`forward`."""
+    def memorize(
+        self,
+        src_tokens: Tensor,
+        memory: Union[ExternalMemory, MemoryBank, MemoryFork],
+        segment_size: Optional[int] = None,
+        on_segment: Callable[[int], None] = lambda num_tokens: None,
+        valid: Optional[Tensor] = None,
+    ) -> None:
+        """Reads B x T tokens segment by segment into a memory, and predicts nothing.
+
+        Args:
+            memory: of B streams
+            segment_size: tokens that are read at once (default: the window)
+            on_segment: takes the number of tokens of each segment that was read
+            valid: B x T, False for tokens that are not memorized (default: all are)
+        """
+        size = segment_size or self.window
+        for start in range(0, src_tokens.size(1), size):
+            segment, part = src_tokens[:, start : start + size], valid
+            if valid is not None:
+                part = valid[:, start : start + size]
+            memory.write(**self.entries(segment)._asdict(), valid=part, token_ids=segment)
+            on_segment(segment.size(1))
+
+    def memorize_streams(self, src_tokens: Tensor, new_document: Tensor) -> None:
+        """Memorizes a segment of every stream as :meth:`forward` does, and predicts nothing."""
         self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
-        entries, valid = self.entries(src_tokens), src_tokens.ne(self.padding_idx)
-        self.memory.write(**entries._asdict(), valid=valid, token_ids=src_tokens)
+        self.memorize(src_tokens, self.memory, valid=src_tokens.ne(self.padding_idx))
+
+    def identify_memory(self) -> None:
+        """Gives the memory the fingerprint of this model, which its files have to bear.
+
+        Called once the weights are final. A memory of attention keys has the backbone's from the
+        start, so that most models have nothing to do here.
+        """
 
     def _go_on(self, src_tokens: Tensor, incremental_state: Dict, last_only: bool) -> Reading:
         window = incremental_state.get(self._state)
@@ -226,13 +256,10 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         # with the rules dynamic and longrope a longer text is another one from its first token on
         if not window.caches or tokens.size(1) > self.window or turned != turns:
             # the oldest half makes room, and what stays is read anew as a segment of its own: so every
-            # token sees what it would if the text before it had been memorised in such halves
-            half, past = self._half, self.left_behind(tokens.size(1))
+            # token sees what it would if the text before it had been memorized in such halves
+            past = self.left_behind(tokens.size(1))
             if window.memory is not None:
-                for segment in tokens[:, :past].split(half, dim=1):
-                    if segment.size(1) > 0:
-                        entries = self.entries(segment)._asdict()
-                        window.memory.write(**entries, token_ids=segment)
+                self.memorize(tokens[:, :past], window.memory, self._half)
             new = tokens = tokens[:, past:]
             window.caches = [LocalCache(self.window) for _ in range(self.num_attention_layers)]
         window.tokens, window.num_new = tokens, new.size(1)

@@ -80,10 +80,12 @@ class _Choice:
                 return stopped
 
             draw = Draw(request.temperature, 0, request.top_p, request.seed, lm.device)
-            look = self._look if request.retrieved and lm.decoder.memory is not None else None
+            look = self._look if request.retrieved else None
             top = min(max(request.top or 0, 1), len(lm.dictionary))
-            arguments = ([self.prompt], request.max_tokens, on_token, draw, top)
-            (reason,) = decode(lm, *arguments, stop=request.stop, look=look)
+            (reason,) = decode(
+                *(lm.decoder, lm.tokenizer, [self.prompt], request.max_tokens, on_token),
+                *(draw, top, request.stop, look),
+            )
             self.stream.finish()
         self._send(len(self.stream.text), reason)
 

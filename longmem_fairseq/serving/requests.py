@@ -9,6 +9,7 @@ from longmem_fairseq.api.generation import check_generation
 from longmem_fairseq.api.hub_interface import LongMem
 from longmem_fairseq.api.prompts import document_tokens
 from longmem_fairseq.serving.errors import RequestError
+from longmem_fairseq.utils.errors import ArgumentError
 
 MOST_ALTERNATIVES = 20  # that logprobs may ask for
 # fields of OpenAI's that are refused unless they ask for nothing
@@ -119,8 +120,8 @@ def _common(body: Dict[str, Any]) -> Dict[str, Any]:
     drawn = top_p if temperature > 0 and top_p < 1 else 0.0
     try:
         check_generation(1, temperature, 0, drawn, 1, seed, stop)
-    except ValueError as error:
-        raise RequestError(str(error), param=str(error).split(" ")[0]) from None
+    except ArgumentError as error:
+        raise RequestError(str(error), param=error.argument) from None
     if not 0 < top_p <= 1:
         raise RequestError(f"top_p ({top_p}) must be above 0 and at most 1", param="top_p")
     options = _field(body, "stream_options", _object, {})

@@ -1,4 +1,4 @@
-"""What our own commands share: bad input is one line and exit code 2, never a traceback."""
+"""The commands of this package: bad input is one line and exit code 2, never a traceback."""
 
 import argparse
 import io
@@ -7,11 +7,13 @@ import os
 import sys
 from typing import Callable
 
+from longmem_fairseq.utils.errors import ArgumentError
+
 
 def run(main: Callable[[], None]) -> None:
     """Calls *main*; a ValueError, OSError or ImportError becomes ``PROGRAM: error: MESSAGE``.
 
-    What it prints is UTF-8, as what it reads is.
+    An :class:`ArgumentError` names options. Output is UTF-8, as input is.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # else a character that the locale lacks ends it
         sys.stdout.reconfigure(encoding="utf-8")
@@ -19,8 +21,9 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except (ValueError, OSError, ImportError) as error:
+        message = error.spelled(as_option) if isinstance(error, ArgumentError) else str(error)
         program = os.path.basename(sys.argv[0])
-        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -30,7 +33,7 @@ def counted(number: int, thing: str) -> str:
 
 
 def as_option(name: str) -> str:
-    """What the command line calls an argument of this name."""
+    """The option that gives an argument of this name."""
     return "--" + name.replace("_", "-")
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from longmem_fairseq import LongMem
-from longmem_fairseq.api.generation import most_likely
+from longmem_fairseq.api.decoding import most_likely
 from tests.helpers.model_folders import WINDOW, story
 
 KINDS = ("backbone", "longmem", "memtrm")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from longmem_fairseq import LongMem
-from longmem_fairseq.api.hub_interface import THIS_TEXT, TokenReading
 from longmem_fairseq.api.passages import Passage
+from longmem_fairseq.api.reading import THIS_TEXT, TokenReading
 from longmem_fairseq.inspector import Inspection, inspect_text, make_page
 from longmem_fairseq.inspector.inspection import gain_by_distance
 from tests.helpers.model_folders import WINDOW, story
