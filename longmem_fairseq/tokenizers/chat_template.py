@@ -1,7 +1,7 @@
 """The template with which a chat model wants its messages written, rendered as transformers does.
 
 A template comes with a model and is a program. It runs in jinja2's sandbox, which can neither change
-what it is given nor reach attributes of Python's own; from version 3.1.6 on no way out of it is known.
+its input nor reach attributes of Python's own; from version 3.1.6 on no way out of it is known.
 """
 
 import json
@@ -28,7 +28,7 @@ def render_chat(template: str, messages: Sequence[Message], named_tokens: Dict[s
             add_generation_prompt=True,
             **named_tokens,
         )
-    except Exception as error:  # whatever the program that a model brings raises
+    except Exception as error:  # of a program that came with a model
         raise ValueError(
             f"the model's chat template fails ({type(error).__name__}: {error})"
         ) from error

@@ -1,6 +1,7 @@
 """Errors about arguments, and about what strangers send."""
 
 from contextlib import contextmanager
+from pathlib import PurePath
 from string import Formatter
 from typing import Any, Callable, Iterator
 
@@ -31,6 +32,12 @@ class ArgumentError(ValueError):
         """The same error, with the place where it happened before the message."""
         return type(self)("{}: " + self.template, place, *self.values)
 
+    def replaced(self, old: str, new: str) -> "ArgumentError":
+        """The same error, with *new* for *old* in the texts and paths that it names."""
+        texts = (str, PurePath)
+        values = (str(v).replace(old, new) if isinstance(v, texts) else v for v in self.values)
+        return type(self)(self.template, *values)
+
     def __str__(self) -> str:
         return self.spelled(str)
 
@@ -54,5 +61,7 @@ def refused(message: str) -> Iterator[None]:
     except (OSError, ImportError, MemoryError):
         raise
     except Exception as error:
-        reason = str(error).split("\n")[0] if isinstance(error, ValueError) else repr(error)
+        reason = str(error).split("\n")[0]
+        if not isinstance(error, (ValueError, RuntimeError)):
+            reason = f"{type(error).__name__}: {reason}"
         raise ValueError(f"{message} ({reason})") from error

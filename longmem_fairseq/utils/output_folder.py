@@ -6,21 +6,23 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator
 
+from longmem_fairseq.utils.errors import ArgumentError
 from longmem_fairseq.utils.text_files import parse_json
 
 
 def check_new(dest: Path) -> None:
-    """Raises ValueError unless `dest` is absent or an empty folder: what it holds would be deleted."""
+    """Raises ValueError unless *dest* is absent or an empty folder: its content would be deleted."""
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise ValueError(f"--dest ({dest}) is not empty: give a new or empty folder")
+        raise ArgumentError("{dest} ({}) is not empty: give a new or empty folder", dest)
 
 
 def is_up_to_date(dest: Path, marker: str, wanted: Dict[str, Any], overwrite: bool) -> bool:
-    """Whether `dest` is this very result: the JSON file `marker` in it holds all of `wanted`.
+    """True where *dest* is this very result: the JSON file *marker* in it holds all of *wanted*.
 
-    Raises ValueError where `dest` holds anything else, unless it is an older result (it has a
-    `marker` that names its format, as all of ours do) and `overwrite` is set: a folder that is not
-    ours is never replaced.
+    Raises:
+        ValueError: *dest* holds anything else, unless it is an older result (it has a *marker* that
+            names its format, as all of ours do) and *overwrite* is set: a folder that is not ours is
+            never replaced
     """
     if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())):
         return False
@@ -30,24 +32,24 @@ def is_up_to_date(dest: Path, marker: str, wanted: Dict[str, Any], overwrite: bo
     except ValueError:
         found = None
     if not isinstance(found, dict) or "format" not in found:
-        raise ValueError(
-            f"--dest ({dest}) holds something else (no {marker} of ours): give a new or empty folder"
-        )
+        message = "{dest} ({}) holds something else (no {} of ours): give a new or empty folder"
+        raise ArgumentError(message, dest, marker)
     if all(found.get(key) == value for key, value in wanted.items()):
         return True
     if not overwrite:
-        raise ValueError(
-            f"--dest ({dest}) was made from other input or options: "
-            "give another folder or --overwrite to replace it"
+        raise ArgumentError(
+            "{dest} ({}) was made from other input or options: give another folder or {overwrite} to "
+            "replace it",
+            dest,
         )
     return False
 
 
 @contextlib.contextmanager
 def replaced_folder(dest: Path) -> Iterator[Path]:
-    """A new folder beside `dest`, which takes its place when the block ends well.
+    """A new folder beside *dest*, which takes its place when the block ends well.
 
-    What `dest` held is deleted: :func:`check_new` or :func:`is_up_to_date` comes first.
+    The old content of *dest* is deleted: :func:`check_new` or :func:`is_up_to_date` comes first.
     """
     dest.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))
