@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from eval.common.stream_scoring import load_model
-from longmem_fairseq.commands.convert_released import convert, load_safely
+from longmem_fairseq.commands.convert_released import convert_released, load_safely
 from longmem_fairseq.utils.cli import run
 
 MAX_LOGIT_DIFFERENCE = 1e-4
@@ -62,7 +62,8 @@ def measure(fixture: Path) -> Parity:
     tokens = expected["tokens"]
     with tempfile.TemporaryDirectory() as scratch:
         dest = Path(scratch) / "converted"
-        convert(fixture / "backbone.pt", fixture / "longmem.pt", fixture / "dict.txt", dest)
+        names = ("backbone.pt", "longmem.pt", "dict.txt")
+        convert_released(*(fixture / name for name in names), dest)
         backbone, longmem = (
             load_model(str(dest / name / "checkpoint.pt"), str(dest / name), tokens.size(-1))[0]
             for name in ("backbone", "longmem")

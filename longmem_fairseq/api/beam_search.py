@@ -56,18 +56,18 @@ class BeamSearch:
         width = max(2, 1 + len(self.ends)) * beam
         while True:
             totals = scores[:, None] + self._log_probs(tokens)
-            found, places = totals.flatten().topk(min(width, totals.numel()))
+            sums, places = totals.flatten().topk(min(width, totals.numel()))
             rows, new = places // totals.size(1), places % totals.size(1)
             longer = torch.cat([tokens[rows], new[:, None]], dim=1)
             ended, length = self._ended(longer), tokens.size(1)
-            best += [(float(found[i]) / length, longer[i]) for i in range(beam) if ended[i]]
+            best += [(float(sums[i]) / length, longer[i]) for i in range(beam) if ended[i]]
             best = sorted(best, key=lambda scored: -scored[0])[:beam]
-            scores, kept = (found + NEVER * ended).topk(beam)
+            scores, going_on = (sums + NEVER * ended).topk(beam)
             hopeless = len(best) == beam and float(scores[0]) / length <= best[-1][0]
             if hopeless or ended.all():
                 return best[0][1][1:]
-            tokens = longer[kept]
-            self.decoder.reorder_incremental_state_scripting(self.state, rows[kept])
+            tokens = longer[going_on]
+            self.decoder.reorder_incremental_state_scripting(self.state, rows[going_on])
 
     def _log_probs(self, tokens: Tensor) -> Tensor:
         """Of the token after B x T, where T begins with the last token of the prompt; B x V."""

@@ -93,7 +93,7 @@ class _Rows:
         self.state: Dict = {}  # of the generation
 
     def read(self, look: Optional[Look] = None):
-        """What the decoder returns for all new tokens."""
+        """Reads all new tokens; the decoder's output."""
         output = self.decoder(self.tokens, incremental_state=self.state)
         if look is not None:
             window = self.decoder.generation_window(self.state)
@@ -175,7 +175,7 @@ def decode(
 def _chosen(log_probs: Tensor, draw: Draw, top: int) -> List[Token]:
     """A token for each row of B x V."""
     indices = torch.tensor(draw(log_probs), device=log_probs.device)
-    own = log_probs.gather(-1, indices.unsqueeze(-1)).squeeze(-1)
+    chosen = log_probs.gather(-1, indices.unsqueeze(-1)).squeeze(-1)
     likely, choices = log_probs.topk(top, dim=-1)
-    parts = (part.tolist() for part in (indices, own, choices, likely))
+    parts = (part.tolist() for part in (indices, chosen, choices, likely))
     return [Token(*token) for token in zip(*parts, strict=True)]

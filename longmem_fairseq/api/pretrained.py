@@ -77,22 +77,22 @@ def load_pretrained(
 
 
 def _find_checkpoint(path: Path) -> Path:
-    """A checkpoint whose folder is complete.
+    """The checkpoint in a folder that is complete.
 
     Raises:
         FileNotFoundError: naming what is missing
     """
-    found = Path(checkpoint_in(str(path)))
-    if found.is_dir():
+    checkpoint = Path(checkpoint_in(str(path)))
+    if checkpoint.is_dir():
         raise FileNotFoundError(f"{path} holds no model: expected {', '.join(CHECKPOINTS)}")
-    if not found.is_file():
+    if not checkpoint.is_file():
         raise FileNotFoundError(f"{path}: no such model")
-    if not (found.parent / "dict.txt").is_file():
+    if not (checkpoint.parent / "dict.txt").is_file():
         raise FileNotFoundError(
-            f"{found.parent} has no dict.txt: copy dictionary and tokenizer of the model's corpus "
+            f"{checkpoint.parent} has no dict.txt: copy dictionary and tokenizer of the model's corpus "
             "there (train_scripts/copy_vocabulary.sh)"
         )
-    return found
+    return checkpoint
 
 
 def _give_memory(state: Dict, overrides: Dict) -> None:

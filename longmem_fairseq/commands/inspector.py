@@ -1,4 +1,4 @@
-"""Writes a page that shows what memory did to a text, token by token.
+"""Writes a page that shows the effect of memory on a text, token by token.
 
     longmem-inspect runs/quickstart/longmem chapter.txt --memory documents.memory --output page.html
 
@@ -20,6 +20,7 @@ from longmem_fairseq.utils.cli import counted, run
 
 
 def main() -> None:
+    """Runs the command line of the process."""
     parser = make_parser(__doc__)
     add = parser.add_argument_group("inspection").add_argument
     add("--output", required=True, help="page to write, as page.html")
@@ -42,7 +43,7 @@ def main() -> None:
     inspection = inspect_text(lm, text, args.per_head, True, args.special_tokens)
     bank = lm.memory.single_bank(lm.device)
     documents, held = len(bank.sources[0]), len(bank.held(0))
-    memory = f"Memorised before: {counted(documents, 'document')}; {counted(held, 'token')} held."
+    memory = f"Memorized before: {counted(documents, 'document')}; {counted(held, 'token')} held."
     page = make_page(inspection, Path(name).name, memory)
     Path(args.output).write_text(page, encoding="utf-8")
     tokens, gain = len(inspection.gain), float(inspection.gain.mean())
@@ -53,6 +54,7 @@ def main() -> None:
 
 
 def cli() -> None:
+    """The console script longmem-inspect."""
     run(main)
 
 

@@ -25,6 +25,7 @@ from longmem_fairseq.utils.replaced_file import file_version
 
 
 def main() -> None:
+    """Runs the command line of the process."""
     parser = make_parser(__doc__)
     parser.add_argument("--output", required=True, help="memory file to write")
     args = parse(parser)
@@ -48,6 +49,7 @@ def main() -> None:
 
 
 def memorize(args: argparse.Namespace) -> dict:
+    """Memorizes the texts of a command line, saves the memory, and describes both for --json."""
     before = file_version(args.output)
     names, texts = zip(*read_texts(args), strict=True)
     lm = load_model(args)
@@ -89,6 +91,7 @@ def only_writer(path: str) -> Iterator[None]:
 
 
 def cli() -> None:
+    """The console script longmem-memorize."""
     run(main)
 
 

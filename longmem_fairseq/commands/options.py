@@ -1,6 +1,6 @@
-"""What the commands have in common: which model, which memory, which texts.
+"""The options that the commands share: the model, its memory, the texts.
 
-fairseq takes seconds to import, and is imported when a command line was found to be good.
+fairseq takes seconds to import, and is imported once a command line is known to be good.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def make_parser(description: str, reads_texts: bool = True) -> argparse.Argument
     """A parser, for :func:`parse`, of MODEL, TEXT... and the options of model and memory.
 
     Args:
-        description: its first line says what the command does; the rest ends in an example
+        description: of the command in its first line; the rest ends in an example
         reads_texts: otherwise there are no TEXT..., --special-tokens and --json
     """
     parser = argparse.ArgumentParser(

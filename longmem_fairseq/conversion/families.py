@@ -274,7 +274,7 @@ FAMILIES = {  # by the model_type of config.json
     "gemma2": Family(options.gemma2, "layers", GEMMA, change=change_gemma, tied=True),
     "gemma3_text": Family(options.gemma3, "layers", GEMMA, _LANGUAGE, change_gemma, tied=True),
 }
-FOREIGN = {  # what the model_type of other models is like, or the name of an option in config.json
+FOREIGN = {  # patterns of model_type in other models, or names of options in their config.json
     "a mixture of experts": r".*moe|mixtral|(num|n)_(local_|routed_)?experts",
     "a model that also sees or hears": r".*_vl|(vision|audio|image)_config|(img|audio)_processor",
     "a state-space model": r".*(mamba|rwkv).*|ssm_.+|state_size|lru_width",

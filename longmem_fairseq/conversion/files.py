@@ -48,10 +48,10 @@ def model_folder(model: str, dry_run: bool) -> Path:
         if dry_run:
             return Path(huggingface_hub.hf_hub_download(model, "config.json")).parent
         options = {"ignore_patterns": ["*/*"]}  # their * matches a slash: no file of a subfolder
-        found = huggingface_hub.snapshot_download(model, allow_patterns=list(PATTERNS), **options)
-        if not any(Path(found).glob("*.safetensors")):
+        folder = huggingface_hub.snapshot_download(model, allow_patterns=list(PATTERNS), **options)
+        if not any(Path(folder).glob("*.safetensors")):
             huggingface_hub.snapshot_download(model, allow_patterns=list(PICKLED), **options)
-        return Path(found)
+        return Path(folder)
     except (HFValidationError, HfHubHTTPError, OSError) as error:
         raise ArgumentError(
             "{model} ({}): no such file or folder, and it cannot be downloaded from the Hugging Face "

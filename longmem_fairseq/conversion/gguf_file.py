@@ -60,10 +60,10 @@ def _strict_reader(gguf):
         """A reader that refuses to read beyond the end of a file, whatever length a field claims."""
 
         def _get(self, offset, dtype, count=1, *args, **kwargs):
-            found = super()._get(offset, dtype, count, *args, **kwargs)
-            if len(found) != count:
+            values = super()._get(offset, dtype, count, *args, **kwargs)
+            if len(values) != count:
                 raise ValueError(f"it ends at byte {len(self.data):,}, and more was to follow")
-            return found
+            return values
 
     return Reader
 

@@ -91,10 +91,9 @@ class Source:
                 message = "{source} ({}) has {}: keep one for each split"
                 raise ArgumentError(message, self.path, names)
             for path in candidates:
-                found = (
-                    files_under(path, DOCUMENT_SUFFIXES, exclude)[0] if path.is_dir() else [path]
-                )
-                self.split_files[split] = found
+                is_folder = path.is_dir()
+                files = files_under(path, DOCUMENT_SUFFIXES, exclude)[0] if is_folder else [path]
+                self.split_files[split] = files
         if self.split_files:
             everything = {file.resolve() for file in self.files}
             self.files = [file for files in self.split_files.values() for file in files]

@@ -1,4 +1,4 @@
-"""What memory did to every token of a text."""
+"""The effect of memory on every token of a text."""
 
 from typing import Dict, List, NamedTuple, Optional
 
@@ -40,7 +40,7 @@ def inspect_text(
     progress: bool = False,
     special_tokens: bool = False,
 ) -> Inspection:
-    """Reads a text with memory, without, and once more to see what is read.
+    """Reads a text with memory, without, and once more to see the passages that are read.
 
     Args:
         per_head: so many passages of each head, those with the largest weights

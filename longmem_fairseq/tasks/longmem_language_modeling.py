@@ -259,7 +259,7 @@ class LongMemLanguageModelingTask(FairseqTask):
 
     def before_save(self, trainer, epoch_itr, folder: str) -> None:
         """Writes the memory of this rank; see :func:`save_memory`."""
-        save_memory(trainer, epoch_itr, folder, wanted=not self.cfg.no_save_memory)
+        save_memory(trainer, epoch_itr, folder, enabled=not self.cfg.no_save_memory)
 
     def after_save(self, trainer, epoch_itr, folder: str) -> None:
         """Removes the memory of checkpoints that are gone."""
@@ -269,7 +269,7 @@ class LongMemLanguageModelingTask(FairseqTask):
     def after_load(self, trainer, epoch_itr, folder: str) -> None:
         """Reads the memory of this rank; see :func:`load_memory`."""
         self.goes_on = epoch_itr.iterations_in_epoch > 0
-        load_memory(trainer, epoch_itr, folder, wanted=not self.cfg.no_save_memory)
+        load_memory(trainer, epoch_itr, folder, enabled=not self.cfg.no_save_memory)
         if trainer.is_data_parallel_master:  # a run that was killed in a save left files
             remove_unnamed_memory(trainer.cfg.checkpoint.save_dir)
 

@@ -56,6 +56,6 @@ def check_architecture(cfg: Any) -> None:
 
 
 def wants_memory(cfg: DictConfig, given: Dict[str, Any], from_checkpoint: bool) -> bool:
-    """Whether a backbone's own checkpoint is to read a memory, through a pointer."""
+    """True where a backbone's own checkpoint is to read a memory, through a pointer."""
     is_backbone = from_checkpoint and cfg._name.startswith("longmem_backbone")
     return is_backbone and str(given.get("pointer", "none")) != "none"

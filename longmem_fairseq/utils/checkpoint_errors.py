@@ -6,7 +6,7 @@ import struct
 import zipfile
 from contextlib import contextmanager
 
-# what torch.load raises for a damaged file, depending on where the damage is
+# torch.load raises one of these for a damaged file, depending on the place of the damage
 _DAMAGE = (
     AssertionError,
     AttributeError,

@@ -28,13 +28,13 @@ def is_up_to_date(dest: Path, marker: str, wanted: Dict[str, Any], overwrite: bo
         return False
     path = dest / marker
     try:
-        found = parse_json(path.read_bytes()) if path.is_file() else None
+        content = parse_json(path.read_bytes()) if path.is_file() else None
     except ValueError:
-        found = None
-    if not isinstance(found, dict) or "format" not in found:
+        content = None
+    if not isinstance(content, dict) or "format" not in content:
         message = "{dest} ({}) holds something else (no {} of ours): give a new or empty folder"
         raise ArgumentError(message, dest, marker)
-    if all(found.get(key) == value for key, value in wanted.items()):
+    if all(content.get(key) == value for key, value in wanted.items()):
         return True
     if not overwrite:
         raise ArgumentError(

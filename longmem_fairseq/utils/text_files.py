@@ -65,7 +65,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: Union[str, bytes]) -> Any:
-    """What a JSON text says.
+    """The content of a JSON text.
 
     Raises:
         ValueError: it is none, or has so many levels that reading it would exhaust the stack

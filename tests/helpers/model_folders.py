@@ -87,3 +87,9 @@ def _shake(checkpoint: Path, seed: int) -> None:
         if tensor.dim() == 2:
             tensor += 0.2 * torch.randn(tensor.shape, generator=generator)
     torch.save(state, checkpoint)
+
+
+def ids(lm, text):
+    """1 x (1 + T)"""
+    start = [lm.dictionary.eos()]
+    return torch.tensor([start + lm.tokenizer.indices(text).tolist()])
