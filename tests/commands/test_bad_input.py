@@ -3,8 +3,8 @@ change.
 
 Other bad input is beside its subject: fairseq's commands (test_bad_training_input.py), evaluation
 (test_bad_evaluation_input.py), sources of documents (test_bad_corpus.py), Hugging Face models
-(test_hf_bad_input.py), memory files (test_damaged_memory.py), checkpoints
-(test_bad_checkpoints.py), the Python interface (test_hub_bad_input.py), and files of any bytes at all (test_fuzz.py).
+(test_hf_bad_input.py), memory files (test_damaged_memory.py), checkpoints (test_bad_checkpoints.py),
+the Python interface (test_hub_bad_input.py), and files of any bytes at all (test_fuzz.py).
 """
 
 import pytest

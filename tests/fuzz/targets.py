@@ -192,6 +192,7 @@ TARGETS: Dict[str, Target] = {
     "hf_index": Target(converted_seeds.hf, "hf/model.safetensors.index.json", convert),
     "hf_weights": Target(converted_seeds.hf, "hf/model-1.safetensors", convert),
     "hf_tokenizer": Target(converted_seeds.hf, "hf/tokenizer.json", convert),
+    "gguf": Target(converted_seeds.gguf, "hf/model.gguf", convert),
     "hf_sums": Target(converted_seeds.hf_sums, "sums.txt", check_sums),
     "hf_bin": Target(converted_seeds.hf_bin, "hf/pytorch_model.bin", convert),
     "hf_bin_pickle": Target(converted_seeds.hf_bin, "data.pkl", convert_pickle),
