@@ -27,7 +27,7 @@ def evaluated(lm, texts, frozen=()):
     decoder, fresh, log_probs = lm.decoder, True, []
     for number, text in enumerate(texts):
         tokens, log_probs = ids(lm, text), []
-        # what is memorised has every token as a source, what is scored all but the last
+        # what is memorized has every token as a source, what is scored all but the last
         source = tokens[:, :-1] if number == len(texts) - 1 else tokens
         for start in range(0, source.size(1), WINDOW):
             if decoder.memory is not None:
@@ -116,7 +116,7 @@ def test_a_window_of_another_length(load_lm):
 # --- memory ---
 
 
-def test_what_is_memorised_is_known_by_name(load_lm):
+def test_what_is_memorized_is_known_by_name(load_lm):
     lm = load_lm()
     lm.memorize([DOCUMENTS["a"], DOCUMENTS["b"]], names=["first", "second"])
     lm.memorize(TEXT)

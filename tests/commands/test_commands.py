@@ -42,7 +42,7 @@ def test_a_memory_of_files_serves_the_other_commands(call, load, folder):
     )
     page = (folder / "page.html").read_text(encoding="utf-8")
     assert "<h1>prompt.txt</h1>" in page and '"a.txt"' in page and '"b.txt"' in page
-    assert f"Memorised before: 2 documents; {tokens + 2} tokens held." in page
+    assert f"Memorized before: 2 documents; {tokens + 2} tokens held." in page
 
 
 def test_standard_input_is_a_text(call, load, folder):

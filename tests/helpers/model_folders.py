@@ -44,7 +44,7 @@ def story(words: int, seed: int = 0) -> str:
     return " ".join(random.Random(seed).choices(WORDS, k=words))
 
 
-DOCUMENTS = {"a": story(30, seed=1), "b": story(23, seed=2)}  # to memorise
+DOCUMENTS = {"a": story(30, seed=1), "b": story(23, seed=2)}  # to memorize
 TEXT = story(50, seed=3)  # to read then
 
 
