@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from longmem_fairseq.commands.options import (
-    check_output,
+    check_writable,
     load_model,
     make_parser,
     parse,
@@ -30,7 +30,7 @@ def main() -> None:
     for option, value in (("--max-tokens", args.max_tokens), ("--per-head", args.per_head)):
         if value < 1:
             raise ValueError(f"{option} ({value}) must be at least 1")
-    check_output(args.output)
+    check_writable("--output", args.output)
     texts = read_texts(args)
     if len(texts) > 1:
         raise ValueError(f"{len(texts)} texts: give one to inspect, the others to longmem-memorize")

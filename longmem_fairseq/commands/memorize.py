@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Iterator
 
 from longmem_fairseq.commands.options import (
-    check_output,
+    check_writable,
     load_model,
     make_parser,
     parse,
@@ -29,7 +29,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--output", required=True, help="memory file to write")
     args = parse(parser)
-    check_output(args.output)
+    check_writable("--output", args.output)
     from longmem_fairseq.memory.memory_file import is_memory_file
 
     if os.path.exists(args.output) and not is_memory_file(args.output):

@@ -142,16 +142,11 @@ def check_argument(option: str, text: str) -> str:
     return text_of(os.fsencode(text), option)
 
 
-def check_output(path: str) -> None:
-    """See :func:`check_file`."""
-    check_file("--output", path)
-
-
-def check_file(option: str, path: str) -> None:
-    """Before the work of hours.
+def check_writable(option: str, path: str) -> None:
+    """Checks, before the work of hours, that a file can be written.
 
     Raises:
-        ValueError: *path*, given as *option*, cannot be a file that is written
+        ValueError: *path*, given as *option*, cannot
     """
     folder = Path(path).absolute().parent
     if not folder.is_dir():

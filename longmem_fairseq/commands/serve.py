@@ -12,7 +12,7 @@ import os
 import socket
 from pathlib import Path
 
-from longmem_fairseq.commands.options import check_file, load_model, make_parser, parse
+from longmem_fairseq.commands.options import check_writable, load_model, make_parser, parse
 from longmem_fairseq.utils.cli import as_option, run
 
 KEY_VARIABLE = "LONGMEM_API_KEY"
@@ -85,7 +85,7 @@ def _check(args, api_key) -> None:
             "have to send"
         )
     if args.memory is not None:
-        check_file("--memory", args.memory)
+        check_writable("--memory", args.memory)
 
 
 def _is_loopback(host: str) -> bool:

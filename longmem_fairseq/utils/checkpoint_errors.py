@@ -35,7 +35,8 @@ def clear_errors(path):
         _check_size(path)
         yield
     except _DAMAGE as error:
-        if "unsupported global" in str(error).lower():  # PyTorch has two spellings
+        # only the wording depends on it; PyTorch has no type for this, and two spellings
+        if "unsupported global" in str(error).lower():
             raise ValueError(
                 f"{path}: refused, it would execute code when loaded (its pickle names objects other "
                 "than tensors and plain containers)"
