@@ -11,7 +11,7 @@ from longmem_fairseq.api.decoding import Draw, Token, decode, end_indices
 from longmem_fairseq.api.text_stream import TextStream
 from longmem_fairseq.models.memory_decoder import MemoryDecoder
 from longmem_fairseq.tokenizers import Tokenizer
-from longmem_fairseq.utils.errors import ArgumentError
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 LOWEST_TEMPERATURE = 1e-3  # as good as 0; numbers divided by much less overflow
 

@@ -14,7 +14,7 @@ from longmem_fairseq.fairseq_patches import install
 from longmem_fairseq.models.checkpoints import CHECKPOINTS, BackboneNotFoundError, checkpoint_in
 from longmem_fairseq.tasks.config import MODEL_OPTIONS, TASK, ModelOptions
 from longmem_fairseq.tokenizers import Tokenizer, load_tokenizer
-from longmem_fairseq.utils.errors import ArgumentError
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 _OPTIONS = (*MODEL_OPTIONS, "tokens_per_sample")
 # as a command line names them

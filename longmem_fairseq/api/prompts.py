@@ -12,7 +12,7 @@ from torch import Tensor
 from longmem_fairseq.models.memory_decoder import MemoryDecoder
 from longmem_fairseq.tokenizers import Tokenizer
 from longmem_fairseq.tokenizers.chat_template import Message
-from longmem_fairseq.utils.errors import ArgumentError
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 logger = logging.getLogger(__name__)
 

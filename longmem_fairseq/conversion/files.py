@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from longmem_fairseq.utils.argument_error import ArgumentError, MissingFileError
 from longmem_fairseq.utils.checkpoint_errors import clear_errors
-from longmem_fairseq.utils.errors import ArgumentError, ArgumentFileError
 from longmem_fairseq.utils.text_files import read_json
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference
@@ -35,7 +35,7 @@ def model_folder(model: str, dry_run: bool) -> Path:
     if path.is_dir():
         return path
     if not _HUB_ID.fullmatch(model) or (path.parent.name and path.parent.is_dir()):
-        raise ArgumentFileError("{model} ({}): no such file or folder, and no id of the hub", model)
+        raise MissingFileError("{model} ({}): no such file or folder, and no id of the hub", model)
     try:
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -145,7 +145,7 @@ def check_hashes(sums: Path, paths: List[Path]) -> None:
         ValueError: a file has another hash, or none is given for it
     """
     if not sums.is_file():
-        raise ArgumentFileError("{sha256} ({}): no such file", sums)
+        raise MissingFileError("{sha256} ({}): no such file", sums)
     lines = [line.split() for line in sums.read_text(encoding="utf-8").splitlines()]
     expected = {Path(line[1].lstrip("*")).name: line[0] for line in lines if len(line) == 2}
     for path in paths:

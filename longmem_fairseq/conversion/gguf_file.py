@@ -8,7 +8,8 @@ from typing import Any, Collection, Dict, Iterator, List, Tuple
 import torch
 from torch import Tensor
 
-from longmem_fairseq.utils.errors import ArgumentError, refused
+from longmem_fairseq.utils.argument_error import ArgumentError
+from longmem_fairseq.utils.refusal import refused
 
 _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 

@@ -18,7 +18,8 @@ from longmem_fairseq.conversion.gguf_config import (
 )
 from longmem_fairseq.conversion.gguf_file import GGUFFile, gguf_package
 from longmem_fairseq.conversion.gguf_tokenizer import tokenizer_json
-from longmem_fairseq.utils.errors import ArgumentError, refused
+from longmem_fairseq.utils.argument_error import ArgumentError
+from longmem_fairseq.utils.refusal import refused
 
 
 def write_json_files(file: GGUFFile, folder: Path, with_tokenizer: bool) -> None:

@@ -5,7 +5,7 @@ from enum import IntEnum
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from longmem_fairseq.tokenizers.hf_tokenizer import SPACE_PIECE
-from longmem_fairseq.utils.errors import ArgumentError
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 Metadata = Dict[str, Any]
 

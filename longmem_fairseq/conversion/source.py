@@ -10,7 +10,7 @@ from torch import Tensor
 from longmem_fairseq.conversion.files import WEIGHTS, model_folder, tensors, weight_files
 from longmem_fairseq.conversion.gguf_file import GGUFFile, gguf_models
 from longmem_fairseq.conversion.gguf_model import gguf_weights, write_json_files
-from longmem_fairseq.utils.errors import ArgumentError
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 
 class Weight(NamedTuple):

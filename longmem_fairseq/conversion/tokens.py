@@ -11,8 +11,9 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds
 from longmem_fairseq.tokenizers.hf_tokenizer import panics_as_errors, parsed_tokenizer
+from longmem_fairseq.utils.argument_error import ArgumentError, MissingFileError
 from longmem_fairseq.utils.cli import counted
-from longmem_fairseq.utils.errors import ArgumentError, ArgumentFileError, refused
+from longmem_fairseq.utils.refusal import refused
 from longmem_fairseq.utils.text_files import parse_json, read_json, read_text
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def older_tokenizer(folder: Path) -> str:
     older = ("tokenizer.model", "vocab.json", "merges.txt")
     if not any((folder / name).is_file() for name in older):
         message = "{} has no tokenizer.json: {no_tokenizer} converts the weights alone"
-        raise ArgumentFileError(message, folder)
+        raise MissingFileError(message, folder)
     try:
         from transformers import AutoTokenizer
     except ImportError:

@@ -12,7 +12,7 @@ from longmem_fairseq.conversion.source import Checkpoint, Weight
 from longmem_fairseq.models.backbone import LongMemBackboneConfig
 from longmem_fairseq.models.decoder_config import key_value_sizes
 from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds
-from longmem_fairseq.utils.errors import ArgumentError, refused
+from longmem_fairseq.utils.refusal import refused
 
 EMBEDDING, HEAD, HEAD_BIAS = (
     "embed_tokens.weight",
@@ -84,7 +84,7 @@ def convert_weights(
             _check_finite(
                 weight,
                 weights[name],
-                f"{stored} has no larger ones: give {{dtype}} bfloat16 or float32",
+                f"{stored} has no larger ones, bfloat16 and float32 have",
             )
     join_heads(weights)
     _settle_head(weights, cfg, names)
@@ -97,8 +97,9 @@ def convert_weights(
 def _check_finite(weight: Weight, tensor: Tensor, reason: str) -> None:
     wrong = int((~torch.isfinite(tensor)).sum())
     if wrong:
-        message = "{}: {} has {:,} numbers that are infinite or NaN: " + reason
-        raise ArgumentError(message, weight.path, weight.name, wrong)
+        raise ValueError(
+            f"{weight.path}: {weight.name} has {wrong:,} numbers that are infinite or NaN: {reason}"
+        )
 
 
 def _settle_head(weights: Dict[str, Tensor], cfg: LongMemBackboneConfig, names: Names) -> None:

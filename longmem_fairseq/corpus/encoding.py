@@ -7,7 +7,7 @@ import numpy as np
 
 from longmem_fairseq.corpus.source import Document
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer
-from longmem_fairseq.utils.errors import ArgumentError
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 
 class EncodedDocument(NamedTuple):

@@ -13,7 +13,7 @@ from longmem_fairseq.corpus.files import (
     has_suffix,
     lines_of,
 )
-from longmem_fairseq.utils.errors import ArgumentError, ArgumentFileError
+from longmem_fairseq.utils.argument_error import ArgumentError, MissingFileError
 from longmem_fairseq.utils.text_files import (
     chance_of,
     parse_json,
@@ -54,7 +54,7 @@ class Source:
 
     def __init__(self, path: Path, text_field: str = "text", exclude: Optional[Path] = None):
         if not path.exists():
-            raise ArgumentFileError("{source} ({}) does not exist", path)
+            raise MissingFileError("{source} ({}) does not exist", path)
         self.path = path
         self.text_field = text_field
         self.split_files: Dict[str, List[Path]] = {}

@@ -6,7 +6,7 @@ import random
 from typing import Iterator, List, Sequence
 
 from longmem_fairseq.corpus.source import SPLITS, Document, Source
-from longmem_fairseq.utils.errors import ArgumentError
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 MAX_TRAINING_CHARACTERS = 30_000_000  # for SentencePiece; more text changes hardly a piece
 

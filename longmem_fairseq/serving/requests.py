@@ -9,7 +9,7 @@ from longmem_fairseq.api.generation import check_generation
 from longmem_fairseq.api.hub_interface import LongMem
 from longmem_fairseq.api.prompts import document_tokens
 from longmem_fairseq.serving.errors import RequestError
-from longmem_fairseq.utils.errors import ArgumentError
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 MOST_ALTERNATIVES = 20  # that logprobs may ask for
 # fields of OpenAI's that are refused unless they ask for nothing

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Sequence, Union
 import numpy as np
 from fairseq.data import Dictionary
 
-from longmem_fairseq.utils.errors import refused
+from longmem_fairseq.utils.refusal import refused
 from longmem_fairseq.utils.text_files import parse_json
 
 IDS_FILE = "ids.json"

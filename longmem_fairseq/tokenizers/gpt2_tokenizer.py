@@ -9,7 +9,7 @@ from fairseq.data import Dictionary
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode, get_encoder
 
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer, load_dictionary
-from longmem_fairseq.utils.errors import ArgumentError, ArgumentFileError
+from longmem_fairseq.utils.argument_error import ArgumentError, MissingFileError
 
 GPT2_FILES = ("encoder.json", "vocab.bpe", "dict.txt")
 MOST_IDS = 1_000_000  # GPT-2 has 50,257, and every one up to the largest takes a place in a table
@@ -35,7 +35,7 @@ class GPT2Tokenizer(Tokenizer):
             if not (folder / name).is_file():
                 expected = ", ".join(GPT2_FILES)
                 message = "{gpt2_bpe_dir} ({}) has no {}: expected {}"
-                raise ArgumentFileError(message, folder, name, expected)
+                raise MissingFileError(message, folder, name, expected)
         byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
         try:
             self.bpe = get_encoder(str(folder / "encoder.json"), str(folder / "vocab.bpe"))

@@ -7,7 +7,7 @@ from fairseq.data import Dictionary
 
 from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer
-from longmem_fairseq.utils.errors import ArgumentError
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 
 class NoTokenizer(Tokenizer):

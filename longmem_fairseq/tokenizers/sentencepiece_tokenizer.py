@@ -10,7 +10,7 @@ import sentencepiece
 from fairseq.data import Dictionary
 
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer
-from longmem_fairseq.utils.errors import ArgumentError
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 SENTENCEPIECE_FILE = "sentencepiece.model"
 SPACE_PIECE = "\u2581"  # how SentencePiece writes a space

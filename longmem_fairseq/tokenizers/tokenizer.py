@@ -14,7 +14,7 @@ from fairseq.data import Dictionary
 
 from longmem_fairseq.tokenizers.chat_template import Message, render_chat
 from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds
-from longmem_fairseq.utils.errors import ArgumentError
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 
 class Tokenizer:

@@ -97,8 +97,8 @@ def test_numbers_that_float16_does_not_have(folder, tmp_path):
     change(folder, **{name: weight})
     path = folder / "model.safetensors"
     assert refused(folder, tmp_path, "--dtype", "float16") == (
-        f"{path}: {name} has 2 numbers that are infinite or NaN: torch.float16 has no larger ones: "
-        "give --dtype bfloat16 or float32"
+        f"{path}: {name} has 2 numbers that are infinite or NaN: torch.float16 has no larger ones, "
+        "bfloat16 and float32 have"
     )
     logits(folder, tmp_path / "ours")
     weight[0, 0] = torch.nan
