@@ -3,6 +3,7 @@
 import re
 import subprocess
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
@@ -28,6 +29,15 @@ def test_paths_exist(page):
     named = set(re.findall(rf"(?<![\w/.-])((?:{FOLDERS})/[\w./-]*\w/?)", text))
     missing = sorted(path for path in named if not (ROOT / path).exists())
     assert missing == []
+
+
+def test_the_way_of_one_key_and_value_is_short_and_true():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = page.split("## The way of one key and value\n")[1].split("\n## ")[0]
+    rows = re.findall(r"(?m)^\| `([\w/]+)\.py` \| `([\w.]+)` \|", section)
+    assert 5 < len(rows) < 10
+    for file, function in rows:
+        assert callable(resolve_name(f"longmem_fairseq.{file.replace('/', '.')}:{function}"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -98,3 +98,25 @@ def test_a_memory_of_search_keys_fitted_at_conversion_is_its_own_after_a_restart
     assert torch.equal(model.decoder.search_keys.mean, state["model"]["decoder.search_mean"])
     model.load_state_dict(model.state_dict())
     assert model.decoder.memory.options["fingerprint"] == before
+
+
+@pytest.mark.parametrize(
+    "trained, wanted, message",
+    [
+        (
+            {"pointer": "constant"},
+            {"pointer": "trained"},
+            "--pointer (trained) needs a checkpoint that was trained with it: choose constant, or ",
+        ),
+        (
+            {"memory_search": "attention"},
+            {},
+            "--memory-search (hidden) needs a checkpoint that was trained with it: choose attention",
+        ),
+    ],
+)
+def test_a_checkpoint_without_what_is_wanted_is_refused(make, trained, wanted, message):
+    state = make(**trained).state_dict()
+    with pytest.raises(ValueError) as error:
+        make(**wanted).load_state_dict(state)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
