@@ -2,7 +2,7 @@
 
     longmem-memorize runs/quickstart/longmem 'documents/*.txt' --output documents.memory
 
-Every file is a document of its own, which passages are cited as. With --memory it adds to what was
+Every file is a document of its own; passages name it. With --memory it adds to what was
 saved before; a memory to which another process is adding, or has added, is left as it is.
 """
 
@@ -35,7 +35,7 @@ def main() -> None:
     if os.path.exists(args.output) and not is_memory_file(args.output):
         raise ValueError(f"--output ({args.output}) is there, and no memory file: give a new name")
     with only_writer(args.output):
-        result = memorize(args)
+        result = memorize_files(args)
     if args.json:
         print(json.dumps(result))
         return
@@ -48,7 +48,7 @@ def main() -> None:
     )
 
 
-def memorize(args: argparse.Namespace) -> dict:
+def memorize_files(args: argparse.Namespace) -> dict:
     """Memorizes the texts of a command line, saves the memory, and describes both for --json."""
     before = file_version(args.output)
     names, texts = zip(*read_texts(args), strict=True)

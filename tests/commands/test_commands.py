@@ -102,7 +102,7 @@ def test_options_of_the_model_arrive(call, models):
 
 
 def test_the_window_may_be_another(call, models, caplog):
-    """Which a prompt that does not fit in it is told of, where there is no memory."""
+    """A warning tells of a prompt that does not fit in it, where there is no memory."""
     lm = LongMem.from_pretrained(models["backbone"], tokens_per_sample=64)
     prompt = " ".join([PROMPT] * 4)
     line = f"longmem-generate|{{backbone}}|--max-new-tokens|5|--prompt|{prompt}"

@@ -1,4 +1,4 @@
-"""What is fuzzed: for each format a folder of good files, one of which is replaced, and who reads it.
+"""The formats that are fuzzed: for each a folder of good files, one of which is replaced, and who reads it.
 
 A reader is what users call. Whatever the bytes are, it ends well or with one of DECLARED, runs nothing,
 and writes nothing outside of its folder (``watch.py``).
@@ -43,7 +43,7 @@ class Target(NamedTuple):
 
 
 def use_model(folder: Path) -> None:
-    """What every command begins with, and a memory that is written and read."""
+    """Loads a model as every command does, and writes and reads a memory."""
     lm = LongMem.from_pretrained(folder)
     lm.memorize("a b c d e f", progress=False)
     lm.score("a b c")

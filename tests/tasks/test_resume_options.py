@@ -1,4 +1,4 @@
-"""What a run may change when it goes on, and what it does without the memory of the one before."""
+"""A run that goes on with other options, or without the memory of the one before."""
 
 import shutil
 import sys
