@@ -1,6 +1,6 @@
-"""The formats that are fuzzed: for each a folder of good files, one of which is replaced, and who reads it.
+"""The formats that are fuzzed: for each a folder of good files, the one that is replaced, and its reader.
 
-A reader is what users call. Whatever the bytes are, it ends well or with one of DECLARED, runs nothing,
+A reader is a function that users call. Whatever the bytes are, it ends well or with one of DECLARED, runs nothing,
 and writes nothing outside of its folder (``watch.py``).
 """
 
