@@ -1,7 +1,8 @@
-"""The formats that are fuzzed: for each a folder of good files, the one that is replaced, and its reader.
+"""The formats that are fuzzed: for each a folder of good files, the one that is replaced, and its
+reader.
 
-A reader is a function that users call. Whatever the bytes are, it ends well or with one of DECLARED, runs nothing,
-and writes nothing outside of its folder (``watch.py``).
+A reader is a function that users call. Whatever the bytes are, it ends well or with one of DECLARED,
+runs nothing, and writes nothing outside of its folder (``watch.py``).
 """
 
 import shutil
