@@ -125,7 +125,8 @@ def last_line(command: str, programs: dict, paths: dict, root: Path, monkeypatch
             arguments += ["--save-dir", str(paths["data"].parent / "run")]
         with pytest.raises((ValueError, FileNotFoundError)) as raised:
             call_fairseq(monkeypatch, program, shlex.join(arguments), root)
-        return f"{raised.type.__name__}: {raised.value}"
+        is_missing = issubclass(raised.type, FileNotFoundError)  # or a subclass of our own
+        return f"{'FileNotFoundError' if is_missing else 'ValueError'}: {raised.value}"
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     capsys.readouterr()  # of fixtures
