@@ -136,11 +136,11 @@ def test_what_is_at_the_path_is_said_first(folder, tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("a text")
     assert refused(path, tmp_path) == (
-        f"{path} is no GGUF file: it begins with b'a te', expected b'GGUF'; --model is a folder, "
+        f"{path} is no GGUF file: it begins with b'a te', expected b'GGUF'; model is a folder, "
         "a GGUF file, or a hub id"
     )
     missing = folder.parent / "hff"
-    message = f"--model ({missing}): no such file or folder, and no id of the hub"
+    message = f"model ({missing}): no such file or folder, and no id of the hub"
     assert refused(missing, tmp_path) == message
     empty = tmp_path / "empty"
     empty.mkdir()
