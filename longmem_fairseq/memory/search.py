@@ -3,9 +3,6 @@
 N banks, H heads, Q queries, S slots, D head_dim, R chunks to retrieve.
 """
 
-import functools
-import logging
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Dict, List, Optional, Tuple
@@ -22,7 +19,6 @@ THREADS_FROM = 2**24  # products, from which on starting threads (0.2 ms) does n
 GROUP = 8  # rows of which only the maximum is looked at first (measured: 4 and 16 are not faster)
 GROUPS_FROM = 2**15  # scores, below which a look at all of them takes less time than six operations
 GATHER_BUDGET = 2**21  # numbers of keys gathered at a time, as in memory attention
-GPU_LOCK = threading.Lock()  # what faiss needs of a GPU may be used by one thread at a time
 
 
 class ChunkIndex:
@@ -60,24 +56,24 @@ class ChunkIndex:
         raise NotImplementedError
 
     def write(self, bank: int, slots: Tensor, stored_before: int, num_stored: int) -> None:
-        """Is told that the chunk keys of *slots* changed; those below *stored_before* held others."""
+        """Called after chunk keys are written; *slots* below *stored_before* were overwritten."""
 
     def reset(self, bank: int) -> None:
-        """Is told that a bank is empty now."""
+        """Called when a bank was emptied."""
 
     def copy_bank(self, bank: int, other: "ChunkIndex", other_bank: int) -> None:
-        """Is told that *bank* now has the chunk keys of a bank of *other*, which is of its kind."""
+        """Called when *bank* was given the chunk keys of a bank of *other*, which is of its kind."""
 
     def state_dict(self) -> Dict[str, Tensor]:
-        """What cannot be computed from the chunk keys."""
+        """Tensors that cannot be computed from the chunk keys."""
         return {}
 
     def load_state_dict(self, state: Dict[str, Tensor], num_stored: List[int]) -> None:
-        """Is told that the chunk keys are those of another bank."""
+        """Called when all chunk keys were replaced, with :meth:`state_dict` of their index."""
 
 
 class TorchIndex(ChunkIndex):
-    """Blocks of scores by matrix product, and the best rows of every column."""
+    """Exact: blocks of scores by matrix product, and the best rows of every column."""
 
     def _search(self, bank: int, queries: Tensor, stored: int, found: Tensor) -> None:
         keys = self.chunk_keys[bank, :, :stored]  # H x S x D
@@ -106,13 +102,14 @@ def search_in_threads(keys: Tensor, queries: Tensor, found: Tensor, threads: int
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             list(pool.map(search, range(queries.size(0))))
     finally:
-        torch.set_num_threads(threads)  # so it was here, but threads to come had learnt of 1
+        torch.set_num_threads(threads)  # still true here, but later threads would start with 1
 
 
 def search_heads(keys: Tensor, queries: Tensor, found: Tensor) -> None:
     """Writes the rows of the largest products to *found*, see :func:`search_float32`.
 
-    Of a large memory one block of keys after another, so that the scores of several queries fit.
+    A large memory is searched one block of keys after another, so that the scores of several queries
+    fit.
     """
     num_queries, count = found.shape[1:]
     budget = SCORE_BUDGET[queries.device.type]
@@ -171,17 +168,17 @@ def search_float32(keys: Tensor, queries: Tensor, found: Tensor, queries_at_once
 
 
 def search_rounded(keys: Tensor, queries: Tensor, found: Tensor, queries_at_once: int) -> None:
-    """What :func:`search_float32` does, with most of the work in bfloat16.
+    """Finds the same as :func:`search_float32`, with most of the work in bfloat16.
 
     Rounded scores choose twice as many candidates as are wanted, and float32 the best of those. A
-    bound of the rounding errors shows for which queries no other row can be better; the rest, few
+    bound of the rounding errors shows for which queries no other row can be better; the others, few
     unless rows are nearly equal, are searched in float32.
     """
     heads, stored, head_dim = keys.shape
     mean = keys.mean(dim=1, keepdim=True)  # all scores of a query lose the same: the order stays
     rounded_keys, key_error, longest = round_vectors(keys - mean)  # and errors are smaller
     rounded_queries, query_error, query_length = round_vectors(queries)
-    # |q k - q' k'| <= |q - q'| |k| + |q'| |k - k'|, and what adding up in float32 loses
+    # |q k - q' k'| <= |q - q'| |k| + |q'| |k - k'|, and the error of adding up in float32
     longest, key_error = (x.amax(dim=1, keepdim=True) for x in (longest, key_error))  # h x 1
     query_length += query_error  # at least |q'|
     error = query_error * longest + query_length * (key_error + 2**-16 * longest)  # h x Q
@@ -215,7 +212,7 @@ def best_of(keys: Tensor, queries: Tensor, rows: Tensor, count: int) -> Tuple[Te
 
 
 def round_vectors(vectors: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-    """h x n x D in bfloat16; the length of what each lost by that, and its own, h x n."""
+    """h x n x D in bfloat16; the length of each rounding error, and of each vector, h x n."""
     rounded = vectors.bfloat16()
     return rounded, (vectors - rounded).norm(dim=-1), vectors.norm(dim=-1)
 
@@ -280,53 +277,3 @@ def chosen_products(queries: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
         for some, chosen in zip(asked.split(size), places.split(size), strict=True)
     ]
     return torch.cat(products).view(rows.shape).to(queries.device)
-
-
-class FlatIndex(ChunkIndex):
-    """``faiss.knn`` on a CPU, ``faiss.knn_gpu`` on a GPU, for one head at a time."""
-
-    def __init__(self, chunk_keys: Tensor):
-        super().__init__(chunk_keys)
-        self.faiss = import_faiss()
-        self.resources = gpu_resources(chunk_keys.device) if chunk_keys.is_cuda else None
-
-    def _search(self, bank: int, queries: Tensor, stored: int, found: Tensor) -> None:
-        metric = self.faiss.METRIC_INNER_PRODUCT
-        for head in range(queries.size(0)):
-            asked = queries[head].contiguous()
-            keys = self.chunk_keys[bank, head, :stored]
-            if queries.is_cuda:
-                knn = self.faiss.knn_gpu  # on the current device, in PyTorch's stream there
-                with GPU_LOCK, torch.cuda.device(queries.device):
-                    slots = knn(self.resources, asked, keys, found.size(-1), metric=metric)[1]
-                found[head] = slots
-            else:
-                knn = self.faiss.knn
-                slots = knn(asked.numpy(), keys.numpy(), found.size(-1), metric=metric)[1]
-                found[head] = torch.from_numpy(slots)
-
-
-@functools.cache
-def gpu_resources(device: torch.device):
-    """What faiss needs of a GPU, up to 1.5 GiB of its memory included: one for all banks."""
-    import faiss.contrib.torch_utils  # noqa: F401  (lets faiss read CUDA tensors in place)
-
-    return import_faiss().StandardGpuResources()
-
-
-def import_faiss():
-    """The module faiss.
-
-    Raises:
-        ImportError: it is not installed; names the extras that hold it
-    """
-    # it reports at length which instruction sets its wheel was not built for
-    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError(
-            "this --memory-index needs faiss: pip install 'longmem-fairseq[cpu]' or "
-            "'longmem-fairseq[gpu]', or choose --memory-index torch"
-        ) from error
-    return faiss

@@ -20,7 +20,7 @@ def filled(**options):
     """Rings of 12 slots: one that has wrapped, one that has not, an empty one; tokens that wait."""
     torch.manual_seed(1)
     bank = MemoryBank(STREAMS, HEADS, HEAD_DIM, **{**SIZES, **options})
-    tokens = 2 * bank.memory_size + 7
+    tokens = 2 * bank.layout.memory_size + 7
     valid = torch.zeros(STREAMS, tokens, dtype=torch.bool)
     valid[0], valid[1, :9] = True, True
     bank.begin_document(0, "a \N{EM DASH} document", offset=3)
@@ -247,10 +247,10 @@ def test_damaged_files_are_refused_in_one_line(case, saved):
 def test_messages_say_what_is_wrong(saved):
     whole = saved.read_bytes()
     for case, reason in {
-        "another safetensors file": f"a memory file, or a damaged one ('{HEADER_KEY}')",
+        "another safetensors file": f"a memory file, or a damaged one (no {HEADER_KEY} in it)",
         "the next format": "a memory file of format 4, expected 3",
-        "no checksums": "a damaged memory file (header: 'checksums')",
-        "no k in the header": "a damaged memory file (header: 'k')",
+        "no checksums": "a damaged memory file (its header has other checksums than tensors)",
+        "no k in the header": "a damaged memory file (its header lacks k)",
         "a changed header": "a damaged memory file (checksum of header)",
         "a flipped byte in keys": "a damaged memory file (checksum of keys)",
         "negative num_written": "a damaged memory file (num_written [27, -4, 0] for 3 banks)",
@@ -345,7 +345,7 @@ def test_memory_of_another_backbone_is_refused(saved):
     check_none_loads(memory, saved, message, fingerprint="b" * 64)
     memory.options["fingerprint"] = "a" * 64
     memory.load(str(saved))
-    assert MemoryBank.load(str(saved)).fingerprint == "a" * 64
+    assert MemoryBank.load(str(saved)).layout.fingerprint == "a" * 64
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_memory_of_other_sizes_is_refused_by_name(saved, name, value, found):
 
 
 def test_another_k_is_none_of_the_files_business(saved):
-    assert MemoryBank.load(str(saved)).k == 6
+    assert MemoryBank.load(str(saved)).layout.k == 6
     for memory_map in (False, True):
         bank = MemoryBank.load(str(saved), memory_map=memory_map, k=2)
         assert bank.retrieve(torch.randn(STREAMS, HEADS, 1, HEAD_DIM)).valid.size(-1) == 2
@@ -387,6 +387,6 @@ def test_a_mapped_bank_reads_only_what_is_searched(tmp_path):
     bank.save(str(path))
     flip(path, offset_of(path, "values"))
     mapped = MemoryBank.load(str(path), memory_map=True)
-    assert (mapped.store.values[:, :, :12] != bank.store.values).sum() == 1
+    assert (mapped.ring.store.values[:, :, :12] != bank.ring.store.values).sum() == 1
     with pytest.raises(ValueError, match="checksum of values"):
         MemoryBank.load(str(path))

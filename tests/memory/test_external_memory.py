@@ -31,7 +31,7 @@ def write(memory, start, stop, streams=1, valid=None):
 def stored(memory, row=0, training=True):
     """All chunks of a stream, oldest first."""
     bank = memory.banks[training]
-    found = bank.retrieve(-torch.ones(bank.num_streams, 1, 1, 1))
+    found = bank.retrieve(-torch.ones(bank.layout.num_streams, 1, 1, 1))
     if found is None:
         return []
     return found.tokens()[0][row, 0, 0][found.valid[row, 0, 0]].flatten().tolist()
@@ -45,11 +45,11 @@ def test_streams_do_not_become_more_in_the_middle_of_documents(tokens):
     with pytest.raises(ValueError) as error:
         begin(memory, 3, [True, True, False])
     assert str(error.value) == (
-        "3 streams cannot continue the documents of 2: keep --batch-size constant until every "
+        "3 streams cannot continue the documents of 2: keep num_streams constant until every "
         "stream starts a new document"
     )
     begin(memory, 3, [True, True, True])
-    assert memory.bank.num_streams == 3 and memory.bank.num_tokens == [0, 0, 0]
+    assert memory.bank.layout.num_streams == 3 and memory.bank.num_tokens == [0, 0, 0]
 
 
 def test_streams_that_have_run_out_are_the_last_ones():
@@ -58,7 +58,9 @@ def test_streams_that_have_run_out_are_the_last_ones():
     write(memory, 0, 2, streams=3)
     begin(memory, 2, [False, False])
     bank = memory.bank
-    assert bank.num_streams == 3 and memory.retrieve(torch.ones(2, 1, 1, 1)).chunks.size(0) == 2
+    assert (
+        bank.layout.num_streams == 3 and memory.retrieve(torch.ones(2, 1, 1, 1)).chunks.size(0) == 2
+    )
     write(memory, 2, 4, streams=2)
     begin(memory, 1, [True])
     write(memory, 4, 6)
@@ -185,7 +187,7 @@ def test_training_goes_on_with_a_loaded_memory(scope, dtype, tmp_path):
         begin(used, 2, [False, False])
         write(used, 3, 8, streams=2)
         used.flush()
-    assert torch.equal(memory.bank.store.keys, other.bank.store.keys)
+    assert torch.equal(memory.bank.ring.store.keys, other.bank.ring.store.keys)
     assert memory.bank.header() == other.bank.header()
     assert sum(other.bank.num_tokens) == (16 if scope == "stream" else 8)
 
@@ -235,7 +237,7 @@ def test_a_mapped_memory_has_room_for_more(tmp_path):
         with torch.no_grad():
             write(reading, 5, 8)
     assert other.banks[False].num_tokens == memory.banks[True].num_tokens == [8]
-    assert stored(memory) == [0, 1, 2, 3, 4, 5, 6, 7] and not other.banks[False].in_place
+    assert stored(memory) == [0, 1, 2, 3, 4, 5, 6, 7] and not other.banks[False].ring.in_place
 
 
 def test_what_waits_to_be_written_is_in_a_fork_too():

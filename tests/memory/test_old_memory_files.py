@@ -59,9 +59,9 @@ def test_older_files_are_read(tmp_path, version, memory_map):
     bank = MemoryBank.load(str(tmp_path / "old"), memory_map=memory_map)
     assert bank.layout.search == "attention" and bank.layout.search_dim == 0
     assert (bank.num_written, bank.num_pending) == ([4, 1], [1, 0])
-    assert bank.in_document == [False, False]
+    assert bank.pending.in_document == [False, False]
     for name in ("keys", "values"):
-        stored = getattr(bank.store, name)
+        stored = getattr(bank.ring.store, name)
         assert torch.equal(stored[0], tensors[name][0])
         assert torch.equal(stored[1, :, 0], tensors[name][1, :, 0])
     held = bank.held(0)
@@ -102,7 +102,7 @@ def hidden(tmp_path):
 
 def test_the_file_that_is_damaged_below(hidden, tmp_path):
     write(tmp_path / "again", *hidden)
-    assert MemoryBank.load(str(tmp_path / "again")).in_document == [True, True]
+    assert MemoryBank.load(str(tmp_path / "again")).pending.in_document == [True, True]
 
 
 HEADERS = {
