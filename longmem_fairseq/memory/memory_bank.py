@@ -173,8 +173,8 @@ class MemoryBank:
             self.append(self.layout.bank_of(row), new)
 
     def make_room(self, num_tokens: List[int]) -> None:
-        """Before so many tokens are appended to the first banks: raises ArgumentError where an index, or
-        storage outside of a mapped file, has no room for them; the bank is left as it was."""
+        """Before so many tokens are appended to the first banks: raises ArgumentError where an
+        index, or storage outside of a mapped file, has no room; the bank is left as it was."""
         for bank, new in enumerate(num_tokens):
             new_chunks = (self.num_pending[bank] + new) // self.layout.chunk_size
             self.ring.check_room(self.num_chunks[bank] + new_chunks)

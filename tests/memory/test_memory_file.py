@@ -9,26 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 
 from longmem_fairseq.memory import DTYPES, STORAGES, MemoryBank, Source, memory_file
-
-STREAMS, HEADS, HEAD_DIM = 3, 2, 8
-SIZES = {"memory_size": 24, "chunk_size": 2, "k": 6}
-
-
-def filled(scope="stream", wrapped=True, seed=1, **options):
-    """Rings of 12 slots: one that has wrapped, one that has not, an empty one; tokens that wait."""
-    torch.manual_seed(seed)
-    bank = MemoryBank(STREAMS, HEADS, HEAD_DIM, **{**SIZES, **options}, scope=scope)
-    tokens = 2 * bank.layout.memory_size + 7 if wrapped else bank.layout.memory_size - 1
-    valid = torch.zeros(STREAMS, tokens, dtype=torch.bool)
-    valid[0], valid[1, :9] = True, True
-    bank.begin_document(0, "first \N{EM DASH} document", offset=3)
-    half = tokens // 2
-    keys, values = torch.randn(2, STREAMS, HEADS, tokens, HEAD_DIM)
-    ids = torch.arange(STREAMS * tokens).view(STREAMS, tokens)
-    bank.write(keys[:, :, :half], values[:, :, :half], valid[:, :half], ids[:, :half])
-    bank.begin_document(0, "second")
-    bank.write(keys[:, :, half:], values[:, :, half:], valid[:, half:], ids[:, half:])
-    return bank
+from tests.helpers.filled_banks import HEAD_DIM, HEADS, SIZES, STREAMS, filled
 
 
 def check_same(bank, other):

@@ -1,7 +1,5 @@
 """Where stored tokens came from, and banks appended to banks: MemoryBank.locate and extend."""
 
-import copy
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +12,7 @@ from longmem_fairseq.memory import (
 )
 from longmem_fairseq.memory.memory_file import read_memory_file
 from tests.helpers.examples import examples
+from tests.helpers.filled_banks import assert_same, snapshot
 
 
 class Oracle:
@@ -178,10 +177,6 @@ def test_an_extended_bank_of_an_approximate_index_finds_what_was_appended():
     assert torch.equal(bank.retrieve(queries).chunks[0, 0], scores.topk(4).indices)
 
 
-def snapshot(bank):
-    return copy.deepcopy((bank.header(), bank.state_dict()))
-
-
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -215,9 +210,7 @@ def test_banks_that_do_not_go_together(options, message):
     with pytest.raises(ValueError) as error:
         extend_bank(bank, other)
     assert str(error.value) == message
-    header, state = snapshot(bank)
-    assert header == before[0]
-    assert all(torch.equal(state[name], before[1][name]) for name in before[1])
+    assert_same(snapshot(bank), before)
 
 
 def test_an_unknown_backbone_goes_with_any():

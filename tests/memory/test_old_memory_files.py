@@ -1,14 +1,13 @@
 """Memory files of formats 1 and 2, written here as they were laid out, and damage to format 3."""
 
 import json
-import zlib
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from longmem_fairseq.memory import MemoryBank
+from tests.helpers.damaged_files import write
 
 BANKS, HEADS, SLOTS, CHUNK, DIM = 2, 2, 3, 2, 4
 OLD_HEADER = {
@@ -25,15 +24,6 @@ OLD_HEADER = {
     "num_pending": [1, 0],
     "sources": [[[0, "a", -1], [5, "b", -1]], []],
 }
-
-
-def write(path, header, tensors):
-    """As :mod:`memory_file` does it."""
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    checksums = {n: zlib.crc32(t.flatten().view(torch.uint8).numpy()) for n, t in tensors.items()}
-    checksums["header"] = zlib.crc32(json.dumps(header).encode())
-    metadata = {"longmem_memory": json.dumps({**header, "checksums": checksums})}
-    save_file(tensors, path, metadata=metadata)
 
 
 def old_tensors(version):

@@ -1,6 +1,5 @@
 """A bank of search ``hidden`` split over 2 and 4 processes against one bank."""
 
-import copy
 import random
 
 import pytest
@@ -15,6 +14,7 @@ from longmem_fairseq.memory import (
     forget_document,
     select_banks,
 )
+from tests.helpers.filled_banks import assert_same, snapshot
 from tests.helpers.shard_processes import run
 from tests.memory.test_sharded_bank import assert_same_found, assert_same_state
 
@@ -124,7 +124,7 @@ class Case:
         self.many.begin_document(0, "more", -1)
         more = self.segment(1, 2 * self.options["chunk_size"] + 1)
         self.many.write(**more)
-        before = copy.deepcopy((self.many.header(), self.many.state_dict()))
+        before = snapshot(self.many)
         message = "can neither forget a document nor be added to another: load it in one process"
         for change in (
             lambda: forget_document(self.many, "another"),
@@ -134,9 +134,7 @@ class Case:
         ):
             with pytest.raises(ValueError, match=message):
                 change()
-        header, state = self.many.header(), self.many.state_dict()
-        assert header == before[0]
-        assert all(torch.equal(state[name], before[1][name]) for name in state)
+        assert_same(snapshot(self.many), before)
 
 
 def random_cases(folder):
