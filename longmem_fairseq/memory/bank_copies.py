@@ -84,7 +84,7 @@ def forget_document(bank: MemoryBank, name: str) -> int:
     for row in range(bank.layout.num_streams):
         number = bank.layout.bank_of(row)
         sources = bank.logs[number].sources
-        if sources and sources[-1].name == name:  # the next tokens do not continue what is left
+        if sources and sources[-1].name == name:  # its next tokens continue nothing
             bank.pending.in_document[row] = False
             rest.logs[number].sources.append(Source(rest.held(number).stop, None, 0))
     bank.ring, bank.logs, bank.num_written = rest.ring, rest.logs, rest.num_written

@@ -1,4 +1,4 @@
-"""The sizes of a memory bank, and what follows from them alone.
+"""The sizes of a memory bank, and all that follows from them alone.
 
 B streams, N banks, T tokens, H heads of the store, H* searches per query (H, or 1), S slots of one
 chunk each, c chunk_size in tokens, D head_dim, E dimensions of a search key.

@@ -72,7 +72,7 @@ class ChunkRing:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the buffers when full, without what an approximate index adds."""
+        """Bytes of the buffers when full; those of an approximate index are not counted."""
         return sum(buffer.nbytes for buffer in self._buffers().values())
 
     def _buffers(self) -> Dict[str, Tensor]:

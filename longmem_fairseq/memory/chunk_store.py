@@ -144,7 +144,7 @@ def bytes_per_token(
     num_heads: int, head_dim: int, chunk_size: int, dtype: str, search_dim: int = 0
 ) -> float:
     """Bytes that a cached token takes: its keys and values, and its share of the chunk's float32
-    search keys (and scales); what an approximate index adds is not counted.
+    search keys (and scales); those of an approximate index are not counted.
 
     Args:
         search_dim: of search ``hidden``, which has one search key for all heads; 0 for one each

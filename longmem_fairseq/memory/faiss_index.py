@@ -30,7 +30,7 @@ class FlatIndex(ChunkIndex):
         self.faiss = import_faiss()
         self.resources = gpu_resources(chunk_keys.device) if chunk_keys.is_cuda else None
 
-    def _search(self, bank: int, queries: Tensor, stored: int, found: Tensor) -> None:
+    def _search(self, bank: int, queries: Tensor, stored: int, out: Tensor) -> None:
         metric = self.faiss.METRIC_INNER_PRODUCT
         for head in range(queries.size(0)):
             of_head = queries[head].contiguous()
@@ -38,12 +38,12 @@ class FlatIndex(ChunkIndex):
             if queries.is_cuda:
                 knn = self.faiss.knn_gpu  # on the current device, in PyTorch's stream there
                 with GPU_LOCK, torch.cuda.device(queries.device):
-                    slots = knn(self.resources, of_head, keys, found.size(-1), metric=metric)[1]
-                found[head] = slots
+                    slots = knn(self.resources, of_head, keys, out.size(-1), metric=metric)[1]
+                out[head] = slots
             else:
                 knn = self.faiss.knn
-                slots = knn(of_head.numpy(), keys.numpy(), found.size(-1), metric=metric)[1]
-                found[head] = torch.from_numpy(slots)
+                slots = knn(of_head.numpy(), keys.numpy(), out.size(-1), metric=metric)[1]
+                out[head] = torch.from_numpy(slots)
 
 
 class TooFewChunksError(ArgumentError):
@@ -151,18 +151,24 @@ class FactoryIndex(ChunkIndex):
             ) from error
 
     def search(self, bank: int, queries: Tensor, num_stored: int, num_chunks: int) -> Tensor:
-        found = super().search(bank, queries.to(self.chunk_keys.device), num_stored, num_chunks)
-        return found.to(queries.device)
+        """See :meth:`ChunkIndex.search`; on the CPU, wherever the queries are."""
+        out = super().search(bank, queries.to(self.chunk_keys.device), num_stored, num_chunks)
+        return out.to(queries.device)
 
-    def _search(self, bank: int, queries: Tensor, stored: int, found: Tensor) -> None:
+    def _search(self, bank: int, queries: Tensor, stored: int, out: Tensor) -> None:
         if bank not in self.indices:
-            self.exact._search(bank, queries, stored, found)
+            self.exact._search(bank, queries, stored, out)
             return
         for head, index in enumerate(self.indices[bank]):
-            slots = index.search(queries[head].contiguous().numpy(), found.size(-1))[1]
-            found[head] = torch.from_numpy(slots)
+            slots = index.search(queries[head].contiguous().numpy(), out.size(-1))[1]
+            out[head] = torch.from_numpy(slots)
 
     def write(self, bank: int, slots: Tensor, stored_before: int, num_stored: int) -> None:
+        """Adds the chunks to the bank's indices, which are built once there are enough.
+
+        Raises:
+            ArgumentError: the index cannot be trained
+        """
         if bank in self.indices:
             self._add(bank, slots, slots[slots < stored_before])
         elif num_stored >= self.num_needed:
@@ -195,7 +201,8 @@ class FactoryIndex(ChunkIndex):
             index.add_with_ids(self.chunk_keys[bank, head, slots].numpy(), slots.numpy())
 
     def reset(self, bank: int) -> None:
-        # trained it stays: the keys of the next document come from the same frozen layer
+        """Empties the bank's indices."""
+        # they stay trained: the keys of the next document come from the same frozen layer
         for index in self.indices.get(bank, ()):
             index.reset()
 
@@ -208,12 +215,17 @@ class FactoryIndex(ChunkIndex):
         }
 
     def copy_bank(self, bank: int, other: "FactoryIndex", other_bank: int) -> None:
+        """Makes a bank's indices those of a bank of *other*, which has the same description."""
         self.indices.pop(bank, None)
         if other_bank in other.indices:
             self.indices[bank] = [self.faiss.clone_index(i) for i in other.indices[other_bank]]
 
     def load_state_dict(self, state: Dict[str, Tensor], num_stored: List[int]) -> None:
-        """Indices of another description are built anew."""
+        """Takes the indices of :meth:`state_dict`; those of another description are built anew.
+
+        Raises:
+            DamagedIndexError: one is missing, damaged, or of other chunks
+        """
         self.indices = {}
         heads, head_dim = self.chunk_keys.size(1), self.chunk_keys.size(3)
         for bank, stored in enumerate(num_stored):

@@ -36,7 +36,7 @@ class MemoryBank:
 
     With search ``hidden``, a slot has the search keys of some tokens, and the keys, values and ids of
     those that came next. So a token is stored when its predecessor in the same document is known, the
-    first of a document never is, and what is read never crosses from one document into another.
+    first of a document never is, and reading never crosses from one document into another.
 
     Args:
         sizes: of :class:`BankLayout`, by position or name
@@ -96,7 +96,7 @@ class MemoryBank:
         return self.layout.held(self.num_written[bank], self.num_pending[bank])
 
     def documents(self, bank: int) -> Dict[Optional[str], int]:
-        """Held tokens of every document, the oldest first; None: of none that is known."""
+        """Held tokens of every document, the oldest first; None if unknown."""
         return self.logs[bank].documents(self.held(bank))
 
     def first_token(self, bank: int, slot: int) -> int:
@@ -157,7 +157,7 @@ class MemoryBank:
             valid: b x T, False for tokens that are not stored, as padding (default: all are)
             token_ids: b x T (default: unknown)
             search_keys: b x T x E, for search ``hidden``: of each token, by which its successor is
-                found; zeros where that shall not be found
+                found; zeros where it shall not be
 
         Raises:
             ValueError: the shapes do not fit; or, an ArgumentError, the bank is full and its index

@@ -57,7 +57,7 @@ def staged_memory_file(path: str, header: Dict, tensors: Dict[str, Tensor]) -> I
     prefix = f".{os.path.basename(path)}."
     try:
         mode = replaced_mode(path)
-        # in a folder of its own, because safetensors puts a file of any name beside what it writes
+        # in a folder of its own, because safetensors writes to a file of any name first
         with tempfile.TemporaryDirectory(prefix=prefix, suffix=".part", dir=folder) as beside:
             tensors = {name: _contiguous(name, t, beside) for name, t in tensors.items()}
             checksums = {name: tensor_checksum(tensor) for name, tensor in tensors.items()}
@@ -140,7 +140,7 @@ def read_memory_file(path: str, verify: bool = True) -> Tuple[Dict, Dict[str, Te
 
 
 def _damaged(header: Dict, tensors: Dict[str, Tensor], verify: bool) -> List[str]:
-    """What has another checksum; takes the checksums out of the header, and completes the rest.
+    """Names of damaged parts; takes the checksums out of the header, and completes the rest.
 
     Raises:
         ValueError: see :func:`check_contents`; or there are other checksums than tensors

@@ -65,10 +65,12 @@ def _layout(header: Dict[str, Any]) -> BankLayout:
 def _check_fill(header: Dict[str, Any], layout: BankLayout) -> None:
     """Raises ValueError where it is not that of a bank of this layout."""
     banks, streams = layout.num_banks, layout.num_streams
+
+    def is_count(value: Any) -> bool:
+        return type(value) is int and 0 <= value <= MOST
+
     for name in ("num_written", "num_pending"):
-        if not _is_list(
-            header[name], banks, lambda count: type(count) is int and 0 <= count <= MOST
-        ):
+        if not _is_list(header[name], banks, is_count):
             raise ValueError(f"{name} {header[name]!r} for {banks} banks")
     if max(header["num_pending"]) >= layout.chunk_size:
         raise ValueError(f"num_pending {header['num_pending']} with chunks of {layout.chunk_size}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from longmem_fairseq.memory.bank_layout import BankLayout
 from longmem_fairseq.memory.token_log import UNKNOWN
 
-# what identifies the tokens that wait, the same in every file of a bank that is split
+# names in memory files; of a bank that is split every file has the same
 PENDING = ("pending_keys", "pending_values", "pending_search", "last_search")
 
 
@@ -148,6 +148,6 @@ class PendingTokens:
         self.in_document[bank] = other.in_document[row]
 
     def take_over(self, other: "PendingTokens") -> None:
-        """The tokens that wait become those of *other*; what streams have read last does not."""
+        """The tokens that wait become those of *other*; the last one of each stream stays."""
         self.keys, self.values, self.search_keys = other.keys, other.values, other.search_keys
         self.num_tokens = other.num_tokens

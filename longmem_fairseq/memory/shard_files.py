@@ -1,7 +1,7 @@
 """The files of a bank that is split over processes: one for each shard, ``PATH.0-of-4`` and so on.
 
-Slot s of a bank of N shards is slot s // N of shard s % N, so any number of shards can take over what
-any other number has saved.
+Slot s of a bank of N shards is slot s // N of shard s % N, so any number of shards can load the
+files of any other number.
 """
 
 import json
@@ -111,16 +111,16 @@ def _cut(parts: Dict[int, Dict], saved: int, stored: int, shard: int, num_shards
     Trained indices are left behind: they are of other chunks.
     """
     tensors = {n: t for n, t in next(iter(parts.values())).items() if not n.startswith("index.")}
-    own = shard + num_shards * torch.arange(-(-stored // num_shards))
-    own = own.clamp(max=max(stored - 1, 0))  # the last one may not be stored in this shard
+    slots = shard + num_shards * torch.arange(-(-stored // num_shards))
+    slots = slots.clamp(max=max(stored - 1, 0))  # the last one may not be stored in this shard
     for name in MAPPED:
         if name not in tensors:
             continue
         buffer = tensors[name]  # N x H x slots x ...
-        tensors[name] = buffer.new_empty(*buffer.shape[:2], len(own), *buffer.shape[3:])
+        tensors[name] = buffer.new_empty(*buffer.shape[:2], len(slots), *buffer.shape[3:])
         for i, part in parts.items():
-            here = own % saved == i
-            tensors[name][:, :, here] = part[name][:, :, own[here] // saved]
+            here = slots % saved == i
+            tensors[name][:, :, here] = part[name][:, :, slots[here] // saved]
     return tensors
 
 

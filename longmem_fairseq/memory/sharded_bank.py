@@ -40,8 +40,8 @@ class ShardedBank(MemoryBank):
     def save(self, path: str, replaces: Optional[Version] = None) -> Version:
         """Writes this part to a file of its own, see :mod:`shard_files`.
 
-        No file takes its place before all are written, and what other numbers of shards have saved
-        under the same *path* is removed after that. Versions are not compared.
+        No file takes its place before all are written; after that, the files of other numbers of shards
+        under the same *path* are removed. Versions are not compared.
 
         Raises:
             OSError: the file of some process cannot be written, or an older one not removed

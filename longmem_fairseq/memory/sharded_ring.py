@@ -44,7 +44,7 @@ class ShardedRing:
         check_divisible(layout.memory_size, layout.chunk_size, self.num_shards)
         self.part = ChunkRing(layout, layout.num_slots // self.num_shards, **options)
 
-    def _own(self, num_written: int) -> int:
+    def _num_here(self, num_written: int) -> int:
         """How many of the first chunks are kept here."""
         return len(range(self.shard, num_written, self.num_shards))
 
@@ -54,25 +54,25 @@ class ShardedRing:
 
     def leave_file(self, num_written: Sequence[int]) -> None:
         """See :meth:`ChunkRing.leave_file`."""
-        self.part.leave_file([self._own(written) for written in num_written])
+        self.part.leave_file([self._num_here(written) for written in num_written])
 
     def append(
         self, bank: int, num_written: int, keys: Tensor, values: Tensor, search_keys: Tensor
     ) -> None:
         """See :meth:`ChunkRing.append`."""
-        own = slice((self.shard - num_written) % self.num_shards, None, self.num_shards)
-        keys, values, search_keys = keys[:, own], values[:, own], search_keys[own]
+        here = slice((self.shard - num_written) % self.num_shards, None, self.num_shards)
+        keys, values, search_keys = keys[:, here], values[:, here], search_keys[here]
         if keys.size(1) > 0:
-            self.part.append(bank, self._own(num_written), keys, values, search_keys)
+            self.part.append(bank, self._num_here(num_written), keys, values, search_keys)
 
     def search(
         self, queries: Tensor, banks: Sequence[int], num_written: Sequence[int]
     ) -> Retrieved:
-        """See :meth:`ChunkRing.search`; every process gets what all of them found together."""
-        own = [self._own(written) for written in num_written]
+        """See :meth:`ChunkRing.search`; every process gets the best chunks of all."""
+        given = [self._num_here(written) for written in num_written]
         if queries.numel() == 0:
-            return self.part.search(queries, banks, own)
-        slots = self.part.best_slots(queries, banks, own)
+            return self.part.search(queries, banks, given)
+        slots = self.part.best_slots(queries, banks, given)
         scores = self.part.scores(queries, slots, banks)
         scores, slots = self.merge(scores, slots)
         shape = (self.layout.num_banks, self.layout.num_heads, self.layout.num_slots)
@@ -104,13 +104,13 @@ class ShardedRing:
         wanted, places = rows.unique(return_inverse=True)  # U
         owners = wanted % self.num_shards
         counts = owners.bincount(minlength=self.num_shards).tolist()
-        own = wanted[owners == self.shard] // self.num_shards
+        sent_rows = wanted[owners == self.shard] // self.num_shards
         room = max(counts)  # all have to send equally much
         slots, tensors = (1, 1, self.num_shards * room), {}
         for name, buffer in self.part.store.buffers().items():
             sent = buffer.new_zeros(room, *buffer.shape[3:])
             stored = buffer.flatten(0, 2)
-            torch.index_select(stored, 0, own.to(buffer.device), out=sent[: len(own)])
+            torch.index_select(stored, 0, sent_rows.to(buffer.device), out=sent[: len(sent_rows)])
             sent = sent.flatten(1).view(torch.uint8).to(rows.device)  # not every type can be sent
             tensors[name] = self.all_gather(sent).view(buffer.dtype).view(*slots, *buffer.shape[3:])
         chunk = (self.layout.chunk_size, self.layout.head_dim)
@@ -143,7 +143,7 @@ class ShardedRing:
 
     def copy_bank(self, bank: int, other: "ShardedRing", other_bank: int, num_written: int) -> None:
         """See :meth:`ChunkRing.copy_bank`."""
-        self.part.copy_bank(bank, other.part, other_bank, self._own(num_written))
+        self.part.copy_bank(bank, other.part, other_bank, self._num_here(num_written))
 
     def state_dict(self, num_written: Sequence[int]) -> Dict[str, Tensor]:
         """See :meth:`ChunkRing.state_dict`; of the same shapes in every process."""
@@ -151,7 +151,7 @@ class ShardedRing:
 
     def load_state_dict(self, state: Dict[str, Tensor], num_written: Sequence[int]) -> None:
         """See :meth:`ChunkRing.load_state_dict`."""
-        self.part.load_state_dict(state, [self._own(written) for written in num_written])
+        self.part.load_state_dict(state, [self._num_here(written) for written in num_written])
 
     def _most(self, num_written: Sequence[int]) -> List[int]:
         """How many chunks the process has that has most of them."""

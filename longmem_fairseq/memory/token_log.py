@@ -15,8 +15,8 @@ UNKNOWN = -1  # the id of a token that was written without one
 
 
 class Source(NamedTuple):
-    """Tokens from *first* on, counted from a bank's last reset, are those of document *name* (None: it
-    was not said which) from *offset* on."""
+    """Tokens from *first* on, counted from a bank's last reset, are those of document *name* (None if
+    unknown) from *offset* on."""
 
     first: int
     name: Optional[str]
@@ -71,7 +71,7 @@ class TokenLog:
         return [(source, part) for source, part in parts if len(part) > 0]
 
     def documents(self, tokens: range) -> Dict[Optional[str], int]:
-        """How many of some tokens are of each document, the oldest first; None: it was not said."""
+        """How many of some tokens are of each document, the oldest first; None if unknown."""
         counts: Dict[Optional[str], int] = {}
         for source, part in self.parts(tokens):
             counts[source.name] = counts.get(source.name, 0) + len(part)

@@ -7,11 +7,11 @@ from typing import Callable
 class ArgumentError(ValueError):
     """An argument has a value that it cannot have.
 
-    ``str`` names the arguments; :meth:`spelled` names what sets them elsewhere, see ``utils.cli``.
+    ``str`` names the arguments; :meth:`spelled` gives them other names, such as those of options.
 
     Args:
         text: a format string, in which ``{name}`` stands for the argument *name* and ``{}`` for a value
-        values: what takes the places of ``{}``
+        values: for the ``{}``, in their order
     """
 
     def __init__(self, text: str, *values):

@@ -27,7 +27,7 @@ _OPTIONS = {
 def run(main: Callable[[], None]) -> None:
     """Calls *main*; a ValueError, OSError or ImportError becomes ``PROGRAM: error: MESSAGE``.
 
-    What it prints is UTF-8, as what it reads is.
+    Its output is UTF-8, as its input is.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # else a character that the locale lacks ends it
         sys.stdout.reconfigure(encoding="utf-8")
@@ -45,7 +45,7 @@ def run(main: Callable[[], None]) -> None:
 def option_names() -> Iterator[None]:
     """Inside, an :class:`ArgumentError` becomes a ValueError that names options.
 
-    Around what is called with options, so that the layers below need not know them.
+    For calls from above whose arguments come from options: the layers below need not know these.
     """
     try:
         yield
