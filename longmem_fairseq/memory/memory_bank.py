@@ -183,10 +183,10 @@ class MemoryBank:
     def append(self, bank: int, tokens: Tokens) -> None:
         """Appends tokens to a bank, after :meth:`make_room`."""
         self.logs[bank].write(self.held(bank).stop, tokens.ids)
-        keys, values, search_keys = self.pending.fill(bank, tokens)
-        if keys.size(1) > 0:
-            self.ring.append(bank, self.num_written[bank], keys, values, search_keys)
-            self.num_written[bank] += keys.size(1)
+        chunks = self.pending.fill(bank, tokens)
+        if chunks is not None:
+            self.ring.append(bank, self.num_written[bank], *chunks)
+            self.num_written[bank] += chunks[0].size(1)
 
     @torch.no_grad()
     def retrieve(

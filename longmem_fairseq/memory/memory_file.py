@@ -57,7 +57,7 @@ def staged_memory_file(path: str, header: Dict, tensors: Dict[str, Tensor]) -> I
     prefix = f".{os.path.basename(path)}."
     try:
         mode = replaced_mode(path)
-        # in a folder of its own, because safetensors writes to a file of any name first
+        # in a folder of its own: safetensors first writes a file of another name beside it
         with tempfile.TemporaryDirectory(prefix=prefix, suffix=".part", dir=folder) as beside:
             tensors = {name: _contiguous(name, t, beside) for name, t in tensors.items()}
             checksums = {name: tensor_checksum(tensor) for name, tensor in tensors.items()}

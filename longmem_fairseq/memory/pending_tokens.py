@@ -107,11 +107,11 @@ class PendingTokens:
         self.last_search[row], self.in_document[row] = search_keys[-1], True
         return shifted.part(slice(first, None))
 
-    def fill(self, bank: int, tokens: Tokens) -> Tuple[Tensor, Tensor, Tensor]:
+    def fill(self, bank: int, tokens: Tokens) -> Optional[Tuple[Tensor, Tensor, Tensor]]:
         """Takes the next tokens of a bank, of any type and device, and gives the chunks that are full.
 
         Returns:
-            keys and values H x n x c x D, and search keys n x c x E
+            keys and values H x n x c x D, and search keys n x c x E; None where no chunk is full
         """
         pending = (self.keys[bank], self.values[bank], self.search_keys[bank])
         left, size = self.num_tokens[bank], self.layout.chunk_size
@@ -124,6 +124,8 @@ class PendingTokens:
         for waiting, some in zip(pending, all_tokens, strict=True):
             waiting[..., :left, :] = some[..., whole:, :]
         self.num_tokens[bank] = left
+        if num_chunks == 0:
+            return None
         keys, values, search_keys = (
             some[..., :whole, :].unflatten(-2, (num_chunks, size)) for some in all_tokens
         )

@@ -123,7 +123,7 @@ def test_an_index_has_the_room_of_the_whole_memory(tmp_path, index):
     more, queries = torch.randn(2, 1, 1, 150, 4), torch.randn(1, 1, 5, 4)
     for used in (bank, other):
         used.write(*more)
-        assert [i.ntotal for i in used.index.indices[0]] == [200]
+        assert [i.ntotal for i in used.ring.index.indices[0]] == [200]
     assert torch.equal(other.retrieve(queries).chunks, bank.retrieve(queries).chunks)
 
 
