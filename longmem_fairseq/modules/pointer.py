@@ -98,7 +98,7 @@ class PointerValues(NamedTuple):
     weight_match``, of the best similarity s and of the largest share p that one token of the vocabulary
     has.
 
-    match, weight_match: for literal matches of fewer tokens than MATCH_LENGTHS[0], MATCH_LENGTHS[1], ...
+    match, weight_match: for literal matches of fewer tokens than each of MATCH_LENGTHS, and of more
     """
 
     sharpness: float = 13.5

@@ -100,7 +100,6 @@ class SlowMemory:
             rows.append((1 - weights[-1]) * model[t] + weights[-1] * memory)
         return torch.stack(rows), torch.stack(weights)
 
-
     def match(self, place, context):
         """How many of the tokens before a place end the context, as one of MATCH_LENGTHS."""
         length = 0
