@@ -92,8 +92,7 @@ def test_eval_lm_refuses_a_context_window(corpus):
     with pytest.raises(ValueError) as error:
         task.eval_lm_dataloader(task.dataset("test"), batch_size=1, context_window=4)
     assert str(error.value) == (
-        "--context-window (4) does not go with document streams, whose context is the memory: "
-        "leave it out"
+        "--context-window (4) does not go with document streams: give --segment-overlap instead"
     )
 
 
