@@ -44,7 +44,7 @@ def slowly(lm, tokens, scored):
         reading = lm.decoder.read(segment, retrieve)
         log_probs = reading.logits[0].float().log_softmax(-1)
         for i in range(start, place + segment.size(1)):
-            if i >= first and (stop == len(inputs) or rolls) and i not in scores:
+            if i >= first and (place == begin or rolls) and i not in scores:
                 scores[i] = log_probs[i - place]
         new = slice(start - place, min(stop, begin) - place)
         if fork is not None and start < min(stop, begin):

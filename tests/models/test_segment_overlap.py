@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from fairseq.sequence_scorer import SequenceScorer
 from torch.testing import assert_close
 
 from longmem_fairseq.criterions import LongMemCrossEntropyCriterion
 from longmem_fairseq.data import DocumentStreamDataset
 from longmem_fairseq.models.memtrm import MemTRMConfig
+from tests.helpers.overlapping_segments import one_by_one
 from tests.helpers.small_models import SEGMENT, document
 
 PAD, BOS = 1, 2
@@ -56,38 +58,12 @@ def streams(overlap, batch_size=2):
     )
 
 
-@torch.no_grad()
-def one_by_one(model, tokens, overlap):
-    """Log-probabilities after every token of a document, T x V, each from its own slice of it."""
-    decoder, log_probs = model.decoder, []
-    source = torch.cat([torch.tensor([BOS]), tokens[:-1]]).unsqueeze(0)
-    memory, stride, retrieve = decoder.memory, SEGMENT - overlap, None
-    if memory is not None:
-        memory.reset()
-        memory.begin(1, torch.tensor([True]), False, source.device)
-        retrieve = memory.retrieve
-    for start in range(0, len(tokens), stride):
-        stop, begin = min(start + stride, len(tokens)), max(0, start - overlap)
-        for place in range(start, stop):
-            reading = decoder.read(source[:, begin : place + 1], retrieve)
-            log_probs.append(reading.scores[0, -1].log_softmax(dim=-1))
-        if memory is not None:
-            entries = decoder.entries(source[:, begin:stop])
-            search = entries.search_keys
-            memory.write(
-                entries.keys[:, :, start - begin :],
-                entries.values[:, :, start - begin :],
-                torch.ones(1, stop - start, dtype=torch.bool),
-                source[:, start:stop],
-                None if search is None else search[:, start - begin :],
-            )
-    return torch.stack(log_probs)
-
-
 @pytest.mark.parametrize("overlap", [1, 3, 6])
 def test_every_token_sees_what_a_plain_loop_shows_it(model, overlap):
     """More than half a segment, too, of which the second one of a document cannot have all."""
-    expected = [one_by_one(model, tokens, overlap) for tokens in Documents.tokens]
+    expected = [
+        one_by_one(model.decoder, tokens, BOS, overlap) for tokens in Documents.tokens
+    ]
     if model.decoder.memory is not None:
         model.decoder.memory.reset()
     predicted = [[] for _ in SIZES]
@@ -99,6 +75,20 @@ def test_every_token_sees_what_a_plain_loop_shows_it(model, overlap):
             predicted[number].append(found[row][batch["target"][row] != PAD])
     for found, wanted in zip(predicted, expected, strict=True):
         assert_close(torch.cat(found), wanted, atol=2e-4, rtol=1e-4)
+
+
+def test_fairseq_eval_lm_scores_what_is_predicted(model, task):
+    expected = one_by_one(model.decoder, Documents.tokens[0], BOS, 3)
+    expected = expected.gather(1, Documents.tokens[0].unsqueeze(1))[:, 0]
+    if model.decoder.memory is not None:
+        model.decoder.memory.reset()
+    scorer, scores = SequenceScorer(task.target_dictionary), []
+    for batch in streams(3, batch_size=1):
+        if int(batch["id"]) == 0:
+            ((best,),) = scorer.generate([model], batch)
+            assert len(best["positional_scores"]) == len(best["tokens"]) == batch["ntokens"]
+            scores.append(best["positional_scores"])
+    assert_close(torch.cat(scores), expected, atol=2e-4, rtol=1e-4)
 
 
 def test_memory_holds_every_token_once(build):
