@@ -63,7 +63,9 @@ def load_model(
     install()
     state = checkpoint_utils.load_checkpoint_to_cpu(path)
     trained = OmegaConf.select(OmegaConf.create(state.get("cfg") or {}), "task") or {}
-    if tokens_per_sample is None and (tokens_per_sample := trained.get("tokens_per_sample")) is None:
+    if tokens_per_sample is None:
+        tokens_per_sample = trained.get("tokens_per_sample")
+    if tokens_per_sample is None:
         raise ValueError(f"{path} does not say its window: give --tokens-per-sample")
     if segment_overlap is None:
         segment_overlap = trained.get("segment_overlap", 0)

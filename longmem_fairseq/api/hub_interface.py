@@ -48,8 +48,9 @@ class LongMem:
     """A language model with its tokenizer and, if it has one, its memory.
 
     A text is read as in evaluation: from the beginning-of-document token on, in segments of
-    ``window`` tokens, which begin with ``segment_overlap`` tokens of the one before. Every segment sees what was memorised and, through memory, the segments
-    before it; afterwards the memory is as it was.
+    ``window`` tokens, each of which begins with the last ``segment_overlap`` tokens of the one before.
+    Every segment sees what was memorised and, through memory, the segments before it; afterwards the
+    memory is as it was.
 
     Args:
         model: ``longmem``, ``memtrm`` or ``longmem_backbone``, in evaluation mode
@@ -77,7 +78,8 @@ class LongMem:
                 takes token ids, in :meth:`logits`, and no texts
             dtype: of the matrix products: float32, bfloat16 or float16 (default: as it was trained)
             overrides: ``tokens_per_sample`` (the window), ``segment_overlap`` (tokens of it that are
-                context from before), ``pretrained_model_path`` (the backbone's checkpoint), or options of the memory (``memory_size``, ``k``, ``memory_index``, ...)
+                context from before), ``pretrained_model_path`` (the backbone's checkpoint), or options
+                of the memory (``memory_size``, ``k``, ``memory_index``, ...)
 
         Raises:
             FileNotFoundError: there is no checkpoint, dictionary, tokenizer or backbone

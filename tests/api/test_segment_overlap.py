@@ -1,4 +1,4 @@
-"""Texts in segments that overlap: as evaluation reads them, which ``tests/models`` compares with a loop."""
+"""Texts that are read in segments that overlap, against a plain loop."""
 
 import pytest
 import torch

@@ -61,9 +61,7 @@ def streams(overlap, batch_size=2):
 @pytest.mark.parametrize("overlap", [1, 3, 6])
 def test_every_token_sees_what_a_plain_loop_shows_it(model, overlap):
     """More than half a segment, too, of which the second one of a document cannot have all."""
-    expected = [
-        one_by_one(model.decoder, tokens, BOS, overlap) for tokens in Documents.tokens
-    ]
+    expected = [one_by_one(model.decoder, tokens, BOS, overlap) for tokens in Documents.tokens]
     if model.decoder.memory is not None:
         model.decoder.memory.reset()
     predicted = [[] for _ in SIZES]
