@@ -75,7 +75,10 @@ class ShardedRing:
         slots = self.part.best_slots(queries, banks, given)
         scores = self.part.scores(queries, slots, banks)
         scores, slots = self.merge(scores, slots)
-        shape = (self.layout.num_banks, self.layout.num_heads, self.layout.num_slots)
+        num_banks, heads, slots_of_part = self.part.store.keys.shape[
+            :3
+        ]  # in a file fewer than S / N
+        shape = (num_banks, heads, slots_of_part * self.num_shards)
         rows, store = self.fetch(rows_of(slots, banks, shape))
         one_search = self.layout.reads_successors
         return Retrieved(slots, rows, store, scores.squeeze(1) if one_search else None)
