@@ -27,8 +27,9 @@ class LongMem:
     """A language model with its tokenizer and, if it has one, its memory.
 
     A text is read as in evaluation: from the beginning-of-document token on, in segments of
-    ``window`` tokens. Every segment sees what was memorized and, through memory, the segments
-    before it; afterwards the memory is as it was.
+    ``window`` tokens, each of which begins with the last ``segment_overlap`` tokens of the one before.
+    Every segment sees what was memorized and, through memory, the segments before it; afterwards the
+    memory is as it was.
 
     Args:
         model: ``longmem``, ``memtrm`` or ``longmem_backbone``, in evaluation mode
@@ -55,8 +56,9 @@ class LongMem:
             path: the folder, or a checkpoint in it; one that was converted with --no-tokenizer
                 takes token ids, in :meth:`logits`, and no texts
             dtype: of the matrix products: float32, bfloat16 or float16 (default: as it was trained)
-            overrides: ``tokens_per_sample`` (the window), ``pretrained_model_path`` (the backbone's
-                checkpoint), or options of the memory (``memory_size``, ``k``, ``memory_index``, ...)
+            overrides: ``tokens_per_sample`` (the window), ``segment_overlap`` (tokens of it that are
+                context from before), ``pretrained_model_path`` (the backbone's checkpoint), or options
+                of the memory (``memory_size``, ``k``, ``memory_index``, ...)
 
         Raises:
             FileNotFoundError: there is no checkpoint, dictionary, tokenizer or backbone
@@ -130,10 +132,7 @@ class LongMem:
             ValueError: the model has no memory
         """
         bank, file = self.memory.single_bank(self.device), os.path.abspath(path)
-        if bank.num_shards > 1:
-            bank.save(str(path))
-        else:
-            self._versions[file] = bank.save(str(path), self._versions.get(file, replaces))
+        self._versions[file] = bank.save(str(path), self._versions.get(file, replaces))
 
     def load_memory(self, path: Text, memory_map: bool = False) -> None:
         """Takes the memory of a file instead of the one that is there.
@@ -166,7 +165,7 @@ class LongMem:
         self._check_not_frozen()
         if name is None:
             return memorizing.forget_all(self.memory)
-        return memorizing.forget_document(self.memory.single_bank(self.device), name)
+        return memorizing.forget_named(self.memory.single_bank(self.device), name)
 
     @contextmanager
     def frozen_memory(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ import torch
 
 from longmem_fairseq.api.prompts import document_tokens
 from longmem_fairseq.api.reading import progress_bar
-from longmem_fairseq.memory import ExternalMemory, MemoryBank
+from longmem_fairseq.memory import ExternalMemory, MemoryBank, forget_document
 from longmem_fairseq.models.memory_decoder import MemoryDecoder
 from longmem_fairseq.tokenizers import Tokenizer
 from longmem_fairseq.utils.text_files import Text, read_text
@@ -40,17 +40,17 @@ def memorize_documents(
             bank.begin_document(0, name or f"document {len(bank.sources[0]) + 1}", offset=-1)
             text = read_text(text) if isinstance(text, Path) else text
             tokens = document_tokens(tokenizer, text, special_tokens).to(bank.device)
-            decoder.memorize(tokens, bank, on_segment=bar.update)
+            decoder.memorize(decoder.segments(tokens), bank, bar.update)
             num_tokens += tokens.size(1) - 1
     if (forgotten := bank.held(0).start - oldest) > 0:
         logger.warning(
-            f"the memory holds {bank.memory_size:,} tokens: {forgotten:,} that were read before "
-            "are forgotten; raise memory_size"
+            f"the memory holds {bank.layout.memory_size:,} tokens: {forgotten:,} that were read "
+            "before are forgotten; raise memory_size"
         )
     return num_tokens
 
 
-def forget_document(bank: MemoryBank, name: str) -> int:
+def forget_named(bank: MemoryBank, name: str) -> int:
     """Removes a document from a bank of one stream; how many tokens were forgotten.
 
     Raises:
@@ -60,7 +60,7 @@ def forget_document(bank: MemoryBank, name: str) -> int:
     if name not in names:
         there = ", ".join(map(repr, names)) or "none"
         raise ValueError(f"no document {name!r} is in memory, which holds: {there}")
-    return bank.forget(name)
+    return forget_document(bank, name)
 
 
 def forget_all(memory: ExternalMemory) -> int:

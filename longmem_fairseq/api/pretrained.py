@@ -16,7 +16,7 @@ from longmem_fairseq.tasks.config import MODEL_OPTIONS, TASK, ModelOptions
 from longmem_fairseq.tokenizers import Tokenizer, load_tokenizer
 from longmem_fairseq.utils.argument_error import ArgumentError
 
-_OPTIONS = (*MODEL_OPTIONS, "tokens_per_sample")
+_OPTIONS = (*MODEL_OPTIONS, "tokens_per_sample", "segment_overlap")
 # as a command line names them
 _OPTION = re.compile("--({})(?![a-z-])".format("|".join(_OPTIONS).replace("_", "-")))
 

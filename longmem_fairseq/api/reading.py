@@ -50,25 +50,27 @@ def read_segments(
     look: Optional[Look] = None,
     progress: bool = False,
 ) -> Iterator[Tensor]:
-    """The logits of every segment, B x t x V.
+    """The logits of every segment, B x t x V, without those of tokens that the segment before has too.
 
     Every row is a text of its own, which sees what the fork remembers and its own segments before.
 
     Args:
         tokens: B x T
         fork: the memory, of B hypotheses (default: each segment is all that is seen)
-        look: is shown the passages that every segment found
+        look: is shown the passages that every segment found, for all of its tokens
         progress: show a bar
     """
-    segments = tokens.split(decoder.window, dim=1)
+    retrieve, left = None if fork is None else fork.retrieve, tokens.size(1)
     with progress_bar("reading", progress, tokens.size(1)) as bar:
-        for number, segment in enumerate(segments, start=1):
-            reading = decoder.read(segment, None if fork is None else fork.retrieve)
+        for segment, overlap in decoder.segments(tokens):
+            reading = decoder.read(segment, retrieve, first=overlap)
             if look is not None and fork is not None:
                 look(reading.lookup, reading.pointer, fork.bank, segment.size(1))
-            if fork is not None and number < len(segments):
-                fork.write(**reading.entries._asdict(), token_ids=segment)
-            bar.update(segment.size(1))
+            new = slice(overlap, None)
+            left -= segment.size(1) - overlap
+            if fork is not None and left > 0:
+                fork.write(**reading.entries.of_tokens(new)._asdict(), token_ids=segment[:, new])
+            bar.update(segment.size(1) - overlap)
             yield reading.scores
 
 
@@ -93,9 +95,10 @@ def token_scores(
     """
     source, target = _source_and_target(tokens)
     segments = read_segments(decoder, source, fork, progress=progress)
+    targets = target.split(decoder.window - decoder.overlap, dim=1)
     losses = [
         token_losses(logits, expected, tokenizer.dictionary.pad())
-        for logits, expected in zip(segments, target.split(decoder.window, dim=1), strict=True)
+        for logits, expected in zip(segments, targets, strict=True)
     ]
     pieces = tokenizer.pieces(target[0].tolist(), special_tokens)
     return TokenScores(pieces, -torch.cat(losses, dim=1)[0].cpu())
@@ -122,12 +125,13 @@ def token_readings(
     """
     source, target = _source_and_target(tokens)
     passages: List[List[Passage]] = []
+    of_segment: List[List[Passage]] = []  # those of the overlap with the one before included
 
     def look(*lookup):
-        passages.extend(read_passages(*lookup, decoder.gate, tokenizer, per_head))
+        of_segment[:] = read_passages(*lookup, decoder.gate, tokenizer, per_head)
 
-    for _ in read_segments(decoder, source, fork, look, progress):
-        pass
+    for scores in read_segments(decoder, source, fork, look, progress):
+        passages += of_segment[-scores.size(1) :]
     pieces = tokenizer.pieces(target[0].tolist(), special_tokens)
     return [TokenReading(*token) for token in zip(pieces, passages, strict=True)]
 

@@ -39,6 +39,11 @@ class LongMemLanguageModelingTask(FairseqTask):
         super().__init__(cfg)
         if cfg.tokens_per_sample < 1:
             raise ValueError(f"--tokens-per-sample ({cfg.tokens_per_sample}) must be at least 1")
+        if not 0 <= cfg.segment_overlap < cfg.tokens_per_sample:
+            raise ValueError(
+                f"--segment-overlap ({cfg.segment_overlap}) must be at least 0 and less than "
+                f"--tokens-per-sample ({cfg.tokens_per_sample})"
+            )
         if cfg.stream_span < 0:
             raise ValueError(f"--stream-span ({cfg.stream_span}) must not be negative")
         path = os.path.join(utils.split_paths(cfg.data)[0], "dict.txt")
@@ -173,12 +178,12 @@ class LongMemLanguageModelingTask(FairseqTask):
         """The batches of ``fairseq-eval-lm``: every document whole, segment by segment.
 
         Raises:
-            ValueError: --context-window, which would feed tokens twice
+            ValueError: --context-window, for which there is --segment-overlap
         """
         if context_window > 0:
             raise ValueError(
-                f"--context-window ({context_window}) does not go with document streams, whose context "
-                "is the memory: leave it out"
+                f"--context-window ({context_window}) does not go with document streams: give "
+                "--segment-overlap instead"
             )
         return self.get_batch_iterator(
             dataset,
@@ -211,9 +216,12 @@ class LongMemLanguageModelingTask(FairseqTask):
         given = given_options(self.cfg)
         if wants_memory(cfg, given, from_checkpoint):
             LongMemBackbone.settle_config(cfg, True)
-            return LongMemModel.around_backbone(cfg, given, self)
+            model = LongMemModel.around_backbone(cfg, given, self)
+            model.decoder.overlap = self.cfg.segment_overlap
+            return model
         settle_model(cfg, given, from_checkpoint)
         model = super().build_model(cfg, from_checkpoint)
+        model.decoder.overlap = self.cfg.segment_overlap
         memory = getattr(model.decoder, "memory", None)
         self.memory_size = 0 if memory is None else memory.options["memory_size"]
         search_keys = getattr(model.decoder, "search_keys", None)

@@ -68,6 +68,7 @@ def stream_batches(
         bos=document_start,
         batch_size=batch_size,
         tokens_per_sample=cfg.tokens_per_sample,
+        segment_overlap=cfg.segment_overlap,
         stream_span=cfg.stream_span if training else 0,
         num_shards=num_shards,
         seed=seed + epoch if training else None,
@@ -82,6 +83,7 @@ def stream_batches(
         disable_shuffling=True,
         layout={
             "--tokens-per-sample": cfg.tokens_per_sample,
+            "--segment-overlap": cfg.segment_overlap,
             "--stream-span": cfg.stream_span,
             "--seed": seed,
             "the number of training documents": len(documents),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from longmem_fairseq.utils.argument_error import ArgumentError, MissingFileError
-from longmem_fairseq.utils.cli import as_option, run
+from longmem_fairseq.utils.cli import as_option, option_names, run
 from longmem_fairseq.utils.refusal import refused
 
 
@@ -23,6 +23,16 @@ def test_a_place_before_it_and_another_path_in_it():
     assert str(error.within("m.gguf")) == "m.gguf: vocabulary (/tmp/x/a) has no dict.txt"
     assert str(error.replaced("/tmp/x/", "m: ")) == "vocabulary (m: a) has no dict.txt"
     assert isinstance(error.replaced("a", "b"), FileNotFoundError)
+
+
+def test_options_with_names_of_their_own():
+    error = ArgumentError(
+        "{index} ({}) needs {:,} chunks, but {memory_size} holds {}", "{k}", 2000, 9
+    )
+    with pytest.raises(ValueError) as raised, option_names():
+        raise error
+    assert type(raised.value) is ValueError
+    assert str(raised.value) == "--memory-index ({k}) needs 2,000 chunks, but --memory-size holds 9"
 
 
 def test_a_command_names_options(capsys, monkeypatch):
