@@ -33,18 +33,7 @@ def make_parser(description: str, reads_texts: bool = True) -> argparse.Argument
         "model", help="folder with checkpoint, dict.txt and tokenizer, or a checkpoint in it"
     )
     if reads_texts:
-        parser.add_argument(
-            "texts",
-            nargs="*",
-            metavar="text",
-            help="text files in UTF-8, or patterns in quotes; - or none: standard input",
-        )
-        parser.add_argument(
-            "--special-tokens",
-            action="store_true",
-            help="read special tokens of the model that a text spells out (default: they are text)",
-        )
-        parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+        _add_text_options(parser)
     parser.add_argument("--memory", help="memory file to start from (default: an empty memory)")
     parser.add_argument(
         "--memory-map",
@@ -70,6 +59,21 @@ def make_parser(description: str, reads_texts: bool = True) -> argparse.Argument
         help="show the options of model and memory too (--memory-size, --k, --compute-dtype, ...)",
     )
     return parser
+
+
+def _add_text_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "texts",
+        nargs="*",
+        metavar="text",
+        help="text files in UTF-8, or patterns in quotes; - or none: standard input",
+    )
+    parser.add_argument(
+        "--special-tokens",
+        action="store_true",
+        help="read special tokens of the model that a text spells out (default: they are text)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
 class _HelpModel(argparse.Action):
