@@ -43,9 +43,10 @@ PROMPTS: Dict[str, Prompt] = {
     ),
     "vt": Prompt(
         "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
-        "{context}\nQuestion: Find all variables that are assigned the value {query} in the text above.",
-        " Answer: According to the chain(s) of variable assignment in the text above, {count} variables "
-        "are assigned the value {query}, they are: ",
+        "{context}\nQuestion: Find all variables that are assigned the value {query} in the text "
+        "above.",
+        " Answer: According to the chain(s) of variable assignment in the text above, {count} "
+        "variables are assigned the value {query}, they are: ",
         30,
     ),
     "cwe": Prompt(

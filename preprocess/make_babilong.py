@@ -17,14 +17,14 @@ import random
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
+from eval.babilong import LENGTHS, TASKS
+from eval.common.long_contexts import chosen
 from longmem_fairseq.tokenizers import Tokenizer, load_tokenizer
 from longmem_fairseq.utils.cli import check_positive, run
 from longmem_fairseq.utils.text_files import read_text
 from preprocess.haystack_text import read_haystack, sentences
 
-TASKS = tuple(f"qa{number}" for number in range(1, 11))
-NAMES = ("0k", "1k", "2k", "4k", "8k", "16k", "32k", "64k", "128k", "256k", "512k", "1M")
-LENGTHS = {n: int(n[:-1]) * (1_000_000 if n.endswith("M") else 1000) for n in NAMES}
+TOKENS = {name: int(name[:-1]) * (1_000_000 if name[-1] == "M" else 1000) for name in LENGTHS}
 PROMPT_TOKENS = 300
 TOKENS_PER_FACT = 8  # a question with more facts than so many tokens each have room for is left out
 SHORTEST_SENTENCE = 10  # tokens
@@ -47,7 +47,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--books", type=Path, required=True, help="a folder of .txt files, or one file")
     add("--dest", type=Path, required=True, help="folder to write")
     add("--tasks", default=",".join(TASKS), help="with commas between them")
-    add("--lengths", default=",".join(NAMES), help="tokens of a prompt, with commas between them")
+    add("--lengths", default=",".join(LENGTHS), help="tokens of a prompt, with commas between them")
     add("--split", default="test", help="of bAbI: train, valid or test")
     add("--samples", type=int, default=100, help="of each task and length")
     add("--seed", type=int, default=42, help="same seed and options, same files")
@@ -143,16 +143,16 @@ def samples(
     Raises:
         ValueError: the length has no room for any question's facts, or there are too few questions
     """
-    room = max(0, LENGTHS[length] - PROMPT_TOKENS)
+    room = max(0, TOKENS[length] - PROMPT_TOKENS)
     questions = [
         question
         for question in read_questions(args.babi, task, args.split)
-        if LENGTHS[length] == 0 or len(question.facts) <= room // TOKENS_PER_FACT
+        if TOKENS[length] == 0 or len(question.facts) <= room // TOKENS_PER_FACT
     ]
     if len(questions) < args.samples:
         raise ValueError(
-            f"--samples ({args.samples}) must be at most {len(questions)}, the questions of {task} whose "
-            f"facts --lengths ({length}) has room for"
+            f"--samples ({args.samples}) must be at most {len(questions)}, the questions of {task} "
+            f"whose facts --lengths ({length}) has room for"
         )
     rng = random.Random(f"{args.seed} {task} {length}")
     drawn = random.Random(f"{args.seed} {task}").sample(questions, args.samples)
@@ -162,24 +162,11 @@ def samples(
         yield {"input": text, "question": question.question, "target": question.answer}
 
 
-def chosen(option: str, text: str, known: Sequence[str]) -> List[str]:
-    """The value of an option that takes names with commas between them.
-
-    Raises:
-        ValueError: a name is unknown
-    """
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in known:
-            raise ValueError(f"{option} ({name}) must be of {', '.join(known)}")
-    return names
-
-
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = get_parser().parse_args(argv)
     check_positive(args, "samples")
     tasks = chosen("--tasks", args.tasks, TASKS)
-    lengths = chosen("--lengths", args.lengths, NAMES)
+    lengths = chosen("--lengths", args.lengths, LENGTHS)
     tokenizer = load_tokenizer(args.model)
     background = Background(read_haystack("--books", args.books), tokenizer)
     for task in tasks:

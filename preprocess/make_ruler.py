@@ -17,6 +17,7 @@ import random
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
+from eval.common.long_contexts import chosen
 from eval.common.model_options import numbers
 from eval.ruler_tasks import TASKS, max_new_tokens
 from longmem_fairseq.tokenizers import Tokenizer, load_tokenizer
@@ -183,13 +184,9 @@ def chosen_tasks(text: str) -> List[str]:
     Raises:
         ValueError: a task is unknown or cannot be made
     """
-    tasks = [name.strip() for name in text.split(",")]
-    for task in tasks:
-        if task == "qa_2":
-            raise ValueError("--tasks (qa_2) is HotpotQA, which is not made here")
-        if task not in MADE:
-            raise ValueError(f"--tasks ({task}) must be of {', '.join(MADE)}")
-    return tasks
+    if "qa_2" in text:
+        raise ValueError(f"--tasks ({text}): qa_2 is HotpotQA, which is not made here")
+    return chosen("--tasks", text, MADE)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:

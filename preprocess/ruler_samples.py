@@ -1,7 +1,7 @@
 """How RULER's samples are put together (github.com/NVIDIA/RULER, scripts/data/synthetic).
 
-Every builder takes a random generator and a size, the number of pieces of the haystack (words, lines,
-needles, documents), and gives a sample. Sizes below the builder's smallest have no room for its needles.
+Every builder takes a random generator and a size, the number of pieces of the haystack (words,
+lines, needles, documents), and gives a sample. Sizes below its smallest have no room for needles.
 """
 
 import math
