@@ -202,8 +202,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             text = "".join(json.dumps(line) + "\n" for line in lines)
             path.write_text(text, encoding="utf-8")
-            mean = sum(line["length"] for line in lines) / len(lines)
-            print(f"{path}: {len(lines)} samples of {mean:,.0f} tokens")
+            shortest = min(line["length"] for line in lines)
+            print(f"{path}: {len(lines)} samples of {shortest:,} tokens and more")
 
 
 if __name__ == "__main__":
