@@ -79,7 +79,7 @@ def english_words() -> Dict[str, List[str]]:
         folder = resources.files("wonderwords.assets")
     except ModuleNotFoundError:
         raise ImportError(
-            "words for keys need the package wonderwords: pip install wonderwords"
+            "words for keys need the package wonderwords: pip install 'longmem-fairseq[ruler]'"
         ) from None
     return {
         kind: (folder / f"{kind}list.txt").read_text(encoding="utf-8").split()

@@ -88,11 +88,11 @@ def write(path, records, form="lines"):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """RULER in the form of its newer scripts (vt) and of its older ones, with the answer's beginning in
-    the prompt (niah_single_1); BABILong as a list and as lines."""
+    the prompt (fwe); BABILong as a list and as lines."""
     folder = tmp_path_factory.mktemp("data")
     newer, older = [], []
     for i in range(3):
-        asked, begun = f"{story(12 + i, i)}\nWhat is the owl?", " The owl is"
+        asked, begun = f"{story(40 + i, i)}\nWhat is the owl?", " The owl is"
         newer.append(
             {
                 "index": i,
@@ -104,7 +104,7 @@ def data(tmp_path_factory):
         )
         older.append({"index": i, "input": asked + begun, "outputs": ["tree"], "length": 200})
     write(folder / "4096" / "data" / "vt" / "validation.jsonl", newer)
-    write(folder / "4096" / "data" / "niah_single_1" / "validation.jsonl", older)
+    write(folder / "4096" / "data" / "fwe" / "validation.jsonl", older)
     samples = [
         {"input": story(40, i), "question": "Where is Ann?", "target": "garden"} for i in range(3)
     ]
@@ -161,7 +161,7 @@ def test_answers_are_greedy_continuations(data, models, tmp_path, monkeypatch, m
     lm = LongMem.from_pretrained(models[model], tokens_per_sample=WINDOW, **overrides)
     path = ruler.path_of(data, 4096, "vt")
     questions, found = ruler.read_questions(path), answers_in(results)
-    assert questions[0].context == story(12, 0) and len(questions) == 3
+    assert questions[0].context == story(40, 0) and len(questions) == 3
     for i, question in enumerate(questions):
         following = questions[(i + 1) % 3]
         expected = {"own": (question.context, question)}
@@ -197,7 +197,8 @@ def test_a_model_without_memory_says_what_it_was_not_given(
     assert line["window_tokens"] == line["tokens"] and line["memorized_tokens"] == 0
     call(monkeypatch, ruler.main, "ruler.py", *arguments(data, models["backbone"]))
     printed = capsys.readouterr().out.splitlines()
-    assert [text.split(",")[0] for text in printed] == ["m: niah_single_1", "m: vt"]
+    assert [text.split(",")[0] for text in printed] == ["m: vt", "m: fwe"]
+    assert all(", of which the window holds " in text for text in printed)
 
 
 @pytest.mark.parametrize("program", [ruler, babilong])

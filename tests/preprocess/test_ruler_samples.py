@@ -253,7 +253,7 @@ def test_other_bad_sources_are_one_line(arguments, tmp_path, monkeypatch, capsys
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(ruler_samples.resources, "files", no_package)
-    assert "pip install wonderwords" in message(tasks="niah_single_1")
+    assert "pip install 'longmem-fairseq[ruler]'" in message(tasks="niah_single_1")
 
 
 def test_official_essays_are_one_text(tmp_path):
