@@ -179,6 +179,7 @@ def evaluate(
     path: Path,
     questions: Sequence[Question],
     setting: Dict,
+    **more: str,
 ) -> None:
     """Asks the questions of a file, appends a result for every memory, and prints one for people.
 
@@ -186,6 +187,7 @@ def evaluate(
 
     Args:
         setting: names the "task" and the "length"
+        more: further fields of the results
 
     Raises:
         ValueError: see :func:`chosen_memories` and :class:`ContextReader`; or another's memory is asked
@@ -218,6 +220,7 @@ def evaluate(
             "benchmark": benchmark,
             **model_options.describe_model(args, reader.lm.model),
             "setting": setting,
+            **more,
             "memory": memory,
             "seed": None,
             "examples": len(questions),
