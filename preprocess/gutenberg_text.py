@@ -27,7 +27,7 @@ SLACK = 10  # columns by which a line of wrapped prose may fall short of what wo
 
 
 def strip_boilerplate(text: str) -> Optional[str]:
-    """What stands between Gutenberg's header and footer; None where there is no header.
+    """The text between Gutenberg's header and footer; None where there is no header.
 
     The credits of those who transcribed the book, which open many texts, go too.
     """

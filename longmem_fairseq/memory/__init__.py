@@ -4,7 +4,7 @@ fairseq."""
 from longmem_fairseq.memory.bank_layout import SEARCHES, BankLayout, check_sizes
 from longmem_fairseq.memory.chunk_store import DTYPES, STORAGES, bytes_per_token
 from longmem_fairseq.memory.external_memory import ExternalMemory
-from longmem_fairseq.memory.factory_index import check_index
+from longmem_fairseq.memory.factory_index import TooFewChunksError, check_index
 from longmem_fairseq.memory.memory_bank import MemoryBank
 from longmem_fairseq.memory.memory_fork import MemoryFork
 from longmem_fairseq.memory.retrieved import Retrieved
@@ -22,6 +22,7 @@ __all__ = [
     "Retrieved",
     "ShardedBank",
     "Source",
+    "TooFewChunksError",
     "bytes_per_token",
     "check_index",
     "check_shards",

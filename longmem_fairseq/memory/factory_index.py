@@ -17,6 +17,10 @@ from longmem_fairseq.memory.search import ChunkIndex, FlatIndex, TorchIndex, imp
 POINTS_PER_CENTROID = 39
 
 
+class TooFewChunksError(ValueError):
+    """A bank is too small for its index ever to be trained."""
+
+
 class FactoryIndex(ChunkIndex):
     """One faiss index for every bank and head, on the CPU; exact search until it can be trained.
 
@@ -28,8 +32,9 @@ class FactoryIndex(ChunkIndex):
         parameters: for ``faiss.ParameterSpace``, such as ``nprobe=32`` or ``efSearch=64``
 
     Raises:
-        ValueError: faiss does not know the description or a parameter, the index is not one that
-            grows, or the bank is too small for the index ever to be trained
+        ValueError: faiss does not know the description or a parameter, or the index is not one that
+            grows
+        TooFewChunksError: the bank is too small for the index ever to be trained
     """
 
     def __init__(self, chunk_keys: Tensor, num_slots: int, description: str, parameters: str = ""):
@@ -58,7 +63,7 @@ class FactoryIndex(ChunkIndex):
                 centroids = max(centroids, ivf.nlist)
             needed = POINTS_PER_CENTROID * centroids
         if needed > slots:
-            raise ValueError(
+            raise TooFewChunksError(
                 f"--memory-index ({self.description}) needs {needed:,} chunks to be trained, but "
                 f"--memory-size holds {slots:,}: make it larger, or the index coarser"
             )

@@ -10,6 +10,7 @@ from typing import Dict, Iterator, Optional, Sequence, Tuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.profiler import record_function
 
 from longmem_fairseq.memory.chunk_store import ChunkStore, Placement
 from longmem_fairseq.memory.memory_bank import MemoryBank
@@ -61,8 +62,12 @@ class ShardedBank(MemoryBank):
             banks = [self.bank_of(row) for row in range(queries.size(0))]
         scores = self._scores(queries, found.chunks, banks)
         first = (found.rows - found.chunks.clamp(min=0))[..., :1] * self.num_shards
-        scores, chunks = self._merge(scores, found.chunks)
-        rows, store = self._fetch(chunks.clamp(min=0) + first)
+        with record_function(
+            "memory.merge"
+        ):  # shown by torch.profiler, as in eval/benchmark_shards.py
+            scores, chunks = self._merge(scores, found.chunks)
+        with record_function("memory.fetch"):
+            rows, store = self._fetch(chunks.clamp(min=0) + first)
         if found.scores is None:
             return Retrieved(chunks, rows, store)
         return Retrieved(chunks, rows, store, scores[:, 0], self._token_ids(chunks[:, 0], banks))

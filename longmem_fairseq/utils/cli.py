@@ -24,6 +24,14 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(2)
 
 
+def script_parser(documentation: str) -> argparse.ArgumentParser:
+    """A parser whose help shows the first line of a module's *documentation*, and defaults."""
+    return argparse.ArgumentParser(
+        description=documentation.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+
 def counted(number: int, thing: str) -> str:
     """As in "1 document" and "2,000 documents"."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"

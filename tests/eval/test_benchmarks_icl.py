@@ -123,13 +123,13 @@ def test_what_is_said_is_that_of_prompts_read_one_by_one(
     (path,) = (tmp_path / "results.jsonl.items").iterdir()
     said = {}
     for record in lines(path)[1:]:
-        said.update(zip(record["examples"], record["said"], strict=True))
+        said.update(zip(record["examples"], record["words"], strict=True))
     assert [said[i] for i in range(len(test))] == [text.strip() for text in expected]
     right = [is_right(text, e.label) for text, e in zip(expected, test, strict=True)]
     assert line["accuracy"] == sum(right) / len(right)
     assert (line["examples"], line["shots_in_window"]) == (len(test), 2)
     assert (line["memory_options"] is None) == (model == "backbone")
-    assert (line["memorised_tokens"] > 50) == (model != "backbone")
+    assert (line["memorized_tokens"] > 50) == (model != "backbone")
 
 
 @torch.no_grad()
@@ -146,7 +146,7 @@ def hand_scored(lm, task, shown, remembered, example, scoring):
         joined = "".join(template.format(text=e.text, label=e.label) for e in examples)
         return " " + joined.rstrip(" ") if joined else ""
 
-    memorised = whole_chunks(lm, start + ids(written(remembered)))
+    memorized = whole_chunks(lm, start + ids(written(remembered)))
     prompt = start + ids(written(shown)) + ids(task.prompt.format(text=example.text))
 
     def logits(tokens):
@@ -155,7 +155,7 @@ def hand_scored(lm, task, shown, remembered, example, scoring):
         lm.decoder.memory.reset()
         fresh = torch.tensor([True])
         if remembered:
-            for segment in memorised.split(WINDOW, dim=1):
+            for segment in memorized.split(WINDOW, dim=1):
                 lm.decoder(segment, new_document=fresh)
                 fresh = torch.tensor([False])
         return lm.decoder(torch.tensor([tokens]), new_document=fresh)[0][0]
@@ -176,7 +176,7 @@ def test_demonstrations_that_do_not_fit_are_remembered(data, models, tmp_path, m
     results = tmp_path / "results.jsonl"
     call(monkeypatch, icl.main, "icl.py", *arguments, "--memory-size", 4096, "--results", results)
     (line,) = lines(results)
-    assert 0 < line["shots_in_window"] < 8 and line["memorised_tokens"] > 0
+    assert 0 < line["shots_in_window"] < 8 and line["memorized_tokens"] > 0
 
 
 def test_a_killed_run_goes_on_to_the_same_line(data, models, tmp_path, monkeypatch):
