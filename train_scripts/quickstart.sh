@@ -28,8 +28,8 @@ source "$here/environment.sh" cpu
 source "$here/environment.sh" hf
 # shellcheck source=train_scripts/compute_dtype.sh
 source "$here/compute_dtype.sh"
-# shellcheck source=train_scripts/fail_with_log.sh
-source "$here/fail_with_log.sh"
+# shellcheck source=train_scripts/steps.sh
+source "$here/steps.sh"
 
 RUN_DIR=${RUN_DIR:-runs/quickstart}
 MODEL_DIR=${MODEL_DIR:-models/smollm2}
@@ -63,17 +63,9 @@ fi
 export DATA_DIR=$RUN_DIR/data
 python -m preprocess.prepare_corpus --source "$TEXT_DIR" --dest "$DATA_DIR" --vocabulary "$MODEL_DIR" --workers 2
 
-train() { # NAME [ARGUMENT ...]: trains RUN_DIR/NAME, with its log beside the checkpoint
-  local name=$1
-  shift
-  if [[ -f "$RUN_DIR/$name/dict.txt" ]]; then return; fi
-  log "training $name: $UPDATES updates of 4,096 tokens (log: $RUN_DIR/$name.log)"
-  SAVE_DIR="$RUN_DIR/$name" bash "$here/train_longmem.sh" --no-save-memory "$@" >"$RUN_DIR/$name.log" 2>&1 \
-    || fail_with_log "training $name" "$RUN_DIR/$name.log"
-}
 if ((SIDENET)); then
-  train sidenet --no-memory
-  train longmem "${hidden[@]}" --pointer trained
+  train sidenet train_longmem.sh --no-memory
+  train longmem train_longmem.sh --no-save-memory "${hidden[@]}" --pointer trained
 fi
 
 evaluate() { # NAME CHECKPOINT [ARGUMENT ...]

@@ -19,7 +19,7 @@ from tests.helpers.model_folders import story
 WINDOW = 96
 
 
-def test_normalisation():
+def test_normalization():
     assert normalize_answer("  The  Denver-Broncos, (an NFL team)! ") == "denverbroncos nfl team"
     assert normalize_answer("A. An THE") == ""
     assert normalize_answer("Theodore and Ann") == "theodore and ann"  # no articles inside words

@@ -109,11 +109,11 @@ def test_segments_read_side_by_side_are_those_read_one_by_one(reader, monkeypatc
         assert_close(tensor, torch.cat(tensors, dim=2), atol=1e-5, rtol=0)
 
 
-def test_nothing_that_is_to_be_remembered_is_forgotten(reader):
+def test_the_memory_has_room_for_all_that_is_memorized(reader):
     reader.forget()
     reader.memorize(tokens(256))
     if reader.has_memory:
-        with pytest.raises(ValueError, match=r"--memory-size \(256\) is too small for 258 tokens"):
+        with pytest.raises(ValueError, match=r"--memory-size \(256\) is too small for the 258 tokens"):
             reader.memorize(tokens(1))  # a whole chunk of 2
         reader.forget()
         assert reader.lm.memory.single_bank(reader.lm.device).num_tokens == [0]
