@@ -2,8 +2,8 @@
 # Ablations (section 4.5 and figures 4, 5 of the paper), a part for each name in PARTS:
 #
 #   grid       chunk size x memory size: perplexity, and accuracy on one task of in-context learning, with 200
-#              and 2,000 demonstrations in memory; the lines also say what weight (gate) every head
-#              gives to memory
+#              and 2,000 demonstrations in memory; the lines also have the weight (gate) that every
+#              head gives to memory
 #   scope      a bank for each stream against one for the batch, as in the released code
 #   layer      which backbone layer is cached: trains a SideNet for each of LAYERS
 #   staleness  MemTRM reading a memory that older checkpoints of it wrote, against LongMem, whose memory
@@ -13,8 +13,8 @@
 #
 # Expect from the paper: in-context learning is best with chunks of 2; a larger memory is not always better
 # (16k suited books better than the 65k of its training). Settings: those of eval/benchmark.sh and train_scripts/train_longmem.sh, and below;
-# what layer and staleness train has the paper's size and window unless they say another, as in
-# docs/reproducing.md. Arguments go to eval/evaluate.py.
+# the models that layer and staleness train have the paper's size and window unless settings say another, as
+# in docs/reproducing.md. Arguments go to eval/evaluate.py.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=eval/benchmark.sh

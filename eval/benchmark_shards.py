@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Speed of a memory that is split over processes, and what they send each other.
+"""Speed of a memory that is split over processes, and of their messages.
 
 Example:
     python -m eval.benchmark_shards --json shards.json --plot shards.png

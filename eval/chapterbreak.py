@@ -208,10 +208,10 @@ def plot(lines: List[Dict], path: Path) -> None:
     series: Dict[str, Dict[int, float]] = {}
     for line in lines:
         setting = line["setting"]
-        what = f"{setting['split']}, {line['items']} items"
-        label = f"{line['label']} ({what}, suffix {setting['suffix']})"
+        data = f"{setting['split']}, {line['items']} items"
+        label = f"{line['label']} ({data}, suffix {setting['suffix']})"
         series.setdefault(label, {})[setting["context"]] = 100 * line["accuracy"]
-        series.setdefault(f"chance ({what})", {})[setting["context"]] = 100 * line["chance"]
+        series.setdefault(f"chance ({data})", {})[setting["context"]] = 100 * line["chance"]
     line_plot(series, ("tokens of context", "accuracy (%)"), path)
 
 

@@ -157,7 +157,7 @@ def table(lines: List[Dict]) -> List[str]:
         of = {} if by_context is backbone else backbone
         cells[name] = {c: _compared(pair, of.get(c)) for c, pair in by_context.items()}
     contexts = sorted({line["setting"]["context"] for line in lines})
-    columns = [f"{what}, {context:,}" for context in contexts for what in ("tokens/s", "GB")]
+    columns = [f"{unit}, {context:,}" for context in contexts for unit in ("tokens/s", "GB")]
     rows = [["model", *columns]]
     for name, by_context in cells.items():
         rows.append([name, *(cell for c in contexts for cell in by_context.get(c, ["", ""]))])
@@ -179,7 +179,7 @@ def plot(lines: List[Dict], path: Path) -> None:
     from eval.common.plots import draw, plt, save  # matplotlib, which takes a while
 
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.5))
-    for axes, field, unit, what in (
+    for axes, field, unit, quantity in (
         (panels[0], "tokens_per_second", 1, "tokens/s"),
         (panels[1], "peak_bytes", 1e9, "peak memory (GB)"),
     ):
@@ -188,7 +188,7 @@ def plot(lines: List[Dict], path: Path) -> None:
             if line[field] is not None:
                 by_context = series.setdefault(line["label"], {})
                 by_context[line["setting"]["context"]] = line[field] / unit
-        draw(axes, series, ("tokens of context", what))
+        draw(axes, series, ("tokens of context", quantity))
     save(figure, path)
 
 

@@ -37,7 +37,7 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("checkpoint", type=Path, help="of a longmem, in its folder with dict.txt and tokenizer")
     add("--dest", type=Path, required=True, help="new or empty folder to write")
-    add("--backbone", default="", help="what the card calls the backbone")
+    add("--backbone", default="", help="name of the backbone on the card")
     add("--results", type=Path, help="JSON lines of eval/evaluate.py, for the card")
     return parser
 
@@ -63,7 +63,7 @@ def result_table(path: Path) -> List[str]:
 
 
 def model_card(config: Dict[str, Any], backbone: str, results: List[str]) -> List[str]:
-    """Markdown, of what the run itself says; *results* is a table of it, or empty."""
+    """Markdown from the configuration of the run; *results* is a table of its results, or empty."""
     lines = [
         "# LongMem SideNet",
         "",

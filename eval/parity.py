@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compare our models with what the paper authors' released code computed.
+"""Compare our models with outputs of the paper authors' released code.
 
 Example:
     python -m eval.parity ../shared/parity/original_tiny

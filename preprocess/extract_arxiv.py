@@ -97,7 +97,7 @@ def paper(files: Dict[str, str], keep_comments: bool = False) -> Optional[str]:
         mains = list(files)
     if not mains:
         return None
-    # several, such as a supplement: the one that, with what it includes, is the longest
+    # several, such as a supplement: the longest, with the files that it includes
     return max((assembled(files, name) for name in mains), key=len)
 
 

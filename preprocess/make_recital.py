@@ -75,7 +75,7 @@ def main() -> None:
         "seed": args.seed,
         "mix": args.mix,
     }
-    if (args.data / IDS_FILE).is_file():  # which says what a document begins with
+    if (args.data / IDS_FILE).is_file():  # which has the beginning of documents
         manifest["ids"] = hashlib.sha256((args.data / IDS_FILE).read_bytes()).hexdigest()
     if is_up_to_date(args.dest, "recital.json", manifest, args.overwrite):
         print(f"{args.dest}: up to date")

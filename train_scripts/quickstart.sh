@@ -7,7 +7,7 @@
 #   TEXT_DIR=my_documents RUN_DIR=runs/mine bash train_scripts/quickstart.sh
 #   QUICKSTART=tiny bash train_scripts/quickstart.sh     (everything from nothing, see quickstart_tiny.sh)
 #
-# Expect pointer_only below the backbone, and longmem below longmem_empty_memory: what lies between is the
+# Expect pointer_only below the backbone, and longmem below longmem_empty_memory: the difference is the
 # memory's. Training a SideNet takes 0.64 GFLOP a token, far longer on cores without bfloat16 matrix
 # instructions: SIDENET=0 leaves them out. Every step is skipped if its result is there already.
 # Settings: docs/running.md.

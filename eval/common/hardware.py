@@ -50,7 +50,7 @@ class Rates(NamedTuple):
 
 
 def reset_peak(device: torch.device) -> None:
-    """Forgets what :func:`peak_bytes` has seen (on Linux, where /proc may be written)."""
+    """Starts :func:`peak_bytes` anew (on Linux, where /proc may be written)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:

@@ -16,8 +16,8 @@ class ControlledMemory(ExternalMemory):
 
     Args:
         memory: the model's own, whose sizes and options this one has
-        reads: "own"; "empty": retrieves nothing; "other": what the next stream, which reads another
-            document, has in memory
+        reads: "own"; "empty": retrieves nothing; "other": the memory of the next stream, which reads
+            another document
         writer: the decoder whose keys and values are written (default: the model's own)
     """
 

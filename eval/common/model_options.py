@@ -28,7 +28,7 @@ NO_SETTINGS = (
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the model and its memory, which replace what the checkpoint was trained with."""
+    """Options of the model and its memory, which replace those of the checkpoint's training."""
     add = parser.add_argument
     add("--path", required=True, help="checkpoint of a model of this plugin")
     add("--name", required=True, help="name of the model in results")

@@ -6,7 +6,7 @@ from typing import Dict
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after the choice of what draws)
+import matplotlib.pyplot as plt  # noqa: E402  (after the choice of the backend)
 
 
 def save(figure, path: Path) -> None:

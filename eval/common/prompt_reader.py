@@ -80,7 +80,7 @@ class PromptReader:
     @torch.no_grad()
     def entries(self, tokens: Tensor) -> Entries:
         """Keys and values of T tokens read in segments of the window, in one row."""
-        # the cached layer stands below what reads memory, so that segments can be read side by side
+        # the cached layer stands below the one that reads memory: segments can be read side by side
         whole = len(tokens) - len(tokens) % self.window
         segments = (
             tokens[:whole].view(-1, self.window).split(max(1, MEMORIZED_AT_ONCE // self.window))

@@ -72,7 +72,7 @@ def necessary_flops(sizes: Sizes, training: bool = False) -> Dict[str, float]:
         memory attention 4 B T K C              scores and weighted values
         backward         2 S block              gradients of inputs and weights
                          + 2 B T C V            the head is frozen: gradient of its input alone
-                         + 4 B T K C            what was retrieved is constant: of the queries alone
+                         + 4 B T K C            the retrieved is constant: of the queries alone
     """
     queries = sizes.streams * sizes.tokens
     width = sizes.embed_dim
