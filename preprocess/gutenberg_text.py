@@ -23,7 +23,7 @@ TYPEWRITER = str.maketrans(
     {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2014": "--"}
 )
 NARROWEST = 66  # columns of wrapped prose; where all lines are shorter, it is verse
-SLACK = 10  # columns by which a line of wrapped prose may be shorter than the words would have allowed
+SLACK = 10  # columns by which a line of wrapped prose may be shorter than its words allow
 
 
 def strip_boilerplate(text: str) -> Optional[str]:

@@ -113,7 +113,9 @@ def test_the_memory_has_room_for_all_that_is_memorized(reader):
     reader.forget()
     reader.memorize(tokens(256))
     if reader.has_memory:
-        with pytest.raises(ValueError, match=r"--memory-size \(256\) is too small for the 258 tokens"):
+        with pytest.raises(
+            ValueError, match=r"--memory-size \(256\) is too small for the 258 tokens"
+        ):
             reader.memorize(tokens(1))  # a whole chunk of 2
         reader.forget()
         assert reader.lm.memory.single_bank(reader.lm.device).num_tokens == [0]
