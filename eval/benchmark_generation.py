@@ -23,7 +23,7 @@ EARLY = slice(300, 400)  # steps to compare the last hundred with
 
 
 def main() -> None:
-    """Runs the script; see the module\'s documentation."""
+    """Runs the script; see the module's documentation."""
     parser = make_parser(__doc__)
     parser.add_argument("--tokens", type=int, default=2000, help="to generate (default: 2000)")
     parser.add_argument(

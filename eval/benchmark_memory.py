@@ -49,7 +49,7 @@ QUICK = {"sizes": "4096,65536", "dtypes": "float32", "repeats": 3, "stream_token
 
 
 def get_parser() -> Parser:
-    """The command line\'s options."""
+    """The command line's options."""
     parser = Parser(__doc__.split("\n")[0], "milliseconds by size", QUICK)
     add = parser.add_argument
     add("--sizes", type=several(positive), default="4096,16384,65536", help="tokens")
@@ -249,7 +249,7 @@ def plot(rows: List[Dict], path: Path) -> None:
 
 
 def main() -> None:
-    """Runs the script; see the module\'s documentation."""
+    """Runs the script; see the module's documentation."""
     args = get_parser().read()
     set_up(args)
     rates = Rates.measure(["float32"], args.device)

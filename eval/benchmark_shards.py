@@ -52,7 +52,7 @@ QUICK = {"processes": "1,2", "sizes": "16384", "indices": "torch", "repeats": 2}
 
 
 def get_parser() -> Parser:
-    """The command line\'s options."""
+    """The command line's options."""
     parser = Parser(__doc__.split("\n")[0], "milliseconds by number of processes", QUICK)
     add = parser.add_argument
     add("--processes", type=several(positive), default="1,2,4", help="--memory-shards")
@@ -183,7 +183,7 @@ def plot(rows: List[Dict], path: Path) -> None:
 
 
 def main() -> None:
-    """Runs the script; see the module\'s documentation."""
+    """Runs the script; see the module's documentation."""
     args = get_parser().read()
     if args.device.type != "cpu":
         raise ValueError(

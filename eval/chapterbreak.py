@@ -49,7 +49,7 @@ class Item(NamedTuple):
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line\'s options."""
+    """The command line's options."""
     parser = script_parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="file of items, .json")
@@ -149,7 +149,7 @@ def evaluate(
 
 
 def main() -> None:
-    """Runs the script; see the module\'s documentation."""
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     check_positive(args, "suffix", "limit")
     contexts = numbers("--contexts", args.contexts, least=1)

@@ -21,7 +21,7 @@ from longmem_fairseq.utils.cli import check_positive, run, script_parser
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line\'s options."""
+    """The command line's options."""
     parser = script_parser(__doc__)
     add = parser.add_argument
     add("data", help="folder made by preprocess/prepare_corpus.py")
@@ -39,7 +39,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 @torch.no_grad()
 def main() -> None:
-    """Runs the script; see the module\'s documentation."""
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     check_positive(args, "segments")
     if args.seed < 0:

@@ -40,7 +40,7 @@ PAPER = {
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line\'s options."""
+    """The command line's options."""
     parser = script_parser(__doc__)
     add = parser.add_argument
     add("--preset", choices=PRESETS, default="gpt2_medium", help="sizes of the model")
@@ -97,7 +97,7 @@ def result_of(
 
 
 def main() -> None:
-    """Runs the script; see the module\'s documentation."""
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     check_positive(args, "chunk_size", "k", "repeats", "threads")
     check_results("--results", args.results)

@@ -37,7 +37,7 @@ from longmem_fairseq.utils.text_files import chance_of, read_json
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line\'s options."""
+    """The command line's options."""
     parser = script_parser(__doc__)
     add = parser.add_argument
     add("data", help="folder made by preprocess/prepare_corpus.py")
@@ -61,7 +61,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Runs the script; see the module\'s documentation."""
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     check_positive(args, "batch_size", "limit")
     if args.memory == "other" and args.batch_size < 2:

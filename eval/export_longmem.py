@@ -30,7 +30,7 @@ SHOWN = (
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line\'s options."""
+    """The command line's options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -84,7 +84,7 @@ def model_card(config: Dict[str, Any], backbone: str, results: List[str]) -> Lis
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Runs the script; see the module\'s documentation."""
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args(argv)
     check_new(args.dest)
     results = [] if args.results is None else result_table(args.results)

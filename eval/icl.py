@@ -47,7 +47,7 @@ PAPER_20_SHOTS = {PAPER_BACKBONE: 58.7, PAPER_LONGMEM: 66.7}
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line\'s options."""
+    """The command line's options."""
     parser = script_parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of the tasks' folders")
@@ -184,7 +184,7 @@ def read_task(folder: Path, task: Task) -> Tuple[List[Example], List[Example], D
 
 
 def main() -> None:
-    """Runs the script; see the module\'s documentation."""
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     check_positive(args, "batch_size", "limit")
     tasks = args.tasks.split(",")

@@ -54,7 +54,7 @@ class Haystack(NamedTuple):
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line\'s options."""
+    """The command line's options."""
     parser = script_parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="haystack and needles, .json")
@@ -163,7 +163,7 @@ def ask(reader: PromptReader, haystack: Tensor, needle: Needle, length: int) -> 
 
 
 def main() -> None:
-    """Runs the script; see the module\'s documentation."""
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     check_positive(args, "depths", "trials")
     lengths = numbers("--lengths", args.lengths, least=1)

@@ -145,7 +145,7 @@ def compare_chunks(ours: Optional[Tensor], expected: Optional[Tensor]) -> Tuple[
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Runs the script; see the module\'s documentation."""
+    """Runs the script; see the module's documentation."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

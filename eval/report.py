@@ -27,7 +27,7 @@ KEPT = ("tokens", "ppl", "word_ppl", "memory", "recall", "questions", "chance")
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line\'s options."""
+    """The command line's options."""
     parser = script_parser(__doc__)
     add = parser.add_argument
     add("results", type=Path, help="file of JSON lines that a benchmark of eval/ wrote")
@@ -83,7 +83,7 @@ def report(args: argparse.Namespace, benchmark: str, lines: List[Dict]) -> Optio
 
 
 def main() -> None:
-    """Runs the script; see the module\'s documentation."""
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     check_results("results", args.results)
     check_output(args.plot)

@@ -64,7 +64,7 @@ class Question(NamedTuple):
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line\'s options."""
+    """The command line's options."""
     parser = script_parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="questions to answer, .json")
@@ -191,7 +191,7 @@ def evaluate(
 
 
 def main() -> None:
-    """Runs the script; see the module\'s documentation."""
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     check_positive(args, "max_new_tokens", "batch_size", "limit")
     in_memory = numbers("--memory-demonstrations", args.memory_demonstrations)

@@ -41,7 +41,7 @@ LARGEST = 1 << 28
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line\'s options."""
+    """The command line's options."""
     parser = script_parser(__doc__)
     add = parser.add_argument
     add("--source", type=Path, required=True, help="folder of LaTeX sources, or the Pile's file")
@@ -174,7 +174,7 @@ def pile_papers(source: Path, pile_set: str) -> Iterator[Tuple[str, str]]:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Runs the script; see the module\'s documentation."""
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args(argv)
     if not args.source.exists():
         raise FileNotFoundError(f"--source ({args.source}): no such file or folder")

@@ -33,7 +33,7 @@ FIELDS = ("id", "title", "author", "year", "file", "words", "characters")
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line\'s options."""
+    """The command line's options."""
     parser = script_parser(__doc__)
     add = parser.add_argument
     add("--source", type=Path, required=True, help="folder of .txt files, at any depth")
@@ -162,7 +162,7 @@ def write_books(folder: Path, paths: List[Path], args: argparse.Namespace) -> st
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Runs the script; see the module\'s documentation."""
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args(argv)
     check_options(args)
     paths, others = files_under(args.source, (".txt",), args.dest)

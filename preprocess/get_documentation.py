@@ -85,7 +85,7 @@ def is_page(name: str) -> bool:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Runs the script; see the module\'s documentation."""
+    """Runs the script; see the module's documentation."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

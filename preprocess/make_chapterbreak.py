@@ -40,7 +40,7 @@ SHORTEST_CHAPTER = 2000
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line\'s options."""
+    """The command line's options."""
     parser = script_parser(__doc__)
     add = parser.add_argument
     add("--source", type=Path, required=True, help="folder of .txt files, at any depth")
@@ -142,7 +142,7 @@ def texts_of(item: Dict, text: str, args: argparse.Namespace) -> Dict:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Runs the script; see the module\'s documentation."""
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args(argv)
     check_options(args)
     if args.offsets is not None:

@@ -30,7 +30,7 @@ DIGITS = 5
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line\'s options."""
+    """The command line's options."""
     parser = script_parser(__doc__)
     add = parser.add_argument
     add("--dest", type=Path, required=True, help="file to write, .json")
@@ -102,7 +102,7 @@ def passkey(args: argparse.Namespace) -> Tuple[str, List[Dict[str, str]], float]
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Runs the script; see the module\'s documentation."""
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args(argv)
     check_positive(args, "words", "needles")
     if args.text is not None and args.format != "passkey":

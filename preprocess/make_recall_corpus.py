@@ -33,7 +33,7 @@ FORMAT = 1
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line\'s options."""
+    """The command line's options."""
     parser = script_parser(__doc__)
     add = parser.add_argument
     add("--dest", type=Path, required=True, help="folder to write, new or empty")
@@ -192,7 +192,7 @@ def write_split(path: Path, split: str, args: argparse.Namespace, fillers: List[
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Runs the script; see the module\'s documentation."""
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args(argv)
     check_options(args)
     options = {k: v for k, v in sorted(vars(args).items()) if k not in ("dest", "overwrite")}

@@ -34,7 +34,7 @@ TOKENS_PER_DOCUMENT = 8192
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command line\'s options."""
+    """The command line's options."""
     parser = script_parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder made by prepare_corpus.py")
@@ -59,7 +59,7 @@ def recital(rng: np.random.Generator, probabilities: np.ndarray, num_tokens: int
 
 
 def main() -> None:
-    """Runs the script; see the module\'s documentation."""
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     if args.tokens < 1:
         raise ValueError(f"--tokens ({args.tokens}) must be at least 1")
