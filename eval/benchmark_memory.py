@@ -134,7 +134,7 @@ def measure(
 ) -> Dict:
     """Fills the bank and times the three stages of a segment; the search in turns with *bare*."""
     reset_peak(args.device)
-    fill = seconds_of(lambda: write_all(bank, keys, bank.memory_size), args.device)
+    fill = seconds_of(lambda: write_all(bank, keys, bank.layout.memory_size), args.device)
     queries = keys.draw(args.tokens_per_sample)
     segment = keys.draw(args.tokens_per_sample), keys.draw(args.tokens_per_sample)
     retrieved = bank.retrieve(queries)
@@ -146,7 +146,7 @@ def measure(
     recall = recall_of(bank, queries)
     write = timed(lambda: bank.write(*segment), args.repeats, args.device).median
     rate = rates.matmul_flops_per_second["float32"]
-    flops = 2 * bank.chunk_keys.numel() * args.tokens_per_sample
+    flops = 2 * bank.ring.chunk_keys.numel() * args.tokens_per_sample
     return {
         "fill_seconds": fill,
         "search_ms": 1000 * search,
@@ -155,7 +155,9 @@ def measure(
         "search_share_of_matmul_rate": flops / rate / search,
         "search_to_bare_product": median(search / product for search, product in pairs),
         "recall": recall,
-        "bytes_per_token": bytes_per_token(args.heads, args.head_dim, bank.chunk_size, bank.dtype),
+        "bytes_per_token": bytes_per_token(
+            args.heads, args.head_dim, bank.layout.chunk_size, bank.layout.dtype
+        ),
         "peak_bytes": peak_bytes(args.device),
     }
 
@@ -169,10 +171,10 @@ def write_all(bank: MemoryBank, keys: Keys, tokens: int) -> None:
 
 def recall_of(bank: MemoryBank, queries: Tensor) -> float:
     """Share of the chunks found by an exact search that the bank finds too, for 64 queries."""
-    if type(bank.index) is TorchIndex:
+    if type(bank.ring.index) is TorchIndex:
         return 1.0
-    queries, count = queries[:, :, :64], bank.k // bank.chunk_size
-    exact = TorchIndex(bank.chunk_keys).search(0, queries[0], bank.num_chunks[0], count)
+    queries, count = queries[:, :, :64], bank.layout.chunks_per_query
+    exact = TorchIndex(bank.ring.chunk_keys).search(0, queries[0], bank.num_chunks[0], count)
     chunks = bank.retrieve(queries).chunks
     return float((exact.unsqueeze(-1) == chunks.unsqueeze(-2)).any(dim=-1).float().mean())
 

@@ -43,7 +43,7 @@ from longmem_fairseq.memory import (
     check_index,
     check_sizes,
 )
-from longmem_fairseq.memory.sharded_bank import all_gather_single, check_divisible
+from longmem_fairseq.memory.sharded_ring import all_gather_single, check_divisible
 from longmem_fairseq.utils.cli import run
 
 STAGES = ("search", "merge", "fetch")
@@ -108,7 +108,7 @@ def measure(args: Namespace, bank: MemoryBank, keys: Keys) -> Dict:
         "total_ms": 1000 * sum(best.values()),
         "merge_bytes_per_token": merge,
         "fetch_bytes_per_token": fetch,
-        "bank_bytes": bank.num_bytes,
+        "bank_bytes": bank.ring.num_bytes,
     }
 
 
@@ -151,7 +151,7 @@ def work(rank: int, num_shards: int, args: Namespace, folder: str) -> None:
     rows = []
     for setting in settings(args, num_shards):
         keys, bank = Keys(args), make_bank(args, num_shards, **setting)
-        fill = seconds_of(partial(write_all, bank, keys, bank.memory_size), args.device)
+        fill = seconds_of(partial(write_all, bank, keys, bank.layout.memory_size), args.device)
         row = {"processes": num_shards, **setting, **measure(args, bank, keys)}
         rows.append({**row, "fill_seconds": fill})
         if rank == 0:

@@ -33,7 +33,7 @@ class ControlledMemory(ExternalMemory):
 
     def _of_next_stream(self, queries: Tensor) -> Optional[Retrieved]:
         # Streams that have run out of documents are still in the bank, full of their last one.
-        missing = self.bank.num_streams - queries.size(0)
+        missing = self.bank.layout.num_streams - queries.size(0)
         queries = F.pad(queries, (0, 0, 0, 0, 0, 0, 0, missing)).roll(1, dims=0)
         retrieved = super().retrieve(queries)
         if retrieved is None:

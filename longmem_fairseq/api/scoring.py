@@ -106,7 +106,7 @@ def _plan(row: Row, window: int, fork: Optional[MemoryFork]) -> _Plan:
     begin = max(0, stop - window)
     if begin > 0 and fork is not None:
         # tokens of an incomplete chunk would be neither in memory nor in the window
-        begin += -(fork.bank.num_pending[0] + begin) % fork.bank.chunk_size
+        begin += -(fork.bank.num_pending[0] + begin) % fork.bank.layout.chunk_size
     return _Plan(begin, stop, stop - row.scored)
 
 

@@ -12,14 +12,14 @@ from longmem_fairseq.memory.chunk_store import ChunkStore
 
 
 class Retrieved(NamedTuple):
-    """What every query found: chunks that are still in the bank.
+    """The chunks that every query retrieved, which are still in the bank.
 
-    chunks: B x H* x T x R slot numbers, -1 where there was none
-    rows: B x H x T x R rows of *store*, any where there was none
-    store: where the keys and values are, until the bank is written again
-    scores: B x T x R inner products of query and search key, -inf where there was none; None where
-        every head searched for itself
-    token_ids: B x T x K of what was found, -1 where nobody said; None as *scores*
+    chunks: B x H* x T x R slot numbers, -1 where there were fewer
+    rows: B x H x T x R rows of *store*, any where there were fewer
+    store: of the keys and values, until the bank is written again
+    scores: B x T x R inner products of query and search key, -inf where there were fewer; None
+        where every head searched for itself
+    token_ids: B x T x K, -1 where unknown; None as *scores*
     """
 
     chunks: Tensor
@@ -41,7 +41,7 @@ class Retrieved(NamedTuple):
         return keys.view(shape), values.view(shape)
 
     def from_query(self, first: int) -> "Retrieved":
-        """For the queries from *first* on, of those that found the same for all heads."""
+        """Those of the queries from *first* on, where all heads retrieved the same."""
         chunks, rows = (tensor[:, :, first:] for tensor in (self.chunks, self.rows))
         scores, token_ids = self.scores[:, first:], self.token_ids[:, first:]
         return Retrieved(chunks, rows, self.store, scores, token_ids)

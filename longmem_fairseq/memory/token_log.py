@@ -1,18 +1,22 @@
-"""Which token of which document every token of a bank is."""
+"""Which token of which document every token of a bank is.
 
-from typing import List, NamedTuple, Optional, Tuple
+b rows, T tokens, R chunks retrieved per query, c chunk_size in tokens, K = R * c, n tokens.
+"""
+
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
+from longmem_fairseq.memory.bank_layout import BankLayout
 from longmem_fairseq.memory.chunk_store import Placement
 
-UNKNOWN = -1  # the id of a token of which nobody said what it is
+UNKNOWN = -1  # the id of a token that was written without one
 
 
 class Source(NamedTuple):
-    """From token *first* of a bank on (counted from its last reset), what was written is document
-    *name* (None: nobody said which) from its token *offset* on."""
+    """Tokens from *first* on, counted from a bank's last reset, are those of document *name* (None if
+    unknown) from *offset* on."""
 
     first: int
     name: Optional[str]
@@ -28,7 +32,7 @@ class TokenLog:
         size: how many ids are kept
 
     Raises:
-        ValueError: no machine keeps so many
+        ArgumentError: no machine keeps so many
     """
 
     def __init__(self, size: int):
@@ -37,13 +41,13 @@ class TokenLog:
         self.sources: List[Source] = []
 
     def write(self, first: int, ids: Tensor) -> None:
-        """The tokens from *first* on have these ids."""
-        kept = min(len(ids), len(self.ids))
-        places = torch.arange(first + len(ids) - kept, first + len(ids)) % len(self.ids)
-        self.ids[places] = ids[len(ids) - kept :].to(self.ids)
+        """Notes the ids of the tokens from *first* on."""
+        count = min(len(ids), len(self.ids))
+        places = torch.arange(first + len(ids) - count, first + len(ids)) % len(self.ids)
+        self.ids[places] = ids[len(ids) - count :].to(self.ids)
 
     def read(self, tokens: range) -> Tensor:
-        """Their ids; the tokens have to be among the last ones."""
+        """Ids of n tokens, which have to be among the last ones."""
         return self.ids[torch.arange(tokens.start, tokens.stop) % len(self.ids)]
 
     def sources_from(self, token: int) -> List[Source]:
@@ -65,3 +69,44 @@ class TokenLog:
             for source, stop in zip(sources, stops, strict=True)
         ]
         return [(source, part) for source, part in parts if len(part) > 0]
+
+    def documents(self, tokens: range) -> Dict[Optional[str], int]:
+        """How many of some tokens are of each document, the oldest first; None if unknown."""
+        counts: Dict[Optional[str], int] = {}
+        for source, part in self.parts(tokens):
+            counts[source.name] = counts.get(source.name, 0) + len(part)
+        return counts
+
+    def copy(self) -> "TokenLog":
+        """Another log of the same tokens."""
+        log = TokenLog(len(self.ids))
+        log.ids.copy_(self.ids)
+        log.sources = list(self.sources)
+        return log
+
+
+def ids_of_slots(
+    slots: Tensor,
+    logs: Sequence[TokenLog],
+    banks: Sequence[int],
+    num_written: Sequence[int],
+    layout: BankLayout,
+) -> Tensor:
+    """Ids of the tokens in the slots that queries have retrieved; UNKNOWN where there are none.
+
+    Args:
+        slots: b x T x R, -1 where there was no chunk
+        logs: of all banks
+        banks: of each of the b rows
+        num_written: chunks that every bank was given
+
+    Returns:
+        b x T x K (int64), on the CPU
+    """
+    within, ids = torch.arange(layout.chunk_size), []
+    for row, bank in zip(slots.cpu(), banks, strict=True):
+        chunks = layout.chunk_in(row.clamp(min=0), num_written[bank])
+        tokens = chunks.unsqueeze(-1) * layout.chunk_size + within  # T x R x c
+        known = logs[bank].ids[tokens % len(logs[bank].ids)]
+        ids.append(known.masked_fill(row.unsqueeze(-1) < 0, UNKNOWN))
+    return torch.stack(ids).flatten(2).long()
