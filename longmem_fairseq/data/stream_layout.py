@@ -1,6 +1,6 @@
 """Which stream reads which part of which document, and when.
 
-B streams, T tokens of a segment, S segments of a span.
+B streams, T tokens that a segment predicts, S segments of a span.
 """
 
 import heapq

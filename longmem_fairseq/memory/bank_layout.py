@@ -138,6 +138,19 @@ class BankLayout:
         newest = num_written - 1
         return newest - (newest - slots) % self.num_slots
 
+    def tokens_in(self, slots: Tensor, num_written: Sequence[int]) -> Tensor:
+        """Numbers, since the last reset, of the tokens in b x T x R slots, b x T x K; -1 where there is
+        no chunk (-1).
+
+        Args:
+            num_written: chunks that the bank of each of the b rows was given
+        """
+        chunks = torch.stack(
+            [self.chunk_in(row, count) for row, count in zip(slots, num_written, strict=True)]
+        )
+        tokens = chunks.unsqueeze(-1) * self.chunk_size + torch.arange(self.chunk_size)
+        return tokens.masked_fill(slots.unsqueeze(-1) < 0, -1).flatten(2)
+
     def header(self) -> Dict[str, Any]:
         """The sizes, for JSON."""
         return asdict(self)

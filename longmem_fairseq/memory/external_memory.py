@@ -89,10 +89,10 @@ class ExternalMemory:
         moved.load_state_dict(bank.header(), bank.state_dict())
         return moved
 
-    def retrieve(self, queries: Tensor) -> Optional[Retrieved]:
+    def retrieve(self, queries: Tensor, contexts: Optional[Tensor] = None) -> Optional[Retrieved]:
         """See :meth:`MemoryBank.retrieve`."""
         start = time.perf_counter()
-        retrieved = self.bank.retrieve(queries.detach())
+        retrieved = self.bank.retrieve(queries.detach(), contexts=contexts)
         self.retrieval_seconds += time.perf_counter() - start
         self.retrieved_chunks = None if retrieved is None else retrieved.chunks
         return retrieved

@@ -24,7 +24,7 @@ from longmem_fairseq.memory.memory_file import write_memory_file
 from longmem_fairseq.memory.pending_tokens import PendingTokens, Tokens, tokens_of_rows
 from longmem_fairseq.memory.retrieved import Retrieved
 from longmem_fairseq.memory.shard_files import read_memory, remove_other_parts
-from longmem_fairseq.memory.token_log import UNKNOWN, Source, TokenLog, ids_of_slots
+from longmem_fairseq.memory.token_log import UNKNOWN, Source, TokenLog, look_up
 from longmem_fairseq.utils.replaced_file import Version
 
 
@@ -190,13 +190,18 @@ class MemoryBank:
 
     @torch.no_grad()
     def retrieve(
-        self, queries: Tensor, banks: Optional[Sequence[int]] = None
+        self,
+        queries: Tensor,
+        banks: Optional[Sequence[int]] = None,
+        contexts: Optional[Tensor] = None,
     ) -> Optional[Retrieved]:
         """For every query the K tokens of the R chunks with the largest inner product.
 
         Args:
             queries: b x H* x T x D (or E), unscaled
             banks: the bank that each of the b rows searches (default: that of the first b streams)
+            contexts: for search ``hidden``: b x T x M ids of the query's token and those before it, see
+                :func:`look_up`
 
         Returns:
             None when no bank that is searched has a complete chunk.
@@ -213,8 +218,12 @@ class MemoryBank:
         retrieved = self.ring.search(queries.float(), banks, self.num_written)
         if not layout.reads_successors:
             return retrieved
-        token_ids = ids_of_slots(retrieved.chunks[:, 0], self.logs, banks, self.num_written, layout)
-        return retrieved._replace(token_ids=token_ids.to(self.device))
+        # one copy from the device: each waits for all that it has to do
+        slots, written = retrieved.chunks[:, 0].cpu(), [self.num_written[bank] for bank in banks]
+        logs, held = [self.logs[bank] for bank in banks], [self.held(bank) for bank in banks]
+        ids, matches = look_up(logs, layout.tokens_in(slots, written), held, contexts)
+        matches = None if matches is None else matches.to(self.device)
+        return retrieved._replace(token_ids=ids.to(self.device), matches=matches)
 
     def header(self) -> Dict[str, Any]:
         """Sizes, fill and sources, for JSON."""

@@ -35,9 +35,9 @@ class MemoryFork:
         self.banks: List[int] = [0] * num_hypotheses  # the one of every hypothesis
         self._is_original = True
 
-    def retrieve(self, queries: Tensor) -> Optional[Retrieved]:
+    def retrieve(self, queries: Tensor, contexts: Optional[Tensor] = None) -> Optional[Retrieved]:
         """See :meth:`MemoryBank.retrieve`; B x H x T x D."""
-        return self.bank.retrieve(queries, self.banks)
+        return self.bank.retrieve(queries, self.banks, contexts)
 
     def write(
         self,

@@ -1,6 +1,7 @@
 """Which token of which document every token of a bank is.
 
-b rows, T tokens, R chunks retrieved per query, c chunk_size in tokens, K = R * c, n tokens.
+b rows, T tokens, R chunks retrieved per query, c chunk_size in tokens, K = R * c, n tokens, M tokens of
+a context.
 """
 
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -8,7 +9,6 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from longmem_fairseq.memory.bank_layout import BankLayout
 from longmem_fairseq.memory.chunk_store import Placement
 
 UNKNOWN = -1  # the id of a token that was written without one
@@ -85,28 +85,45 @@ class TokenLog:
         return log
 
 
-def ids_of_slots(
-    slots: Tensor,
+def look_up(
     logs: Sequence[TokenLog],
-    banks: Sequence[int],
-    num_written: Sequence[int],
-    layout: BankLayout,
-) -> Tensor:
-    """Ids of the tokens in the slots that queries have retrieved; UNKNOWN where there are none.
+    tokens: Tensor,
+    held: Sequence[range],
+    contexts: Optional[Tensor] = None,
+) -> Tuple[Tensor, Optional[Tensor]]:
+    """Ids of the tokens that b rows of queries have retrieved, and the lengths of literal matches.
 
     Args:
-        slots: b x T x R, -1 where there was no chunk
-        logs: of all banks
-        banks: of each of the b rows
-        num_written: chunks that every bank was given
+        logs: of the b rows
+        tokens: b x T x K numbers, -1 where there is none; on the CPU
+        held: of each row, the tokens whose ids are known
+        contexts: b x T x M ids of the query's token and those before it, the newest first; negative
+            where there are none
 
     Returns:
-        b x T x K (int64), on the CPU
+        ids: b x T x K (int64), UNKNOWN where there is no token
+        matches: how many of the tokens before each one are those of the context, b x T x K, at most M;
+            None without *contexts*
     """
-    within, ids = torch.arange(layout.chunk_size), []
-    for row, bank in zip(slots.cpu(), banks, strict=True):
-        chunks = layout.chunk_in(row.clamp(min=0), num_written[bank])
-        tokens = chunks.unsqueeze(-1) * layout.chunk_size + within  # T x R x c
-        known = logs[bank].ids[tokens % len(logs[bank].ids)]
-        ids.append(known.masked_fill(row.unsqueeze(-1) < 0, UNKNOWN))
-    return torch.stack(ids).flatten(2).long()
+    ids = [log.ids[row % len(log.ids)] for log, row in zip(logs, tokens, strict=True)]
+    ids = torch.stack(ids).long().masked_fill(tokens < 0, UNKNOWN)
+    if contexts is None:
+        return ids, None
+    rows = zip(logs, tokens, contexts.cpu(), held, strict=True)
+    return ids, torch.stack([_match_lengths(*row) for row in rows])
+
+
+def _match_lengths(log: TokenLog, tokens: Tensor, contexts: Tensor, held: range) -> Tensor:
+    """See :func:`look_up`, for one row."""
+    lengths = torch.zeros_like(tokens)
+    places, flat = tokens.flatten(), lengths.view(-1)
+    alive = torch.arange(len(places))  # most matches end soon: only those that go on are looked at
+    for back, expected in enumerate(contexts.unbind(dim=1), start=1):
+        before = places[alive] - back
+        wanted = expected[alive // tokens.size(1)]
+        same = (log.ids[before % len(log.ids)] == wanted) & (wanted >= 0)
+        alive = alive[same & (before >= held.start)]
+        if len(alive) == 0:
+            break
+        flat[alive] = back
+    return lengths

@@ -71,7 +71,7 @@ class HiddenBankAgainstLists(RuleBasedStateMachine):
         """Keys, values, ids, and search keys."""
         shape = (rows, self.heads, tokens, HEAD_DIM)
         keys, values = (torch.randn(shape, generator=self.random) for _ in range(2))
-        ids = torch.randint(0, 9999, (rows, tokens), generator=self.random)
+        ids = torch.randint(0, 3, (rows, tokens), generator=self.random)
         search = torch.randn(rows, tokens, SEARCH_DIM, generator=self.random)
         return keys, values, ids, search
 
@@ -187,7 +187,8 @@ class HiddenBankAgainstLists(RuleBasedStateMachine):
             banks = data.draw(some, label="banks")
         asked = banks or [self.number_of(row) for row in range(self.streams)]
         queries = torch.randn(len(asked), 1, tokens, SEARCH_DIM, generator=self.random)
-        found = self.bank.retrieve(queries, banks)
+        contexts = torch.randint(-1, 3, (len(asked), tokens, 4), generator=self.random)
+        found = self.bank.retrieve(queries, banks, contexts)
         if not any(self.oracles[bank].chunks for bank in asked):
             assert found is None
             return
@@ -202,6 +203,10 @@ class HiddenBankAgainstLists(RuleBasedStateMachine):
                 contents = keys[row, :, t], values[row, :, t]
                 parts = found.chunks[row, 0, t], found.scores[row, t], found.token_ids[row, t]
                 self.check(bank, queries[row, 0, t], *parts, *contents)
+                first = [self.bank.first_token(bank, int(s)) if s >= 0 else None for s in parts[0]]
+                numbers = [None if n is None else n + i for n in first for i in range(size)]
+                lengths = [self.match_length(bank, n, contexts[row, t].tolist()) for n in numbers]
+                assert found.matches[row, t].tolist() == lengths
 
     def check(self, bank, query, slots, scores, ids, keys, values):
         oracle, size = self.oracles[bank], self.chunk_size
@@ -220,6 +225,15 @@ class HiddenBankAgainstLists(RuleBasedStateMachine):
             assert ids[place].tolist() == [token.number for token in chunk]
             self.check_stored(keys[:, place], [token.keys for token in chunk])
             self.check_stored(values[:, place], [token.values for token in chunk])
+
+    def match_length(self, bank, number, context):
+        """How many tokens before that of a *number* are those of the context."""
+        if number is None:
+            return 0
+        tokens, oldest = self.oracles[bank].tokens, self.bank.held(bank).start
+        before = [token.number for token in tokens[oldest:number]][::-1]
+        same = [a == b >= 0 for a, b in zip(before, context, strict=False)]
+        return [*same, False].index(False)
 
     def check_stored(self, found, tokens):
         expected = torch.stack(tokens, dim=1)  # H x c x D
