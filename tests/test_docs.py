@@ -80,5 +80,16 @@ def test_lines_are_short(page):
     assert long == []
 
 
+def test_settings_of_scripts_are_in_the_table():
+    scripts = [*(ROOT / "train_scripts").glob("*.sh"), *(ROOT / "eval").glob("*.sh")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in scripts)
+    settings = set(re.findall(r"\$\{([A-Z][A-Z_]+)[:?+-]", text))
+    settings -= {"PYTHONPATH", "PYTHONWARNINGS", "VIRTUAL_ENV", "BASH_SOURCE", "BENCHMARK"}
+    rows = re.findall(r"(?m)^\| (`.*?) \|", (ROOT / "docs" / "running.md").read_text("utf-8"))
+    documented = set(re.findall(r"`([A-Z_]+)`", "\n".join(rows)))
+    slurm = {name for name in settings if name.startswith("SLURM_")}
+    assert settings - slurm == documented
+
+
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
