@@ -100,8 +100,8 @@ for seed in $SEEDS; do
 done
 train sidenet --no-memory
 
-evaluate backbone "$BACKBONE" --tokens-per-sample "$TOKENS_PER_SAMPLE" --pointer none
-evaluate backbone_full_window "$BACKBONE" --tokens-per-sample 8192 --pointer none --batch-size 1
+evaluate backbone "$BACKBONE" --tokens-per-sample "$TOKENS_PER_SAMPLE"
+evaluate backbone_full_window "$BACKBONE" --tokens-per-sample 8192 --batch-size 1
 evaluate pointer_untrained "$BACKBONE" --tokens-per-sample "$TOKENS_PER_SAMPLE" --pointer constant
 evaluate sidenet "$RUN_DIR/sidenet/checkpoint_last.pt"
 for seed in $SEEDS; do
