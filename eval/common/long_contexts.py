@@ -72,7 +72,7 @@ class ContextReader:
         self.prompts.forget()
         if self.has_memory:
             tokens = self.prompts.tokens(context)
-            self.prompts.memorise(torch.cat([self.prompts.start, tokens]))
+            self.prompts.memorize(torch.cat([self.prompts.start, tokens]))
 
     def window(self, question: Question) -> Tensor:
         """What the window holds before the answer, T.

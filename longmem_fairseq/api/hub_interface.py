@@ -1,4 +1,4 @@
-"""A trained model in three lines: memorise documents, score and continue texts, see what was read.
+"""A trained model in three lines: memorize documents, score and continue texts, see what was read.
 
 B texts, T tokens, V vocabulary.
 """

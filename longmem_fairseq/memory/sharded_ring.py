@@ -83,7 +83,8 @@ class ShardedRing:
         # of a part that is mapped, the file has fewer than S / N
         num_banks, heads, slots_of_part = self.part.store.keys.shape[:3]
         shape = (num_banks, heads, slots_of_part * self.num_shards)
-        with record_function("memory.merge"):  # torch.profiler shows it, as in eval/benchmark_shards.py
+        # torch.profiler shows these names: eval/benchmark_shards.py asks for them
+        with record_function("memory.merge"):
             scores, slots = self.merge(scores, slots)
         with record_function("memory.fetch"):
             rows, store = self.fetch(rows_of(slots, banks, shape))
