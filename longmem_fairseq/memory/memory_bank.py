@@ -254,8 +254,8 @@ class MemoryBank:
             log.write(held.start, state["token_ids"][bank, : len(held)])
 
     def save(self, path: str, replaces: Optional[Version] = None) -> Version:
-        """Writes a file, at once or not at all, see :func:`write_memory_file`; then removes the files that
-        shards have saved under the same *path*.
+        """Writes a file, at once or not at all, see :func:`write_memory_file`; then removes the files
+        that shards have saved under the same *path*.
 
         Raises:
             OSError: the file cannot be written, or one of those not removed
