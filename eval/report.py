@@ -22,7 +22,7 @@ from eval.common.results import check_output, check_results, read_json_lines
 from longmem_fairseq.utils.cli import run, script_parser
 
 # modules with a table and a plot of their own; the lines of all others are perplexities
-BENCHMARKS = ("chapterbreak", "efficiency", "icl", "needle", "squad")
+BENCHMARKS = ("babilong", "chapterbreak", "efficiency", "icl", "needle", "ruler", "squad")
 KEPT = ("tokens", "ppl", "word_ppl", "memory", "recall", "questions", "chance")
 
 

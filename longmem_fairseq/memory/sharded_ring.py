@@ -80,11 +80,11 @@ class ShardedRing:
             return self.part.search(queries, banks, given)
         slots = self.part.best_slots(queries, banks, given)
         scores = self.part.scores(queries, slots, banks)
-        shape = (self.layout.num_banks, self.layout.num_heads, self.layout.num_slots)
-        with record_function(
-            "memory.merge"
-        ):  # shown by torch.profiler, as in eval/benchmark_shards.py
+        # named for torch.profiler, as in eval/benchmark_shards.py
+        with record_function("memory.merge"):
             scores, slots = self.merge(scores, slots)
+        num_banks, heads, slots_here = self.part.store.keys.shape[:3]  # in a file fewer than S / N
+        shape = (num_banks, heads, slots_here * self.num_shards)
         with record_function("memory.fetch"):
             rows, store = self.fetch(rows_of(slots, banks, shape))
         one_search = self.layout.reads_successors

@@ -146,3 +146,34 @@ def test_an_evaluation_of_the_quickstart_that_fails_says_so(script, model, fail,
     assert found.returncode == 2
     message = f"quickstart_tiny.sh: error: {what} failed, see {folder}/evaluation.log"
     assert found.stderr.splitlines()[-2:] == ["boom", message]
+
+
+@pytest.mark.parametrize(
+    "name, length, sources",
+    [
+        ("ruler", "4096", {"HAYSTACK": "essays", "SQUAD": "dev.json"}),
+        ("babilong", "4k", {"BABI": "babi", "BOOKS": "books"}),
+    ],
+)
+def test_long_contexts_are_made_once_and_read_with_and_without_memory(
+    script, model, tmp_path, name, length, sources
+):
+    model("backbone", "checkpoint.pt")
+    settings = {"WIDE_WINDOWS": "48", "TASKS": "vt,fwe", "SAMPLES": "5", **sources}
+    found, calls = script(f"eval/{name}.sh", "--limit", "3", **settings)
+    assert found.returncode == 0, found.stderr
+    made, *evaluations, report = calls
+    data = f"{tmp_path}/run/results/{name}_data"
+    assert f"-m preprocess.make_{name} --model {tmp_path}/run/backbone --dest {data} " in made
+    assert f"--lengths {length} " in made and "--samples 5" in made and "--tasks vt,fwe" in made
+    assert all(f"--{option.lower()} {value}" in made for option, value in sources.items())
+    names = [call.split("--name ")[1].split(" --results")[0] for call in evaluations]
+    assert names == ["backbone", "backbone, window 48", "backbone with memory"]
+    assert ["--pointer none" in call for call in evaluations] == [True, True, False]
+    assert "--memory own,empty,other --memory-size 1048576" in evaluations[2]
+    assert all(f"--data {data} --lengths {length}" in call for call in evaluations)
+    assert all(call.endswith("--limit 3") for call in evaluations)
+    assert f"eval.report {tmp_path}/run/results/{name}.jsonl" in report
+    os.makedirs(data)
+    _, again = script(f"eval/{name}.sh", PLAIN_OPTIONS="", **settings)
+    assert len(again) == 4 and "--pointer none" not in " ".join(again)
