@@ -80,12 +80,11 @@ class ShardedRing:
             return self.part.search(queries, banks, given)
         slots = self.part.best_slots(queries, banks, given)
         scores = self.part.scores(queries, slots, banks)
-        # of a part that is mapped, the file has fewer than S / N
-        num_banks, heads, slots_of_part = self.part.store.keys.shape[:3]
-        shape = (num_banks, heads, slots_of_part * self.num_shards)
-        # torch.profiler shows these names: eval/benchmark_shards.py asks for them
+        # named for torch.profiler, as in eval/benchmark_shards.py
         with record_function("memory.merge"):
             scores, slots = self.merge(scores, slots)
+        num_banks, heads, slots_here = self.part.store.keys.shape[:3]  # in a file fewer than S / N
+        shape = (num_banks, heads, slots_here * self.num_shards)
         with record_function("memory.fetch"):
             rows, store = self.fetch(rows_of(slots, banks, shape))
         one_search = self.layout.reads_successors
