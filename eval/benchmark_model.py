@@ -130,7 +130,7 @@ def breakdown(model: nn.Module, step: Callable, repeats: int, device) -> Dict[st
             (model.backbone, "output_layer", "head"),
             *((layer, "forward", "SideNet layers") for layer in model.layers),
             (model.memory, "retrieve", READ),
-            (model.memory.bank.index, "search", SEARCH),
+            (model.memory.bank.ring.index, "search", SEARCH),
             (joint_attention, "memory_attention", READ),
             (model.memory, "write", "write"),
             (model.memory, "flush", "write"),  # in training the next step writes a segment
@@ -175,7 +175,7 @@ def stage_rows(
     sizes = sizes_of(args, LONGMEM)
     flops = necessary_flops(sizes, mode == "training")
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    moved = necessary_bytes(sizes, model.memory.bank.store.keys.itemsize, trainable)
+    moved = necessary_bytes(sizes, model.memory.bank.ring.store.keys.itemsize, trainable)
     rows = []
     for stage, seconds in spent.items():
         row = {"mode": mode, "compute_dtype": dtype, "stage": stage, "seconds": seconds}

@@ -203,5 +203,5 @@ def fill(model: SideNetDecoder, streams: int, tokens: int, training: bool, devic
     everywhere = torch.ones(streams, tokens, dtype=torch.bool, device=device)
     memory.begin(streams, everywhere[:, 0], training, device)
     shape = (2, streams, memory.num_heads, tokens, memory.head_dim)
-    while min(memory.bank.num_tokens) < memory.bank.memory_size:
+    while min(memory.bank.num_tokens) < memory.bank.layout.memory_size:
         memory.write(*torch.randn(shape, device=device).to(dtype), everywhere)

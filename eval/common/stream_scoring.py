@@ -104,7 +104,7 @@ def use_memory(model, memory: str) -> None:
 def _shifted(memory, read, queries):
     # Stream b asks the bank of stream b + 1, which is reading another document. The banks of streams
     # that have run out are still there, full of their last document.
-    missing = memory.bank.num_streams - queries.size(0)
+    missing = memory.bank.layout.num_streams - queries.size(0)
     queries = F.pad(queries, (0, 0, 0, 0, 0, 0, 0, missing)).roll(1, dims=0)
     retrieved = read(queries)
     if retrieved is None:

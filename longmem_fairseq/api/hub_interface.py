@@ -18,7 +18,7 @@ from longmem_fairseq.api.passages import Passage, read_passages
 from longmem_fairseq.api.pretrained import load_pretrained
 from longmem_fairseq.api.prompts import document_tokens, prompt_tokens
 from longmem_fairseq.api.reading import progress_bar, read_segments
-from longmem_fairseq.memory import ExternalMemory, MemoryFork
+from longmem_fairseq.memory import ExternalMemory, MemoryFork, forget_document
 from longmem_fairseq.modules import token_losses
 from longmem_fairseq.tokenizers import Tokenizer
 from longmem_fairseq.tokenizers.chat_template import Message
@@ -143,8 +143,8 @@ class LongMem:
                 count += tokens.size(1) - 1
         if (forgotten := bank.held(0).start - oldest) > 0:
             logger.warning(
-                f"the memory holds {bank.memory_size:,} tokens: {forgotten:,} that were read before "
-                "are forgotten; raise memory_size"
+                f"the memory holds {bank.layout.memory_size:,} tokens: {forgotten:,} that were read "
+                "before are forgotten; raise memory_size"
             )
         return count
 
@@ -163,10 +163,7 @@ class LongMem:
             ValueError: the model has no memory
         """
         bank, file = self.memory.single_bank(self.device), os.path.abspath(path)
-        if bank.num_shards > 1:
-            bank.save(str(path))
-        else:
-            self._versions[file] = bank.save(str(path), self._versions.get(file, replaces))
+        self._versions[file] = bank.save(str(path), self._versions.get(file, replaces))
 
     def load_memory(self, path: Text, memory_map: bool = False) -> None:
         """Takes what was memorised from a file, instead of what is there.
@@ -210,7 +207,7 @@ class LongMem:
         if name not in names:
             there = ", ".join(map(repr, names)) or "none"
             raise ValueError(f"no document {name!r} is in memory, which holds: {there}")
-        return bank.forget(name)
+        return forget_document(bank, name)
 
     @contextmanager
     def frozen_memory(self):

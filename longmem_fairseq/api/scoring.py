@@ -111,7 +111,7 @@ def _plan(lm: LongMem, row: Row, fork: Optional[MemoryFork]) -> _Plan:
     begin, stride = max(0, stop - lm.window), lm.window - overlap
     if begin > 0 and fork is not None:
         # tokens of an incomplete chunk would be neither in memory nor in the window
-        begin += -(fork.bank.num_pending[0] + begin) % fork.bank.chunk_size
+        begin += -(fork.bank.num_pending[0] + begin) % fork.bank.layout.chunk_size
     first, read = stop - row.scored, begin
     if first < begin:
         read = min(stop, -(-(begin + overlap) // stride) * stride)

@@ -87,10 +87,10 @@ def lay_out_again(
     num_streams: int,
     segment: int,
 ) -> Tuple[List[List[Piece]], List[Optional[int]]]:
-    """Deals what is left of streams after some steps out to another number of streams.
+    """Deals the rest of streams, after some steps, out to another number of streams.
 
     The pieces that are being read go first: as many of them as there are streams are continued there,
-    and any others are read later like pieces of their own. Then those that nobody has begun, in the
+    and any others are read later like pieces of their own. Then those that no stream has begun, in the
     order in which they would have been read.
 
     Args:

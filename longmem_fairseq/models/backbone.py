@@ -258,7 +258,7 @@ class BackboneDecoder(MemoryDecoder):
         with torch.no_grad(), self.autocast(src_tokens.device):
             return self.layers[layer].keys_values(x)
 
-    def read(self, src_tokens, retrieve=None, caches=None, first=0) -> Reading:
+    def read(self, src_tokens, retrieve=None, caches=None, first=0, before=None) -> Reading:
         with self.autocast(src_tokens.device):
             x = self.encode(src_tokens, caches=caches).hidden_states[-1][:, first:]
             return Reading(self.output_layer(self.layer_norm(x)))

@@ -35,6 +35,7 @@ from longmem_fairseq.models.memory_config import (
 )
 from longmem_fairseq.models.memory_decoder import Entries, Lookup, MemoryDecoder, Reading
 from longmem_fairseq.modules import ACTIVATIONS, SearchKeys
+from longmem_fairseq.modules.pointer import MATCH_LENGTHS, contexts_of
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +204,7 @@ class SideNetDecoder(MemoryDecoder):
             parts.append(f"search {self.search_layer} {found[:16]}")
             self.memory.options["fingerprint"] = " ".join(parts)
 
-    def read(self, src_tokens, retrieve=None, caches=None, first=0) -> Reading:
+    def read(self, src_tokens, retrieve=None, caches=None, first=0, before=None) -> Reading:
         with self.backbone.autocast(src_tokens.device):
             # before these tokens are in the caches
             biases = self.backbone.biases(src_tokens, caches)
@@ -214,7 +215,8 @@ class SideNetDecoder(MemoryDecoder):
             states, entries = encoded.hidden_states, self._entries(encoded)
             lookup = None if retrieve is None else Lookup(retrieve)
             if self.search_layer is not None and retrieve is not None:
-                found = retrieve(entries.search_keys.unsqueeze(1))  # of B x 1 x T x E
+                contexts = contexts_of(src_tokens, before, MATCH_LENGTHS[-1])
+                found = retrieve(entries.search_keys.unsqueeze(1), contexts=contexts)
                 lookup = Lookup(partial(_already, found), found)
             x = self._run_sidenet(states, biases, lookup, caches)
             x = (self.layer_norm or self.backbone.layer_norm)(x[:, first:])

@@ -130,6 +130,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         retrieve: Optional[Retrieve] = None,
         caches: Optional[List[LocalCache]] = None,
         first: int = 0,
+        before: Optional[Tensor] = None,
     ) -> Reading:
         """Predicts the next token of every one of B x T.
 
@@ -137,6 +138,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
             retrieve: see :meth:`JointAttention.forward`
             caches: of the tokens before these, one for each attention layer
             first: token that the logits begin with; -1 for those of the last alone
+            before: the tokens in *caches*, B x P
         """
         raise NotImplementedError
 
@@ -240,7 +242,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
             streams, device = src_tokens.size(0), src_tokens.device
             memory = None if self.memory is None else self.memory.fork(streams, device)
             window = incremental_state[self._state] = LocalWindow(src_tokens[:, :0], memory)
-        new = src_tokens[:, window.num_read :]
+        new, before = src_tokens[:, window.num_read :], window.tokens
         window.num_read = src_tokens.size(1)
         tokens = torch.cat([window.tokens, new], dim=1)
         lengths = (window.tokens.size(1), tokens.size(1))
@@ -256,10 +258,11 @@ class MemoryDecoder(FairseqIncrementalDecoder):
                         entries = self.entries(segment)._asdict()
                         window.memory.write(**entries, token_ids=segment)
             new = tokens = tokens[:, past:]
+            before = tokens[:, :0]
             window.caches = [LocalCache(self.window) for _ in range(self.num_attention_layers)]
         window.tokens, window.num_new = tokens, new.size(1)
         retrieve = None if window.memory is None else window.memory.retrieve
-        return self.read(new, retrieve, window.caches, -1 if last_only else 0)
+        return self.read(new, retrieve, window.caches, -1 if last_only else 0, before)
 
     @property
     def _half(self) -> int:

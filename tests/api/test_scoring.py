@@ -28,7 +28,7 @@ def slowly(lm, tokens, scored):
     fork, size = None, 1
     if lm.decoder.memory is not None:
         fork = lm.fork(1)
-        size = fork.bank.chunk_size
+        size = fork.bank.layout.chunk_size
     inputs = tokens[:-1]
     begin = max(0, len(inputs) - WINDOW)
     if begin and fork is not None:
