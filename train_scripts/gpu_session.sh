@@ -28,6 +28,7 @@ export COMPUTE_DTYPE=${COMPUTE_DTYPE:-bfloat16} TOKENS_PER_SAMPLE=${TOKENS_PER_S
 export BATCH_SIZE=${BATCH_SIZE:-16} CHUNK_SIZE=1 STREAM_SPAN=${STREAM_SPAN:-32} LR=${LR:-7e-4}
 export UPDATES=${UPDATES:-1000} RETRIEVAL_LAYER_INDEX=${RETRIEVAL_LAYER_INDEX:-21} PYTHONWARNINGS=ignore
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+overlap=(--segment-overlap $((TOKENS_PER_SAMPLE / 8))) # as context: docs/results/2026-11-27-memory-that-pays.md
 mkdir -p "$RESULTS_DIR"
 
 device=() quick=()
@@ -79,7 +80,7 @@ train() { # NAME [ARGUMENT ...]: until UPDATES or TRAIN_MINUTES
   local name=$1
   shift
   SAVE_DIR="$RUN_DIR/$name" LAUNCH=until_time_is_up once "train_$name" bash "$here/train_longmem.sh" \
-    "${device[@]}" --save-interval-updates 200 --keep-interval-updates 1 "$@"
+    "${device[@]}" "${overlap[@]}" --save-interval-updates 200 --keep-interval-updates 1 "$@"
 }
 export -f until_time_is_up
 export TRAIN_MINUTES
@@ -89,7 +90,7 @@ evaluate() { # NAME CHECKPOINT [ARGUMENT ...]: the test split of every folder
   for data in "${data_dirs[@]}"; do
     once "${name}_$(basename "$data")" python -m eval.evaluate "$data" --path "$checkpoint" --name "$name" \
       --benchmark "$(basename "$data")" --results "$RESULTS_DIR/perplexity.jsonl" --device "$DEVICE" \
-      --compute-dtype "$COMPUTE_DTYPE" --batch-size 8 "${limit[@]}" "$@"
+      --compute-dtype "$COMPUTE_DTYPE" --batch-size 8 "${limit[@]}" "${overlap[@]}" "$@"
   done
 }
 

@@ -40,6 +40,7 @@ export COMPUTE_DTYPE TOKENS_PER_SAMPLE=1024 BATCH_SIZE=4 CHUNK_SIZE=1 STREAM_SPA
 export RETRIEVAL_LAYER_INDEX=${RETRIEVAL_LAYER_INDEX:-21} UPDATES=${ADAPT_UPDATES:-60}
 export PYTHONWARNINGS=ignore # fairseq 0.12 speaks the dialects of hydra and PyTorch of 2020
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} # of eval and preprocess
+overlap=(--segment-overlap 128) # as context: docs/results/2026-11-27-memory-that-pays.md
 hidden=(--memory-search hidden --chunk-size 1 --memory-size 16384)
 
 mkdir -p "$RUN_DIR"
@@ -64,15 +65,16 @@ export DATA_DIR=$RUN_DIR/data
 python -m preprocess.prepare_corpus --source "$TEXT_DIR" --dest "$DATA_DIR" --vocabulary "$MODEL_DIR" --workers 2
 
 if ((SIDENET)); then
-  train sidenet train_longmem.sh --no-memory
-  train longmem train_longmem.sh --no-save-memory "${hidden[@]}" --pointer trained
+  train sidenet train_longmem.sh --no-memory "${overlap[@]}"
+  train longmem train_longmem.sh --no-save-memory "${overlap[@]}" "${hidden[@]}" --pointer trained
 fi
 
 evaluate() { # NAME CHECKPOINT [ARGUMENT ...]
   local name=$1 checkpoint=$2
   shift 2
   python -m eval.evaluate "$DATA_DIR" --path "$checkpoint" --name "$name" --results "$RUN_DIR/results.jsonl" \
-    --compute-dtype "$COMPUTE_DTYPE" --batch-size 4 --seed 1 "$@" 2>>"$RUN_DIR/evaluation.log" \
+    --compute-dtype "$COMPUTE_DTYPE" --batch-size 4 --seed 1 "${overlap[@]}" "$@" \
+    2>>"$RUN_DIR/evaluation.log" \
     || fail_with_log "evaluating $name" "$RUN_DIR/evaluation.log"
 }
 log "evaluating"

@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, List, Sequence
 
 # conditions of a measurement, besides the options of the memory and the rest of the setting
 CONDITIONS = (
-    *("tokens_per_sample", "compute_dtype", "hardware"),
+    *("tokens_per_sample", "segment_overlap", "compute_dtype", "hardware"),
     *("data", "split", "limit", "memory", "memory_writer"),
 )
 COUNTS = ("examples", "tokens")
