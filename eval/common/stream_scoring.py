@@ -121,8 +121,10 @@ def write_with(model, writer) -> None:
         raise ValueError("--memory-writer needs two models with a memory bank")
     read = model.decoder.read
 
-    def read_and_replace(src_tokens, *others):
-        return read(src_tokens, *others)._replace(entries=writer.decoder.entries(src_tokens))
+    def read_and_replace(src_tokens, *others, **options):
+        return read(src_tokens, *others, **options)._replace(
+            entries=writer.decoder.entries(src_tokens)
+        )
 
     model.decoder.read = read_and_replace
 

@@ -203,7 +203,7 @@ class SideNetDecoder(MemoryDecoder):
             parts.append(f"search {self.search_layer} {found[:16]}")
             self.memory.options["fingerprint"] = " ".join(parts)
 
-    def read(self, src_tokens, retrieve=None, caches=None, first=0) -> Reading:
+    def read(self, src_tokens, retrieve=None, caches=None, first=0, target=None) -> Reading:
         with self.backbone.autocast(src_tokens.device):
             # before these tokens are in the caches
             biases = self.backbone.biases(src_tokens, caches)
@@ -218,13 +218,20 @@ class SideNetDecoder(MemoryDecoder):
                 lookup = Lookup(partial(_already, found), found)
             x = self._run_sidenet(states, biases, lookup, caches)
             x = (self.layer_norm or self.backbone.layer_norm)(x[:, first:])
-            logits, pointer = self.backbone.output_layer(x), None
+            found, pointer = None, None
             if self.pointer is not None and lookup is not None and lookup.found is not None:
-                pointer = self.pointer(lookup.found.from_query(first), x, logits)
+                found = lookup.found.from_query(first)
+            ids = None if found is None else found.token_ids.clamp(min=0)
+            logits, losses, log_probs = self.backbone.predict(x, target, ids)
+            if found is not None:
+                pointer = self.pointer(found, x, log_probs)
+                if losses is not None:
+                    losses = pointer.losses(losses, target, self.padding_idx)
             elif self.pointer is not None and self.training:
                 # a gradient of zero, not none: see JointAttention.forward
-                logits = logits + 0 * sum(p.sum() for p in self.pointer.parameters())
-        return Reading(logits, entries, pointer, lookup)
+                zero = 0 * sum(p.sum() for p in self.pointer.parameters())
+                logits, losses = (None if t is None else t + zero for t in (logits, losses))
+        return Reading(logits, entries, pointer, lookup, losses)
 
     @property
     def _needed_states(self) -> Set[int]:

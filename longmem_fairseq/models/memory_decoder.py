@@ -3,7 +3,7 @@
 B streams or hypotheses, T tokens, H heads, D head_dim, V vocabulary, W window.
 """
 
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from fairseq.models import FairseqIncrementalDecoder
@@ -68,16 +68,18 @@ class Lookup:
 class Reading(NamedTuple):
     """What a model makes of T tokens.
 
-    logits: B x T x V, before the pointer
+    logits: B x T x V, before the pointer; None where targets were given
     entries: to be memorized; None without memory
     pointer: what memory adds to the prediction; None where it adds nothing
     lookup: what was found in memory; None where it was not searched
+    losses: of the targets (nats, B x T), the pointer mixed in; None without targets
     """
 
-    logits: Tensor
+    logits: Optional[Tensor]
     entries: Optional[Entries] = None
     pointer: Optional[Pointer] = None
     lookup: Optional[Lookup] = None
+    losses: Optional[Tensor] = None
 
     @property
     def scores(self) -> Tensor:
@@ -129,13 +131,15 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         retrieve: Optional[Retrieve] = None,
         caches: Optional[List[LocalCache]] = None,
         first: int = 0,
+        target: Optional[Tensor] = None,
     ) -> Reading:
         """Predicts the next token of every one of B x T.
 
         Args:
             retrieve: see :meth:`JointAttention.forward`
             caches: of the tokens before these, one for each attention layer
-            first: token that the logits begin with; -1 for those of the last alone
+            first: token that the prediction begins with; -1 for that of the last alone
+            target: B x (T - first), of which to compute the losses alone, instead of all logits
         """
         raise NotImplementedError
 
@@ -173,40 +177,47 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         new_document: Optional[Tensor] = None,
         incremental_state: Optional[Dict] = None,
         last_only: bool = True,
+        target: Optional[Tensor] = None,
         **unused,
-    ):
-        """Reads a segment of every stream, predicts, and memorises it; or goes on generating.
+    ) -> Tuple[Optional[Tensor], Dict]:
+        """Reads a segment of every stream, predicts, and memorizes it; or goes on generating.
 
         Args:
             src_tokens: B x T, padded on the right; with *incremental_state* everything since it was
                 empty, of which what is new is read
             new_document: B, True for rows whose memory is to be forgotten first
             incremental_state: fairseq's, for generation: tokens go into a local window, and out of it
-                into a memory of the hypothesis; what evaluation memorised is read, not changed
+                into a memory of the hypothesis; what evaluation memorized is read, not changed
             last_only: with *incremental_state*: predict only what follows the last token, which is all
                 that a generation asks for, and not what follows every new one
+            target: B x T, without *incremental_state*: the losses of these are wanted, no logits
 
         Returns:
-            logits B x T x V, and beside them :class:`Pointer` as "pointer" (or None), which
-            :meth:`get_normalized_probs` mixes in, and :meth:`ExternalMemory.statistics`; with
-            *incremental_state* B x 1 x V, or those of the last tokens, at least of the new ones
+            logits B x T x V, with *incremental_state* B x 1 x V or those of the last tokens, at least
+            of the new ones, and None with *target*; and a dictionary of
+
+            - ``losses``: of the targets (nats, B x T, 0 for padding), or None
+            - ``pointer``: :class:`Pointer` or None; the losses have it mixed in, the logits have not,
+              which :meth:`get_normalized_probs` does
+            - ``lookup``: :class:`Lookup` or None
+            - ``attn``: None, which fairseq's generators look for
+            - with a memory, but without *incremental_state*, :meth:`ExternalMemory.statistics`
         """
         if incremental_state is not None:
-            reading = self._go_on(src_tokens, incremental_state, last_only)
-            extra = {"attn": None, "pointer": reading.pointer, "lookup": reading.lookup}
-            return reading.logits, extra
+            return _output(self._go_on(src_tokens, incremental_state, last_only))
         if self.memory is None:
-            return self.read(src_tokens).logits, {}
+            return _output(self.read(src_tokens, target=target))
         self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
-        reading = self.read(src_tokens, self.memory.retrieve)
-        extra = {**self.memory.statistics(self.gate), "pointer": reading.pointer}
+        reading = self.read(src_tokens, self.memory.retrieve, target=target)
+        logits, extra = _output(reading)
+        extra.update(self.memory.statistics(self.gate))
         valid = src_tokens.ne(self.padding_idx)
         self.memory.write(**reading.entries._asdict(), valid=valid, token_ids=src_tokens)
-        return reading.logits, extra
+        return logits, extra
 
     @torch.no_grad()
-    def memorise(self, src_tokens: Tensor, new_document: Tensor) -> None:
-        """Memorises a segment of every stream and predicts nothing; arguments as :meth:`forward`."""
+    def memorize(self, src_tokens: Tensor, new_document: Tensor) -> None:
+        """Memorizes a segment of every stream and predicts nothing; arguments as :meth:`forward`."""
         self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
         entries, valid = self.entries(src_tokens), src_tokens.ne(self.padding_idx)
         self.memory.write(**entries._asdict(), valid=valid, token_ids=src_tokens)
@@ -226,7 +237,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         # with the rules dynamic and longrope a longer text is another one from its first token on
         if not window.caches or tokens.size(1) > self.window or turned != turns:
             # the oldest half makes room, and what stays is read anew as a segment of its own: so every
-            # token sees what it would if the text before it had been memorised in such halves
+            # token sees what it would if the text before it had been memorized in such halves
             half, past = self._half, self.left_behind(tokens.size(1))
             if window.memory is not None:
                 for segment in tokens[:, :past].split(half, dim=1):
@@ -276,6 +287,12 @@ class MemoryDecoder(FairseqIncrementalDecoder):
 
     def max_positions(self) -> int:
         return 10**9  # a stream has no limit
+
+
+def _output(reading: Reading) -> Tuple[Optional[Tensor], Dict]:
+    """What :meth:`MemoryDecoder.forward` returns of a reading."""
+    extra = {name: getattr(reading, name) for name in ("losses", "pointer", "lookup")}
+    return reading.logits, {**extra, "attn": None}
 
 
 def unwrapped(model):

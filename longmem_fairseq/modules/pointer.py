@@ -75,23 +75,20 @@ class PointerValues(NamedTuple):
     trust: float = 0.18
 
 
-def point(found: Retrieved, logits: Tensor, values: PointerValues, more: float = 0.0) -> Pointer:
+def point(found: Retrieved, log_probs: Tensor, values: PointerValues, more: float = 0.0) -> Pointer:
     """A pointer to what the T tokens have *found*.
 
     Args:
-        logits: of the model, B x T x V
+        log_probs: by the model, of the tokens that were found, B x T x K
         values: numbers, or tensors of one
         more: B x T, or a number
     """
-    with torch.autocast(logits.device.type, enabled=False):
+    with torch.autocast(log_probs.device.type, enabled=False):
         scores, ids = similarities(found), found.token_ids.clamp(min=0)  # B x T x K
-        logits = logits.detach()
-        total = torch.cat([row.float().logsumexp(dim=-1).unsqueeze(0) for row in logits])
-        own = logits.gather(-1, ids).float() - total.unsqueeze(-1)
         valid = scores.isfinite()
         scores = scores.masked_fill(~valid, -1.0)  # an infinity would make gradients NaN
         sharpness = (-torch.as_tensor(values.log_t)).exp()
-        shares = (scores * sharpness + values.trust * own).masked_fill(~valid, -torch.inf)
+        shares = (scores * sharpness + values.trust * log_probs).masked_fill(~valid, -torch.inf)
         odds = values.slope * (scores.amax(dim=-1) - values.half) + more
         nothing = ~valid.any(dim=-1)
         log_weight = F.logsigmoid(odds).masked_fill(nothing, -torch.inf)
@@ -102,9 +99,9 @@ def point(found: Retrieved, logits: Tensor, values: PointerValues, more: float =
 class ConstantPointer(nn.Module):
     """A pointer without training: its weight depends on the best similarity alone."""
 
-    def forward(self, found: Retrieved, features: Tensor, logits: Tensor) -> Pointer:
+    def forward(self, found: Retrieved, features: Tensor, log_probs: Tensor) -> Pointer:
         """See :class:`TrainedPointer`; *features* are not looked at."""
-        return point(found, logits, PointerValues())
+        return point(found, log_probs, PointerValues())
 
 
 class TrainedPointer(nn.Module):
@@ -123,13 +120,13 @@ class TrainedPointer(nn.Module):
         self.norm = nn.LayerNorm(embed_dim, elementwise_affine=False)
         self.weight = nn.Parameter(torch.zeros(embed_dim))
 
-    def forward(self, found: Retrieved, features: Tensor, logits: Tensor) -> Pointer:
+    def forward(self, found: Retrieved, features: Tensor, log_probs: Tensor) -> Pointer:
         """
         Args:
             found: by the T tokens
             features: their last hidden states, B x T x C
-            logits: of the model, B x T x V
+            log_probs: by the model, of the tokens that were found, B x T x K, without a gradient
         """
         with torch.autocast(features.device.type, enabled=False):
             more = self.norm(features.float()) @ self.weight
-        return point(found, logits, PointerValues(*self.values), more)
+        return point(found, log_probs, PointerValues(*self.values), more)
