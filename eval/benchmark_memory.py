@@ -23,7 +23,7 @@ from torch import Tensor
 from eval.common.hardware import Rates, describe_hardware, peak_bytes, reset_peak, resident_bytes
 from eval.common.speed_options import Parser, positive, set_up, several
 from eval.common.speed_report import Check, write_report
-from eval.common.timing import interleaved, seconds_of, timed
+from eval.common.timing import Step, interleaved, seconds_of, timed
 from longmem_fairseq.memory import DTYPES, STORAGES, MemoryBank, bytes_per_token
 from longmem_fairseq.memory.search import TorchIndex
 from longmem_fairseq.modules import memory_attention
@@ -139,7 +139,8 @@ def measure(
     segment = keys.draw(args.tokens_per_sample), keys.draw(args.tokens_per_sample)
     found = bank.retrieve(queries)
     calls = {"search": lambda: bank.retrieve(queries), "bare": bare}
-    seconds = interleaved(calls, args.repeats, args.device)
+    steps = {name: Step(call) for name, call in calls.items()}
+    seconds = interleaved(steps, args.repeats, args.device)
     search, pairs = median(seconds["search"]), zip(*seconds.values(), strict=True)
     with torch.no_grad():
         read = timed(lambda: memory_attention(queries, found), args.repeats, args.device).median

@@ -1,14 +1,15 @@
-"""Models with random weights and a full memory, and what they have to compute.
+"""Models to be timed, and the steps that are: of a preset with random weights, or a converted model.
 
-B streams, T tokens, C embed_dim, L backbone layers, S SideNet layers, V vocabulary, M memory_size,
-c chunk_size, K retrieved tokens.
+B streams, T tokens.
 
 ``args``, here and there: the options of eval/benchmark_model.py.
 """
 
 from argparse import Namespace
 from contextlib import nullcontext
-from typing import Callable, Dict, NamedTuple
+from functools import lru_cache
+from pathlib import Path
+from typing import Callable, NamedTuple
 
 import torch
 from fairseq.data import Dictionary
@@ -17,88 +18,61 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from eval.common.necessary import Sizes, block_sizes
+from eval.common.timing import Step
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
+from longmem_fairseq.models.checkpoints import load_backbone, read_backbone
+from longmem_fairseq.models.decoder_config import DecoderConfig
 from longmem_fairseq.models.longmem import LongMemConfig, SideNetDecoder
-from longmem_fairseq.modules import token_losses
+from longmem_fairseq.models.memory_config import search_dim
+from longmem_fairseq.tokenizers import load_dictionary
 
 LONGMEM, NO_MEMORY, BACKBONE = VARIANTS = ("longmem", "longmem without memory", "backbone")
-SEARCH, READ = "search", "gather and memory attention"  # the stages of reading memory
+MODES = ("evaluation", "training", "generation")
 
 
 class Preset(NamedTuple):
+    """A backbone of the paper's kind, and the segments that it reads."""
+
     layers: int
     embed_dim: int
     heads: int
     tokens: int
     streams: int
     vocabulary: int
-    retrieval_layer: int
 
 
 PRESETS = {
-    "tiny": Preset(4, 128, 4, 256, 8, 8000, 3),
-    "small": Preset(12, 768, 12, 1024, 1, 51200, 9),
-    "gpt2_medium": Preset(24, 1024, 16, 1024, 1, 51200, 17),
+    "tiny": Preset(4, 128, 4, 256, 8, 8000),
+    "small": Preset(12, 768, 12, 1024, 1, 51200),
+    "gpt2_medium": Preset(24, 1024, 16, 1024, 1, 51200),
 }
+MODEL_STREAMS, MODEL_TOKENS = 4, 1024  # of the segments of a converted model
 
 
-class Sizes(NamedTuple):
-    """What decides how much there is to compute; 0 sidenet_layers for the backbone alone, 0 chunks
-    and retrieved tokens without memory."""
+@lru_cache(maxsize=1)
+def backbone_config(preset: str, model: Path) -> DecoderConfig:
+    """The shape of the backbone: that of a converted *model*, or of the preset if that is None.
 
-    streams: int
-    tokens: int
-    embed_dim: int
-    layers: int
-    vocabulary: int
-    sidenet_layers: int = 0
-    chunks: int = 0
-    retrieved: int = 0
-
-
-def necessary_flops(sizes: Sizes, training: bool = False) -> Dict[str, float]:
-    """Floating-point operations that one segment needs, by stage; a multiply-add is two.
-
-    With N = M / c chunks::
-
-        block            B T (24 C^2 + 2 T C)   four C x C projections and an MLP of 8 C^2; scores
-                                                and weighted values of T / 2 keys (causal)
-        backbone         L block
-        SideNet layers   S block
-        head             2 B T C V
-        search           2 B T N C              every chunk key with every query (exact search)
-        memory attention 4 B T K C              scores and weighted values
-        backward         2 S block              gradients of inputs and weights
-                         + 2 B T C V            the head is frozen: gradient of its input alone
-                         + 4 B T K C            what was retrieved is constant: of the queries alone
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_backbone`
     """
-    queries = sizes.streams * sizes.tokens
-    width = sizes.embed_dim
-    block = queries * (24 * width**2 + 2 * sizes.tokens * width)
-    flops = {
-        "backbone": sizes.layers * block,
-        "SideNet layers": sizes.sidenet_layers * block,
-        "head": 2 * queries * width * sizes.vocabulary,
-        SEARCH: 2 * queries * sizes.chunks * width,
-        READ: 4 * queries * sizes.retrieved * width,
-    }
-    if training:
-        flops["backward"] = 2 * flops["SideNet layers"] + flops["head"] + flops[READ]
-    return flops
+    if model is not None:
+        return read_backbone(str(model))["cfg"]["model"]
+    sizes = PRESETS[preset]
+    return OmegaConf.structured(
+        LongMemBackboneConfig(
+            embed_dim=sizes.embed_dim,
+            num_layers=sizes.layers,
+            num_attention_heads=sizes.heads,
+        )
+    )
 
 
-def necessary_bytes(sizes: Sizes, itemsize: int, trainable: int) -> Dict[str, float]:
-    """Bytes to be read and written by the stages that hardly compute.
-
-    Keys and values take *itemsize* bytes a number: retrieved ones are read, those of the segment
-    copied. Adam reads gradient, weight and two moments, and writes all but the gradient.
-    """
-    keys_and_values = 2 * sizes.streams * sizes.tokens * sizes.embed_dim * itemsize
-    return {
-        READ: sizes.retrieved * keys_and_values,
-        "write": 2 * keys_and_values,
-        "optimizer": 7 * 4 * trainable,
-    }
+def retrieval_layer(num_layers: int) -> int:
+    """Seven tenths of the depth, as in the paper's 17 of 24; odd, so that the SideNet's layer beside it
+    starts as a copy of the one whose keys are cached."""
+    return min(num_layers - 1, int(0.7 * num_layers) | 1)
 
 
 def model_config(args: Namespace) -> LongMemConfig:
@@ -108,7 +82,8 @@ def model_config(args: Namespace) -> LongMemConfig:
         ValueError: there is no such field, or it cannot have this value
     """
     options = [f"{name}={getattr(args, name)}" for name in ("memory_size", "chunk_size", "k")]
-    options.append(f"retrieval_layer_index={PRESETS[args.preset].retrieval_layer}")
+    num_layers = backbone_config(args.preset, args.model).num_layers
+    options.append(f"retrieval_layer_index={retrieval_layer(num_layers)}")
     config = OmegaConf.structured(LongMemConfig)
     for option in options + args.model_option:
         try:
@@ -119,61 +94,81 @@ def model_config(args: Namespace) -> LongMemConfig:
 
 
 def build_backbone(args: Namespace, dtype: str) -> BackboneDecoder:
-    """A frozen backbone with random weights, stored as a SideNet stores it."""
-    preset = PRESETS[args.preset]
-    dictionary = Dictionary()
-    for number in range(preset.vocabulary - len(dictionary)):
-        dictionary.add_symbol(f"symbol{number}")
-    cfg = LongMemBackboneConfig(
-        embed_dim=preset.embed_dim,
-        num_layers=preset.layers,
-        num_attention_heads=preset.heads,
-        compute_dtype=dtype,
-    )
-    backbone = BackboneDecoder(cfg, dictionary, args.tokens_per_sample)
+    """A frozen backbone, stored as a SideNet stores it."""
+    if args.model is not None:
+        dictionary = load_dictionary(args.model / "dict.txt")
+        backbone, _ = load_backbone(
+            str(args.model), dictionary, args.tokens_per_sample, compute_dtype=dtype
+        )
+    else:
+        dictionary = Dictionary()
+        for number in range(PRESETS[args.preset].vocabulary - len(dictionary)):
+            dictionary.add_symbol(f"symbol{number}")
+        cfg = backbone_config(args.preset, None).copy()
+        cfg.compute_dtype = dtype
+        backbone = BackboneDecoder(cfg, dictionary, args.tokens_per_sample)
     backbone.freeze()
     return backbone.to(args.device)
 
 
 def build_model(args: Namespace, dtype: str, variant: str, backbone: BackboneDecoder) -> nn.Module:
-    """A variant with random weights on *backbone*."""
+    """A variant on *backbone*; its SideNet starts as training would start."""
     if variant not in (LONGMEM, NO_MEMORY):
         return backbone
     config = model_config(args)
     config.compute_dtype, config.no_memory = dtype, variant == NO_MEMORY
+    if variant == NO_MEMORY:
+        config.pointer = "none"
     fingerprint = torch.zeros(32, dtype=torch.uint8)
     return SideNetDecoder(config, backbone, fingerprint).to(args.device)
 
 
 def sizes_of(args: Namespace, variant: str) -> Sizes:
-    preset, config = PRESETS[args.preset], model_config(args)
+    """What decides how much *variant* has to compute."""
+    cfg, config = backbone_config(args.preset, args.model), model_config(args)
     has_sidenet, has_memory = variant in (LONGMEM, NO_MEMORY), variant == LONGMEM
+    block = block_sizes(cfg)
+    by_heads = block["kv_dim" if str(config.memory_heads) == "shared" else "heads_dim"]
+    hidden = str(config.memory_search) == "hidden"
+    layers = 0 if config.no_sidenet or not has_sidenet else config.layer_reduction_factor
     return Sizes(
         streams=args.batch_size,
         tokens=args.tokens_per_sample,
-        embed_dim=preset.embed_dim,
-        layers=preset.layers,
-        vocabulary=preset.vocabulary,
-        sidenet_layers=preset.layers // config.layer_reduction_factor if has_sidenet else 0,
+        embed_dim=cfg.embed_dim,
+        layers=cfg.num_layers,
+        vocabulary=vocabulary(args),
+        **block,
+        sidenet_layers=cfg.num_layers // layers if layers else 0,
         chunks=config.memory_size // config.chunk_size if has_memory else 0,
         retrieved=config.k if has_memory else 0,
+        search_dim=search_dim(config, cfg) if hidden else by_heads,
     )
 
 
+def vocabulary(args: Namespace) -> int:
+    """Symbols of the model's dictionary."""
+    if args.model is None:
+        return PRESETS[args.preset].vocabulary
+    return len(load_dictionary(args.model / "dict.txt"))
+
+
 def no_stages(name: str):
+    """In the place of a :class:`Stages`."""
     return nullcontext()
 
 
-def make_step(args: Namespace, model: nn.Module, training: bool) -> Callable:
-    """Reading a segment and its loss, in training also the gradients and the update.
+def make_step(args: Namespace, model: nn.Module, mode: str) -> Step:
+    """A step of *mode*. A memory is full from the start, and no document ends."""
+    if mode == "generation":
+        return generation_step(args, model)
+    return segment_step(args, model, training=mode == "training")
 
-    What is returned takes a :class:`machine.Stages`. A memory is full from the start, and no
-    document ends.
-    """
+
+def segment_step(args: Namespace, model: nn.Module, training: bool) -> Step:
+    """Reading a segment and its loss, in training also the gradients and the update."""
     device, (streams, tokens) = args.device, (args.batch_size, args.tokens_per_sample)
     model.train(training)
-    if getattr(model, "memory", None) is not None:
-        fill(model, streams, tokens, training, device)
+    fill(model, streams, tokens, training, device)
     optimizer = None
     if training:
         optimizer = Adam([p for p in model.parameters() if p.requires_grad], lr=1e-4)
@@ -183,9 +178,8 @@ def make_step(args: Namespace, model: nn.Module, training: bool) -> Callable:
     def step(stage: Callable = no_stages) -> None:
         source, target = torch.randint(*symbols, (2, streams, tokens), device=device)
         with torch.set_grad_enabled(training):
-            logits, _ = model(source, new_document=new_document)
-            with stage("loss"):
-                loss = token_losses(logits, target, model.padding_idx).mean()
+            _, extra = model(source, new_document=new_document, target=target)
+            loss = extra["losses"].mean()
         if training:
             with stage("backward"):
                 loss.backward()
@@ -193,15 +187,49 @@ def make_step(args: Namespace, model: nn.Module, training: bool) -> Callable:
                 optimizer.step()
                 optimizer.zero_grad()
 
-    return step
+    return Step(step)
+
+
+def generation_step(args: Namespace, model: nn.Module) -> Step:
+    """The most likely tokens after a prompt; --prompts of them are continued side by side."""
+    device = args.device
+    model.eval()
+    fill(model, 1, args.tokens_per_sample, False, device)
+    symbols = (model.dictionary.nspecial, len(model.dictionary))
+    prompt = torch.randint(*symbols, (args.prompts, args.prompt_tokens), device=device)
+    state = {}
+
+    @torch.no_grad()
+    def prepare() -> None:
+        state.clear()
+        model(prompt, incremental_state=state)
+
+    @torch.no_grad()
+    def generate(stage: Callable = no_stages) -> None:
+        tokens, new = prompt, prompt[:, :1]  # any token follows the prompt
+        for _ in range(args.new_tokens):
+            tokens = torch.cat([tokens, new], dim=1)
+            scores = model.scores(model(tokens, incremental_state=state))
+            new = scores[:, -1].argmax(dim=-1, keepdim=True)
+
+    return Step(generate, prepare)
 
 
 @torch.no_grad()  # else writing would wait for a backward pass
-def fill(model: SideNetDecoder, streams: int, tokens: int, training: bool, device) -> None:
-    """Fills the memory bank with random keys and values, segment by segment as a model would."""
-    memory, dtype = model.memory, model.backbone.compute_dtype
+def fill(model: nn.Module, streams: int, tokens: int, training: bool, device) -> None:
+    """Fills the memory bank, if there is one, with random keys and values, segment by segment as a
+    model would."""
+    memory = getattr(model, "memory", None)
+    if memory is None:
+        return
+    memory.reset()  # the banks of other modes
+    dtype = model.backbone.compute_dtype
     everywhere = torch.ones(streams, tokens, dtype=torch.bool, device=device)
     memory.begin(streams, everywhere[:, 0], training, device)
     shape = (2, streams, memory.num_heads, tokens, memory.head_dim)
+    dim = memory.options["search_dim"]
+    ids = torch.randint(model.dictionary.nspecial, len(model.dictionary), (streams, tokens))
     while min(memory.bank.num_tokens) < memory.bank.memory_size:
-        memory.write(*torch.randn(shape, device=device).to(dtype), everywhere)
+        keys, values = torch.randn(shape, device=device).to(dtype)
+        search = nn.functional.normalize(torch.randn(streams, tokens, dim, device=device), dim=-1)
+        memory.write(keys, values, everywhere, ids, search if dim else None)
