@@ -180,14 +180,14 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         target: Optional[Tensor] = None,
         **unused,
     ) -> Tuple[Optional[Tensor], Dict]:
-        """Reads a segment of every stream, predicts, and memorizes it; or goes on generating.
+        """Reads a segment of every stream, predicts, and memorises it; or goes on generating.
 
         Args:
             src_tokens: B x T, padded on the right; with *incremental_state* everything since it was
                 empty, of which what is new is read
             new_document: B, True for rows whose memory is to be forgotten first
             incremental_state: fairseq's, for generation: tokens go into a local window, and out of it
-                into a memory of the hypothesis; what evaluation memorized is read, not changed
+                into a memory of the hypothesis; what evaluation memorised is read, not changed
             last_only: with *incremental_state*: predict only what follows the last token, which is all
                 that a generation asks for, and not what follows every new one
             target: B x T, without *incremental_state*: the losses of these are wanted, no logits
@@ -216,8 +216,8 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         return logits, extra
 
     @torch.no_grad()
-    def memorize(self, src_tokens: Tensor, new_document: Tensor) -> None:
-        """Memorizes a segment of every stream and predicts nothing; arguments as :meth:`forward`."""
+    def memorise(self, src_tokens: Tensor, new_document: Tensor) -> None:
+        """Memorises a segment of every stream and predicts nothing; arguments as :meth:`forward`."""
         self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
         entries, valid = self.entries(src_tokens), src_tokens.ne(self.padding_idx)
         self.memory.write(**entries._asdict(), valid=valid, token_ids=src_tokens)
@@ -237,7 +237,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         # with the rules dynamic and longrope a longer text is another one from its first token on
         if not window.caches or tokens.size(1) > self.window or turned != turns:
             # the oldest half makes room, and what stays is read anew as a segment of its own: so every
-            # token sees what it would if the text before it had been memorized in such halves
+            # token sees what it would if the text before it had been memorised in such halves
             half, past = self._half, self.left_behind(tokens.size(1))
             if window.memory is not None:
                 for segment in tokens[:, :past].split(half, dim=1):

@@ -66,7 +66,7 @@ class Rotary:
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor, num_channels: int) -> Tensor:
-    """B x H x T x D, turned by the angles of :func:`cos_sin`, in one new tensor: no halves are joined."""
+    """B x H x T x D, turned by the angles of :func:`cos_sin`; no halves are joined."""
     half = num_channels // 2
     result = torch.empty_like(x)
     torch.mul(x[..., :num_channels], cos, out=result[..., :num_channels])

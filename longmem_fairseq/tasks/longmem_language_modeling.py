@@ -297,7 +297,7 @@ class LongMemLanguageModelingTask(GenerationTask):
         decoder = unwrapped(model).decoder
         memory = getattr(decoder, "memory", None)
         for segment in [] if ignore_grad else sample.get("earlier", []):
-            decoder.memorize(**segment)
+            decoder.memorise(**segment)
         criterion.num_updates = update_num
         # the trainer's dummy batch on a shard that has run out is nobody's document
         with memory.frozen() if ignore_grad and memory is not None else nullcontext():

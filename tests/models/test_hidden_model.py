@@ -104,7 +104,7 @@ def test_what_is_read_comes_after_what_resembles(make):
     tokens = document(1, SEGMENT)
     with torch.no_grad():
         model(tokens, new_document=torch.tensor([True]))
-        model.decoder.memorize(document(2, 1), new_document=torch.tensor([False]))
+        model.decoder.memorise(document(2, 1), new_document=torch.tensor([False]))
         pointer = model(tokens, new_document=torch.tensor([False]))[1]["pointer"]
     successors = torch.cat([tokens[0, 1:], document(2, 1)[0]])
     assert torch.equal(pointer.ids[0, :, 0], successors)
@@ -323,7 +323,7 @@ def test_a_search_layer_below_the_cached_one(make):
         model = make(pointer="trained", search_layer=2, **options)
         tokens = document(1, 2 * SEGMENT)
         expected = read(model, tokens)
-        model.decoder.memorize(tokens[:, :SEGMENT], torch.tensor([True]))
+        model.decoder.memorise(tokens[:, :SEGMENT], torch.tensor([True]))
         found = read(model, tokens[:, SEGMENT:], fresh=False)
         assert_close(found, expected[:, SEGMENT:], rtol=0, atol=1e-5)
 

@@ -103,7 +103,7 @@ def test_memorising_gives_the_memory_of_reading(build, config):
     read(model, torch.cat([other, document(4, SEGMENT)]))
     for number, segment in enumerate(past.split(SEGMENT, dim=1)):
         rows = torch.cat([torch.full_like(segment, model.decoder.padding_idx), segment])
-        model.decoder.memorize(rows, torch.tensor([False, number == 0]))
+        model.decoder.memorise(rows, torch.tensor([False, number == 0]))
     assert_close(read(model, rest, fresh=False), torch.cat(expected), rtol=0, atol=1e-4)
 
 

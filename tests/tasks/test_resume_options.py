@@ -66,14 +66,14 @@ def test_another_batch_size_finishes_the_epoch(
     Of the two in the middle of a span one goes on later, after it has memorised again what its
     memory held.
     """
-    again, memorise = [], MemoryDecoder.memorize
+    again, memorise = [], MemoryDecoder.memorise
 
     def counted(decoder, src_tokens, new_document):
         assert decoder.training and new_document.tolist().count(True) == (not again)
         again.append(int(src_tokens.ne(decoder.padding_idx).sum()))
         memorise(decoder, src_tokens, new_document)
 
-    monkeypatch.setattr(MemoryDecoder, "memorize", counted)
+    monkeypatch.setattr(MemoryDecoder, "memorise", counted)
     caplog.set_level("INFO")
     options = f"--batch-size {batch_size} --max-epoch 1"
     state = fit_here(f"{runs}/data1 {longmem(runs)} {options}", parts, 100)["extra_state"]
