@@ -286,6 +286,8 @@ class BackboneDecoder(MemoryDecoder):
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 module.to(self.compute_dtype)
+                if isinstance(module, nn.Linear) and self.compute_dtype == torch.float32:
+                    store_by_inputs(module)
             elif isinstance(
                 module, (nn.LayerNorm, nn.RMSNorm)
             ):  # also where the checkpoint has others
@@ -305,6 +307,17 @@ class BackboneDecoder(MemoryDecoder):
         if self.cfg.logit_softcap > 0:
             logits = self.cfg.logit_softcap * torch.tanh(logits / self.cfg.logit_softcap)
         return logits
+
+
+def store_by_inputs(linear: nn.Linear) -> None:
+    """Lays a matrix with many more rows than columns out column by column; its values stay.
+
+    One token's product with it then adds up long columns instead of multiplying short rows: 9.4 ms
+    instead of 16.7 with 49,152 x 576 numbers (docs/performance.md). Many tokens' takes as long as before.
+    """
+    weight = linear.weight
+    if weight.size(0) >= 2 * weight.size(1):
+        weight.data = weight.data.t().contiguous().t()
 
 
 @register_model("longmem_backbone", dataclass=LongMemBackboneConfig)

@@ -72,7 +72,8 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor, num_channels: int) -> Tensor:
     torch.mul(x[..., :num_channels], cos, out=result[..., :num_channels])
     result[..., :half].addcmul_(x[..., half:num_channels], sin, value=-1)
     result[..., half:num_channels].addcmul_(x[..., :half], sin)
-    result[..., num_channels:] = x[..., num_channels:]
+    if num_channels < x.size(-1):
+        result[..., num_channels:] = x[..., num_channels:]
     return result
 
 
