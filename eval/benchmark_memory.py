@@ -24,7 +24,13 @@ from eval.common.hardware import Rates, describe_hardware, peak_bytes, reset_pea
 from eval.common.speed_options import Parser, positive, set_up, several
 from eval.common.speed_report import Check, write_report
 from eval.common.timing import Step, interleaved, seconds_of, timed
-from longmem_fairseq.memory import DTYPES, STORAGES, MemoryBank, bytes_per_token
+from longmem_fairseq.memory import (
+    DTYPES,
+    STORAGES,
+    MemoryBank,
+    TooFewChunksError,
+    bytes_per_token,
+)
 from longmem_fairseq.memory.search import TorchIndex
 from longmem_fairseq.modules import memory_attention
 from longmem_fairseq.utils.allocator import give_back_freed_memory
@@ -122,9 +128,7 @@ def make_banks(args: argparse.Namespace) -> Iterator[Tuple[Dict, MemoryBank]]:
                             directory=args.directory,
                             device=args.device,
                         )
-                    except ValueError as error:
-                        if "to be trained" not in str(error):
-                            raise
+                    except TooFewChunksError:
                         continue
                     yield {"size": size, "index": index, "dtype": dtype, "storage": storage}, bank
 
@@ -134,7 +138,7 @@ def measure(
 ) -> Dict:
     """Fills the bank and times the three stages of a segment; the search in turns with *bare*."""
     reset_peak(args.device)
-    fill = seconds_of(lambda: write_all(bank, keys, bank.memory_size), args.device)
+    fill = seconds_of(lambda: write_all(bank, keys, bank.layout.memory_size), args.device)
     queries = keys.draw(args.tokens_per_sample)
     segment = keys.draw(args.tokens_per_sample), keys.draw(args.tokens_per_sample)
     found = bank.retrieve(queries)
@@ -147,7 +151,7 @@ def measure(
     recall = recall_of(bank, queries)
     write = timed(lambda: bank.write(*segment), args.repeats, args.device).median
     rate = rates.matmul_flops_per_second["float32"]
-    flops = 2 * bank.chunk_keys.numel() * args.tokens_per_sample
+    flops = 2 * bank.ring.chunk_keys.numel() * args.tokens_per_sample
     return {
         "fill_seconds": fill,
         "search_ms": 1000 * search,
@@ -156,7 +160,9 @@ def measure(
         "search_share_of_matmul_rate": flops / rate / search,
         "search_to_bare_product": median(own / product for own, product in pairs),
         "recall": recall,
-        "bytes_per_token": bytes_per_token(args.heads, args.head_dim, bank.chunk_size, bank.dtype),
+        "bytes_per_token": bytes_per_token(
+            args.heads, args.head_dim, bank.layout.chunk_size, bank.layout.dtype
+        ),
         "peak_bytes": peak_bytes(args.device),
     }
 
@@ -169,10 +175,10 @@ def write_all(bank: MemoryBank, keys: Keys, tokens: int) -> None:
 
 def recall_of(bank: MemoryBank, queries: Tensor) -> float:
     """Share of the chunks of an exact search that the bank finds too, of 64 queries."""
-    if type(bank.index) is TorchIndex:
+    if type(bank.ring.index) is TorchIndex:
         return 1.0
-    queries, count = queries[:, :, :64], bank.k // bank.chunk_size
-    exact = TorchIndex(bank.chunk_keys).search(0, queries[0], bank.num_chunks[0], count)
+    queries, count = queries[:, :, :64], bank.layout.chunks_per_query
+    exact = TorchIndex(bank.ring.chunk_keys).search(0, queries[0], bank.num_chunks[0], count)
     found = bank.retrieve(queries).chunks
     return float((exact.unsqueeze(-1) == found.unsqueeze(-2)).any(dim=-1).float().mean())
 

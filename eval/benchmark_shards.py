@@ -27,8 +27,15 @@ from eval.common.hardware import Rates, describe_hardware
 from eval.common.speed_options import Parser, positive, set_up, several
 from eval.common.speed_report import write_report
 from eval.common.timing import Stages, seconds_of, timed
-from longmem_fairseq.memory import DTYPES, MemoryBank, ShardedBank, check_index, check_sizes
-from longmem_fairseq.memory.sharded_bank import all_gather_single, check_divisible
+from longmem_fairseq.memory import (
+    DTYPES,
+    MemoryBank,
+    ShardedBank,
+    TooFewChunksError,
+    check_index,
+    check_sizes,
+)
+from longmem_fairseq.memory.sharded_ring import all_gather_single, check_divisible
 from longmem_fairseq.utils.cli import run
 
 STAGES = ("search", "merge", "fetch")
@@ -79,9 +86,7 @@ def settings(args: Namespace, num_shards: int) -> Iterator[Dict]:
             name, _, parameters = index.partition(":")
             try:
                 check_index(name, parameters, args.head_dim, size // args.chunk_size // num_shards)
-            except ValueError as error:
-                if "to be trained" not in str(error):
-                    raise
+            except TooFewChunksError:
                 continue
             yield {"size": size, "index": index}
 
@@ -107,10 +112,11 @@ def measure(args: Namespace, bank: MemoryBank, keys: Keys) -> Dict:
     received = []
     stages = Stages(args.device)
     if isinstance(bank, ShardedBank):
-        gather = bank._gather
+        ring = bank.ring
+        gather, score = ring.all_gather, ring.part.scores
 
         def counting(tensor):
-            received.append((bank.num_shards - 1) * tensor.nbytes)
+            received.append((ring.num_shards - 1) * tensor.nbytes)
             return gather(tensor)
 
         def waiting(*search):
@@ -118,12 +124,8 @@ def measure(args: Namespace, bank: MemoryBank, keys: Keys) -> Dict:
             dist.barrier()
             return scores
 
-        score, bank._gather = bank._scores, counting
-        bank._scores = waiting
-        bank._merge, bank._fetch = (
-            stages.wrap("merge", bank._merge),
-            stages.wrap("fetch", bank._fetch),
-        )
+        ring.all_gather, ring.part.scores = counting, waiting
+        ring.merge, ring.fetch = stages.wrap("merge", ring.merge), stages.wrap("fetch", ring.fetch)
     queries = keys.draw(args.tokens_per_sample)
     bank.retrieve(queries)
     rounds = []
@@ -141,7 +143,7 @@ def measure(args: Namespace, bank: MemoryBank, keys: Keys) -> Dict:
         "total_ms": 1000 * sum(best.values()),
         "merge_bytes_per_token": merge / args.tokens_per_sample,
         "fetch_bytes_per_token": fetch / args.tokens_per_sample,
-        "bank_bytes": bank.num_bytes,
+        "bank_bytes": bank.ring.num_bytes,
     }
 
 
@@ -168,7 +170,7 @@ def work(rank: int, num_shards: int, args: Namespace, folder: str) -> None:
     rows = []
     for setting in settings(args, num_shards):
         keys, bank = Keys(args), make_bank(args, num_shards, **setting)
-        fill = seconds_of(partial(write_all, bank, keys, bank.memory_size), args.device)
+        fill = seconds_of(partial(write_all, bank, keys, bank.layout.memory_size), args.device)
         row = {"processes": num_shards, **setting, **measure(args, bank, keys)}
         rows.append({**row, "fill_seconds": fill})
         if rank == 0:

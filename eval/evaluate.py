@@ -84,11 +84,12 @@ def main() -> None:
     check_results("--results", args.results)
     options = given_options(args)
     keep_freed_memory()
-    model, task = load_model(args.path, args.data, args.tokens_per_sample, args.device, **options)
+    segments = (args.tokens_per_sample, args.device, args.segment_overlap)
+    model, task = load_model(args.path, args.data, *segments, **options)
     model_options.check_memory_options(args, model)
     use_memory(model, args.memory)
     if args.memory_writer:
-        where = (args.data, model.decoder.window, args.device)
+        where = (args.data, model.decoder.window, args.device, model.decoder.overlap)
         write_with(model, load_model(args.memory_writer, *where, **options)[0])
     result = {
         "benchmark": args.benchmark,
@@ -109,7 +110,8 @@ def main() -> None:
     questions = [question for question in questions if question["document"] < len(records)]
     if questions:
         result["chance"] = chance
-        result.update(recall(records, questions, model.decoder.window))
+        segment = (model.decoder.window, model.decoder.overlap)
+        result.update(recall(records, questions, *segment))
     result["seconds"] = round(sum(record["seconds"] for record in records), 1)
     append_result(args.results, result)
     print(describe(result))

@@ -68,18 +68,21 @@ def by_position(records: List[Dict]) -> List[Dict]:
     return buckets
 
 
-def recall(records: List[Dict], questions: List[Dict], segment: int) -> Dict:
+def recall(records: List[Dict], questions: List[Dict], segment: int, overlap: int = 0) -> Dict:
     """Share of the answers that were the first choice, token for token.
 
     Args:
         questions: of these documents
         segment: tokens of a segment
+        overlap: of these, tokens that the segment before has too
     """
     answers = {number: iter(record["answers"]) for number, record in enumerate(records)}
     right = np.array([next(answers[question["document"]]) for question in questions], dtype=bool)
-    # target p is predicted by input p of its segment; a mentioned token is input p + 1
+    # target p is predicted by input p of the document; a mentioned token is input p + 1
+    stride = segment - overlap
     visible = np.array(
-        [(q["mention"] + 1) // segment == q["position"] // segment for q in questions], dtype=bool
+        [q["mention"] + 1 >= q["position"] // stride * stride - overlap for q in questions],
+        dtype=bool,
     )
     distance = np.array([q["distance"] for q in questions])
     beyond = distance > segment

@@ -10,7 +10,7 @@ import torch
 
 from eval import export_longmem
 from longmem_fairseq import LongMem
-from longmem_fairseq.memory import MemoryBank
+from longmem_fairseq.memory import MemoryBank, extend_bank
 from longmem_fairseq.utils.cli import run
 from tests.helpers.model_folders import DOCUMENTS, TEXT
 
@@ -35,8 +35,8 @@ def test_a_mapped_memory_is_saved_over_its_own_file(tmp_path):
     mapped = MemoryBank.load(path, memory_map=True)
     mapped.save(path)
     assert_same_search(MemoryBank.load(path), bank)
-    mapped.extend(bank_of(20, seed=1))
-    bank.extend(bank_of(20, seed=1))
+    extend_bank(mapped, bank_of(20, seed=1))
+    extend_bank(bank, bank_of(20, seed=1))
     mapped.save(path)
     assert_same_search(MemoryBank.load(path), bank)
 
@@ -47,7 +47,7 @@ def test_what_is_added_to_a_mapped_memory_is_found_and_the_other_one_stays(tmp_p
     bank.save(path)
     mapped = MemoryBank.load(path, memory_map=True, index=index)
     for memory in (mapped, bank):
-        memory.extend(other)
+        extend_bank(memory, other)
     assert_same_search(mapped, bank)
     assert other.num_tokens == [60]
     assert_same_search(other, bank_of(60, 5))

@@ -43,6 +43,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="tokens of a segment, the local window; if not given, those of the model's training",
     )
     add(
+        "--segment-overlap",
+        type=int,
+        help="tokens of a segment that are context from the one before; if not given, those of the "
+        "model's training",
+    )
+    add(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1"
     )
     gen_parser_from_dataclass(parser.add_argument_group("model"), ModelOptions())
@@ -57,8 +63,9 @@ def load(args: argparse.Namespace) -> LongMem:
     check_results("--results", args.results)
     keep_freed_memory()
     options = given_options(args)
-    if args.tokens_per_sample is not None:
-        options["tokens_per_sample"] = args.tokens_per_sample
+    for name in ("tokens_per_sample", "segment_overlap"):
+        if getattr(args, name) is not None:
+            options[name] = getattr(args, name)
     lm = LongMem(*load_with_options(Path(args.path), args.device, options))
     check_memory_options(args, lm.model)
     return lm
@@ -95,6 +102,7 @@ def describe_model(args: argparse.Namespace, model) -> Dict:
         "name": args.name,
         "commit": commit(),
         "tokens_per_sample": decoder.window,
+        "segment_overlap": decoder.overlap,
         "compute_dtype": str(compute_dtype).removeprefix("torch."),
         "memory_options": memory_options,
         "data": str(args.data),
@@ -110,6 +118,7 @@ def settings(args: argparse.Namespace, model, benchmark: str, data: Dict[str, st
     """
     options = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
     options["tokens_per_sample"] = model.decoder.window
+    options["segment_overlap"] = model.decoder.overlap
     weights = fingerprint(model.state_dict())
     code = {"weights": weights.numpy().tobytes().hex(), "code": code_hash()}
     plain = {name: str(v) if isinstance(v, Path) else v for name, v in options.items()}

@@ -103,7 +103,7 @@ def stage_rows(
         sizes = sizes_of(args, LONGMEM)
         flops = necessary_flops(sizes, mode == "training")
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        moved = necessary_bytes(sizes, model.memory.bank.store.keys.itemsize, trainable)
+        moved = necessary_bytes(sizes, model.memory.bank.ring.store.keys.itemsize, trainable)
     rows = []
     for stage, seconds in spent.items():
         row = {"mode": mode, "compute_dtype": dtype, "stage": stage, "seconds": seconds}

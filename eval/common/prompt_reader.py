@@ -4,6 +4,7 @@ B rows, T tokens, n segments, H heads, D head_dim, W window.
 """
 
 from collections import deque
+from itertools import groupby
 from typing import List, NamedTuple, Sequence
 
 import torch
@@ -81,15 +82,13 @@ class PromptReader:
     def entries(self, tokens: Tensor) -> Entries:
         """What the memory keeps of T tokens read in segments of the window, in one row."""
         # the cached layer stands below what reads memory, so that segments can be read side by side
-        whole = len(tokens) - len(tokens) % self.window
-        segments = (
-            tokens[:whole].view(-1, self.window).split(max(1, MEMORISED_AT_A_TIME // self.window))
-        )
-        rest = tokens[None, whole:]
-        parts = []
-        for rows in [*segments, rest]:
-            if rows.numel() > 0:
-                parts.append(self.decoder.entries(rows.to(self.lm.device)))
+        tokens, parts = tokens.unsqueeze(0).to(self.lm.device), []
+        for (_, overlap), alike in groupby(
+            self.decoder.segments(tokens), lambda segment: (segment[0].size(1), segment[1])
+        ):
+            segments = torch.cat([segment for segment, _ in alike])
+            for rows in segments.split(max(1, MEMORISED_AT_A_TIME // self.window)):
+                parts.append(self.decoder.entries(rows).of_tokens(slice(overlap, None)))
         return Entries.in_one_row(parts)
 
     @torch.no_grad()

@@ -45,6 +45,7 @@ def load_model(
     data: str,
     tokens_per_sample: Optional[int] = None,
     device: str = "cpu",
+    segment_overlap: Optional[int] = None,
     **options,
 ):
     """Model and task of a checkpoint, in evaluation mode.
@@ -53,6 +54,7 @@ def load_model(
         path: checkpoint
         data: folder made by preprocess/prepare_corpus.py
         tokens_per_sample: tokens of a segment (default: as the checkpoint was trained)
+        segment_overlap: tokens of it that the one before has too (default: as in training)
         options: fields of the task to set, such as memory_size or compute_dtype
 
     Raises:
@@ -60,12 +62,16 @@ def load_model(
     """
     install()
     state = checkpoint_utils.load_checkpoint_to_cpu(path)
+    trained = OmegaConf.select(OmegaConf.create(state.get("cfg") or {}), "task") or {}
     if tokens_per_sample is None:
-        trained = OmegaConf.create(state.get("cfg") or {})
-        tokens_per_sample = OmegaConf.select(trained, "task.tokens_per_sample")
-        if tokens_per_sample is None:
-            raise ValueError(f"{path} does not say its window: give --tokens-per-sample")
-    cfg = LongMemLanguageModelingConfig(data=data, tokens_per_sample=tokens_per_sample, **options)
+        tokens_per_sample = trained.get("tokens_per_sample")
+    if tokens_per_sample is None:
+        raise ValueError(f"{path} does not say its window: give --tokens-per-sample")
+    if segment_overlap is None:
+        segment_overlap = trained.get("segment_overlap", 0)
+    cfg = LongMemLanguageModelingConfig(
+        data=data, tokens_per_sample=tokens_per_sample, segment_overlap=segment_overlap, **options
+    )
     task = LongMemLanguageModelingTask(cfg)
     (model,), _, _ = checkpoint_utils.load_model_ensemble_and_task([path], task=task, state=state)
     try:
@@ -98,7 +104,7 @@ def use_memory(model, memory: str) -> None:
 def _shifted(memory, read, queries):
     # Stream b asks the bank of stream b + 1, which is reading another document. The banks of streams
     # that have run out are still there, full of their last document.
-    missing = memory.bank.num_streams - queries.size(0)
+    missing = memory.bank.layout.num_streams - queries.size(0)
     queries = F.pad(queries, (0, 0, 0, 0, 0, 0, 0, missing)).roll(1, dims=0)
     retrieved = read(queries)
     if retrieved is None:
@@ -244,7 +250,7 @@ def score_group(
             number, start = int(number), int(start)
             if number < 0:
                 continue
-            if start == 0:
+            if number not in open_documents:
                 size = int(documents.sizes[number])
                 described = descriptions[documents.numbers[number]]
                 open_documents[number] = DocumentScores(
@@ -255,13 +261,13 @@ def score_group(
                     np.empty(size, dtype=bool),
                 )
             scores = open_documents[number]
-            length = int((target[row] != pad).sum())
-            stop = start + length
-            scores.tokens[start:stop] = target[row, :length]
-            scores.nll[start:stop] = nll[row, :length]
-            scores.right[start:stop] = right[row, :length]
-            bar.update(length)
-            if stop == len(scores.tokens):
+            (columns,) = (target[row] != pad).nonzero()
+            places = start + columns
+            scores.tokens[places] = target[row, columns]
+            scores.nll[places] = nll[row, columns]
+            scores.right[places] = right[row, columns]
+            bar.update(len(columns))
+            if places[-1] + 1 == len(scores.tokens):
                 yield documents.numbers[number], open_documents.pop(number)
 
 

@@ -229,7 +229,7 @@ def fill(model: nn.Module, streams: int, tokens: int, training: bool, device) ->
     shape = (2, streams, memory.num_heads, tokens, memory.head_dim)
     dim = memory.options["search_dim"]
     ids = torch.randint(model.dictionary.nspecial, len(model.dictionary), (streams, tokens))
-    while min(memory.bank.num_tokens) < memory.bank.memory_size:
+    while min(memory.bank.num_tokens) < memory.bank.layout.memory_size:
         keys, values = torch.randn(shape, device=device).to(dtype)
         search = nn.functional.normalize(torch.randn(streams, tokens, dim, device=device), dim=-1)
         memory.write(keys, values, everywhere, ids, search if dim else None)

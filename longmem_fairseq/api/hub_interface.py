@@ -18,7 +18,7 @@ from longmem_fairseq.api.passages import Passage, read_passages
 from longmem_fairseq.api.pretrained import load_pretrained
 from longmem_fairseq.api.prompts import document_tokens, prompt_tokens
 from longmem_fairseq.api.reading import progress_bar, read_segments
-from longmem_fairseq.memory import ExternalMemory, MemoryFork
+from longmem_fairseq.memory import ExternalMemory, MemoryFork, forget_document
 from longmem_fairseq.modules import token_losses
 from longmem_fairseq.tokenizers import Tokenizer
 from longmem_fairseq.tokenizers.chat_template import Message
@@ -48,8 +48,9 @@ class LongMem:
     """A language model with its tokenizer and, if it has one, its memory.
 
     A text is read as in evaluation: from the beginning-of-document token on, in segments of
-    ``window`` tokens. Every segment sees what was memorised and, through memory, the segments
-    before it; afterwards the memory is as it was.
+    ``window`` tokens, each of which begins with the last ``segment_overlap`` tokens of the one before.
+    Every segment sees what was memorised and, through memory, the segments before it; afterwards the
+    memory is as it was.
 
     Args:
         model: ``longmem``, ``memtrm`` or ``longmem_backbone``, in evaluation mode
@@ -76,8 +77,9 @@ class LongMem:
             path: the folder, or a checkpoint in it; one that was converted with --no-tokenizer
                 takes token ids, in :meth:`logits`, and no texts
             dtype: of the matrix products: float32, bfloat16 or float16 (default: as it was trained)
-            overrides: ``tokens_per_sample`` (the window), ``pretrained_model_path`` (the backbone's
-                checkpoint), or options of the memory (``memory_size``, ``k``, ``memory_index``, ...)
+            overrides: ``tokens_per_sample`` (the window), ``segment_overlap`` (tokens of it that are
+                context from before), ``pretrained_model_path`` (the backbone's checkpoint), or options
+                of the memory (``memory_size``, ``k``, ``memory_index``, ...)
 
         Raises:
             FileNotFoundError: there is no checkpoint, dictionary, tokenizer or backbone
@@ -133,14 +135,16 @@ class LongMem:
                 bank.begin_document(0, name or f"document {len(bank.sources[0]) + 1}", offset=-1)
                 text = read_text(text) if isinstance(text, Path) else text
                 tokens = self._tokens(text, special_tokens)
-                for segment in tokens.split(self.window, dim=1):
-                    bank.write(**self.decoder.entries(segment)._asdict(), token_ids=segment)
-                    bar.update(segment.size(1))
+                for segment, overlap in self.decoder.segments(tokens):
+                    new = slice(overlap, None)
+                    entries = self.decoder.entries(segment).of_tokens(new)
+                    bank.write(**entries._asdict(), token_ids=segment[:, new])
+                    bar.update(segment.size(1) - overlap)
                 count += tokens.size(1) - 1
         if (forgotten := bank.held(0).start - oldest) > 0:
             logger.warning(
-                f"the memory holds {bank.memory_size:,} tokens: {forgotten:,} that were read before "
-                "are forgotten; raise memory_size"
+                f"the memory holds {bank.layout.memory_size:,} tokens: {forgotten:,} that were read "
+                "before are forgotten; raise memory_size"
             )
         return count
 
@@ -159,10 +163,7 @@ class LongMem:
             ValueError: the model has no memory
         """
         bank, file = self.memory.single_bank(self.device), os.path.abspath(path)
-        if bank.num_shards > 1:
-            bank.save(str(path))
-        else:
-            self._versions[file] = bank.save(str(path), self._versions.get(file, replaces))
+        self._versions[file] = bank.save(str(path), self._versions.get(file, replaces))
 
     def load_memory(self, path: Text, memory_map: bool = False) -> None:
         """Takes what was memorised from a file, instead of what is there.
@@ -206,7 +207,7 @@ class LongMem:
         if name not in names:
             there = ", ".join(map(repr, names)) or "none"
             raise ValueError(f"no document {name!r} is in memory, which holds: {there}")
-        return bank.forget(name)
+        return forget_document(bank, name)
 
     @contextmanager
     def frozen_memory(self):
@@ -235,9 +236,10 @@ class LongMem:
         source, target = self._source_and_target(text, special_tokens)
         fork = self.fork(1) if memory else None
         segments = read_segments(self.decoder, source, fork, progress=progress)
+        targets = target.split(self.window - self.decoder.overlap, dim=1)
         losses = [
             token_losses(logits, expected, self.dictionary.pad())
-            for logits, expected in zip(segments, target.split(self.window, dim=1), strict=True)
+            for logits, expected in zip(segments, targets, strict=True)
         ]
         pieces = self.tokenizer.pieces(target[0].tolist(), special_tokens)
         return TokenScores(pieces, -torch.cat(losses, dim=1)[0].cpu())
@@ -286,14 +288,13 @@ class LongMem:
         if per_head is not None and per_head < 1:
             raise ValueError(f"per_head ({per_head}) must be at least 1")
         source, target = self._source_and_target(text, special_tokens)
-        fork, passages = self.memory.fork(1, self.device, THIS_TEXT), []
+        fork, passages, of_segment = self.memory.fork(1, self.device, THIS_TEXT), [], []
 
         def look(*found):
-            gate = self.decoder.gate
-            passages.extend(read_passages(*found, gate, self.tokenizer, per_head))
+            of_segment[:] = read_passages(*found, self.decoder.gate, self.tokenizer, per_head)
 
-        for _ in read_segments(self.decoder, source, fork, look, progress):
-            pass
+        for scores in read_segments(self.decoder, source, fork, look, progress):
+            passages += of_segment[-scores.size(1) :]
         pieces = self.tokenizer.pieces(target[0].tolist(), special_tokens)
         return [TokenReading(*token) for token in zip(pieces, passages, strict=True)]
 

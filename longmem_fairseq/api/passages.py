@@ -130,7 +130,7 @@ def _place(bank: MemoryBank, slot: int, tokenizer: Tokenizer) -> tuple:
     source, *later = log.sources_from(first)
     begin = max((s.first for s in log.sources if s.first <= first), default=0)
     end = min((s.first for s in later if s.first > first), default=held.stop)
-    stop = min(first + bank.chunk_size, end)
+    stop = min(first + bank.layout.chunk_size, end)
     parts = (
         range(max(held.start, begin, first - CONTEXT), first),
         range(first, stop),

@@ -25,7 +25,7 @@ _MISFITS = (
     RuntimeError,
     TypeError,
 )
-_OPTIONS = (*MODEL_OPTIONS, "tokens_per_sample")
+_OPTIONS = (*MODEL_OPTIONS, "tokens_per_sample", "segment_overlap")
 # as a command line names them
 _OPTION = re.compile("--({})(?![a-z-])".format("|".join(_OPTIONS).replace("_", "-")))
 

@@ -30,24 +30,25 @@ def read_segments(
     look: Optional[Look] = None,
     progress: bool = False,
 ) -> Iterator[Tensor]:
-    """The logits of every segment, B x t x V.
+    """The logits of every segment, B x t x V, without those of tokens that the segment before has too.
 
     Every row is a text of its own, which sees what the fork remembers and its own segments before.
 
     Args:
         tokens: B x T
         fork: the memory, of B hypotheses (default: each segment is all that is seen)
-        look: is shown what every segment found
+        look: is shown what every segment found, for all of its tokens
         progress: show a bar
     """
-
-    segments = tokens.split(decoder.window, dim=1)
+    retrieve, left = None if fork is None else fork.retrieve, tokens.size(1)
     with progress_bar("reading", progress, tokens.size(1)) as bar:
-        for number, segment in enumerate(segments, start=1):
-            reading = decoder.read(segment, None if fork is None else fork.retrieve)
+        for segment, overlap in decoder.segments(tokens):
+            reading = decoder.read(segment, retrieve, first=overlap)
             if look is not None and fork is not None:
                 look(reading.lookup, reading.pointer, fork.bank, segment.size(1))
-            if fork is not None and number < len(segments):
-                fork.write(**reading.entries._asdict(), token_ids=segment)
-            bar.update(segment.size(1))
+            new = slice(overlap, None)
+            left -= segment.size(1) - overlap
+            if fork is not None and left > 0:
+                fork.write(**reading.entries.of_tokens(new)._asdict(), token_ids=segment[:, new])
+            bar.update(segment.size(1) - overlap)
             yield reading.scores

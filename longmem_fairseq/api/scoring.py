@@ -1,6 +1,7 @@
 """Scoring many texts side by side, each with as much of itself in the window as there is room for.
 
-B rows, T tokens, V vocabulary, W window, N tokens of a row, n of them scored.
+B rows, T tokens, V vocabulary, W window, O of it overlap with the segment before, n tokens of a row
+are scored.
 """
 
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -34,7 +35,8 @@ class Scored(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """Where the last window of a row begins and ends, and the first of its tokens that is scored.
+    """Where the last window of a row begins and ends, the first of the row's tokens that is scored, and
+    how far segments are read before the last window.
 
     The window's tokens are those that predict: all of the row but the last.
     """
@@ -42,10 +44,11 @@ class _Plan(NamedTuple):
     begin: int
     stop: int
     first: int
+    read: int
 
     @property
     def rolls(self) -> bool:
-        """Whether earlier windows are scored too."""
+        """Whether earlier segments are scored too."""
         return self.first < self.begin
 
 
@@ -54,8 +57,9 @@ def score_rows(lm: LongMem, rows: Sequence[Row], top: int = 1, memory: bool = Tr
     """Scores the last tokens of every row; the memory is afterwards as it was.
 
     A row that the window holds is read at once. Of a longer one the window holds the last W tokens,
-    and what stands before them goes to a memory of its own, in segments of W. If more is to be scored
-    than the window holds, every segment is scored as it is read. Without memory (``memory=False``, or
+    and what stands before them goes to a memory of its own, in segments of W that advance by W - O. If
+    more is to be scored than the window holds, every segment is scored as it is read, and the last
+    window, too, scores only what follows O tokens. Without memory (``memory=False``, or
     a backbone) the window is all that is seen, which is how other models read.
 
     Args:
@@ -64,9 +68,10 @@ def score_rows(lm: LongMem, rows: Sequence[Row], top: int = 1, memory: bool = Tr
         memory: read it, and write to the row's own copy of it
     """
     fork = lm.fork(len(rows)) if memory else None
-    plans = [_plan(row, lm.window, fork) for row in rows]
+    plans = [_plan(lm, row, fork) for row in rows]
     scored = [[] for _ in rows]
-    for start in range(0, max(plan.begin for plan in plans), lm.window):
+    stride = lm.window - lm.decoder.overlap
+    for start in range(0, max(plan.read for plan in plans), stride):
         _score_segment(lm, rows, plans, start, fork, top, scored)
     _score_last(lm, rows, plans, fork, top, scored)
     return [Scored(*(torch.cat(parts) for parts in zip(*found, strict=True))) for found in scored]
@@ -101,13 +106,16 @@ def batches(
         yield batch
 
 
-def _plan(row: Row, window: int, fork: Optional[MemoryFork]) -> _Plan:
-    stop = len(row.tokens) - 1
-    begin = max(0, stop - window)
+def _plan(lm: LongMem, row: Row, fork: Optional[MemoryFork]) -> _Plan:
+    stop, overlap = len(row.tokens) - 1, lm.decoder.overlap
+    begin, stride = max(0, stop - lm.window), lm.window - overlap
     if begin > 0 and fork is not None:
         # tokens of an incomplete chunk would be neither in memory nor in the window
-        begin += -(fork.bank.num_pending[0] + begin) % fork.bank.chunk_size
-    return _Plan(begin, stop, stop - row.scored)
+        begin += -(fork.bank.num_pending[0] + begin) % fork.bank.layout.chunk_size
+    first, read = stop - row.scored, begin
+    if first < begin:
+        read = min(stop, -(-(begin + overlap) // stride) * stride)
+    return _Plan(begin, stop, first, read)
 
 
 def _score_segment(
@@ -119,21 +127,25 @@ def _score_segment(
     top: int,
     scored: List[List],
 ) -> None:
-    """Reads the segments that begin at *start*, before the last window, and memorizes them."""
-    ends = [min(start + lm.window, plan.stop) if plan.begin > start else start for plan in plans]
+    """Reads the segments that predict from *start* on, before the last window, and memorizes them."""
+    overlap = min(lm.decoder.overlap, start)
+    length = lm.window - lm.decoder.overlap
+    ends = [min(start + length, plan.stop) if plan.read > start else start for plan in plans]
     firsts = [
         max(plan.first, start) if plan.rolls else end for plan, end in zip(plans, ends, strict=True)
     ]
-    segment = _padded(lm, rows, [start] * len(rows), ends)
+    segment = _padded(lm, rows, [start - overlap] * len(rows), ends)
     if any(first < end for first, end in zip(firsts, ends, strict=True)):
-        reading = lm.decoder.read(segment, None if fork is None else fork.retrieve)
+        retrieve = None if fork is None else fork.retrieve
+        reading = lm.decoder.read(segment, retrieve, first=overlap)
         entries = reading.entries
         _score(reading.scores, rows, [start] * len(rows), firsts, ends, top, scored)
     elif fork is not None:
         entries = lm.decoder.entries(segment)
     if fork is not None:
         stops = torch.tensor([min(end, plan.begin) for plan, end in zip(plans, ends, strict=True)])
-        valid = start + torch.arange(segment.size(1)) < stops.unsqueeze(1)  # B x T
+        places = start - overlap + torch.arange(segment.size(1))
+        valid = (places >= start) & (places < stops.unsqueeze(1))  # B x T
         fork.write(**entries._asdict(), token_ids=segment, valid=valid)
 
 
@@ -147,11 +159,7 @@ def _score_last(
 ) -> None:
     """Reads the last windows."""
     begins, stops = ([getattr(plan, name) for plan in plans] for name in ("begin", "stop"))
-    rolled = [min(plan.stop, -(-plan.begin // lm.window) * lm.window) for plan in plans]
-    firsts = [
-        max(plan.first, place) if plan.rolls else plan.first
-        for plan, place in zip(plans, rolled, strict=True)
-    ]
+    firsts = [max(plan.first, plan.read) if plan.rolls else plan.first for plan in plans]
     skipped = min(first - begin for first, begin in zip(firsts, begins, strict=True))
     retrieve = None if fork is None else fork.retrieve
     reading = lm.decoder.read(_padded(lm, rows, begins, stops), retrieve, first=skipped)

@@ -60,7 +60,7 @@ def memorize(args: argparse.Namespace) -> dict:
         "tokens": tokens,
         "held": bank.num_tokens[0],
         "waiting": bank.num_pending[0],
-        "memory_size": bank.memory_size,
+        "memory_size": bank.layout.memory_size,
     }
 
 

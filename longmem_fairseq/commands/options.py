@@ -58,6 +58,12 @@ def make_parser(description: str, reads_texts: bool = True) -> argparse.Argument
         help="tokens of the local window (default: as the checkpoint was trained)",
     )
     parser.add_argument(
+        "--segment-overlap",
+        type=int,
+        help="tokens of a window that are context from the one before, when a text is memorized or "
+        "scored (default: as the checkpoint was trained)",
+    )
+    parser.add_argument(
         "--help-model",
         action=_HelpModel,
         nargs=0,
@@ -108,8 +114,9 @@ def load_model(args: argparse.Namespace, with_memory: bool = True) -> "LongMem":
 
     keep_freed_memory()
     options = given_options(args)
-    if args.tokens_per_sample is not None:
-        options["tokens_per_sample"] = args.tokens_per_sample
+    for name in ("tokens_per_sample", "segment_overlap"):
+        if getattr(args, name) is not None:
+            options[name] = getattr(args, name)
     lm = LongMem(*load_with_options(Path(args.model), args.device, options))
     if args.memory is not None and with_memory:
         lm.load_memory(args.memory, memory_map=args.memory_map)

@@ -1,6 +1,6 @@
 """Batches of contiguous document streams.
 
-B streams of this shard, W shards, T tokens of a segment.
+B streams of this shard, W shards, T tokens of a segment, N of which the segment before has too.
 """
 
 from itertools import zip_longest
@@ -15,8 +15,24 @@ from longmem_fairseq.data.stream_layout import Piece, lay_out_again, lay_out_str
 
 class _Segment(NamedTuple):
     piece: Piece
-    start: int  # of this segment in the document
+    start: int  # of what it predicts, in the document
     is_first: bool  # its stream remembers nothing of the document
+
+
+class _Row(NamedTuple):
+    """A segment's tokens: which document, and from where; of a stream that has run out, -1 and none.
+
+    The first *overlap* tokens are context: their targets are padding.
+    """
+
+    document: int
+    position: int
+    source: Tensor
+    target: Tensor
+    overlap: int
+
+    def of_no_tokens(self) -> "_Row":
+        return self._replace(source=self.source[:0], target=self.target[:0], overlap=0)
 
 
 class DocumentStreamDataset(torch.utils.data.Dataset):
@@ -25,9 +41,13 @@ class DocumentStreamDataset(torch.utils.data.Dataset):
     Row b of batch t + 1 continues row b of batch t, until its document (or span) ends and the next
     one starts, which ``new_document`` announces. Every token of every document is a target exactly
     once: the first of a document is predicted from *bos*, the first of a later span from the token
-    before it. A last segment is padded on the right. The streams are ordered by their length, so that
-    those that have run out are the last rows: they are left out (a shard whose streams all have run
-    out while another's have not gets one row without tokens).
+    before it. The streams are ordered by their length, so that those that have run out are the last
+    rows: they are left out (a shard whose streams all have run out while another's have not gets one
+    row without tokens).
+
+    A segment predicts T - N tokens. It begins with the N tokens before them, as many as the document
+    has there, which are context alone: ``overlap`` counts them, their targets are padding, and so is
+    the right of a segment that is shorter than others.
 
     fairseq's iterator gives batches i, i + W, i + 2W, ... to shard i, so batch t of shard i is item
     t * W + i, and streams stay with their shard: i, i + W, ... are its own.
@@ -37,6 +57,7 @@ class DocumentStreamDataset(torch.utils.data.Dataset):
         pad, bos: padding symbol, and the one that stands before a document
         batch_size: B
         tokens_per_sample: T
+        segment_overlap: N, less than T
         stream_span: segments that a stream reads before it jumps, 0 for whole documents
         num_shards: W
         seed: of order and phases; None reads in a fixed order (evaluation)
@@ -50,6 +71,7 @@ class DocumentStreamDataset(torch.utils.data.Dataset):
         bos: int,
         batch_size: int,
         tokens_per_sample: int,
+        segment_overlap: int = 0,
         stream_span: int = 0,
         num_shards: int = 1,
         seed: Optional[int] = None,
@@ -58,7 +80,8 @@ class DocumentStreamDataset(torch.utils.data.Dataset):
         self.memory_size = memory_size
         self.documents, self.pad, self.bos = documents, pad, bos
         self.batch_size, self.num_shards = batch_size, num_shards
-        self.tokens_per_sample, self.stream_span, self.seed = tokens_per_sample, stream_span, seed
+        self.segment_overlap, self.stream_span, self.seed = segment_overlap, stream_span, seed
+        self.stride = tokens_per_sample - segment_overlap  # tokens that a segment predicts
         self._open: Dict[int, tuple] = {}  # stream -> (document, its tokens), the one being read
         self.lay_out()
 
@@ -76,7 +99,7 @@ class DocumentStreamDataset(torch.utils.data.Dataset):
             earlier: (streams of all shards, step before which they ended) of those, in their order
         """
         rng = np.random.default_rng(self.seed) if self.seed is not None else None
-        segment = self.tokens_per_sample
+        segment = self.stride
         counts = [*(count for count, _ in earlier), self.num_streams]
         streams = lay_out_streams(self.documents.sizes, counts[0], segment, self.stream_span, rng)
         # by document and end: where its first stream began it, with an empty memory
@@ -111,32 +134,32 @@ class DocumentStreamDataset(torch.utils.data.Dataset):
             raise IndexError(f"batch {index} of {len(self)}")
         streams = range(shard, len(self.streams), self.num_shards)
         segments = [(stream, self._segment(stream, step)) for stream in streams]
-        rows = [(stream, row) for stream, row in segments if row is not None] or segments[:1]
-        tokens = [self._read(stream, row) for stream, row in rows]
-        sources, targets = [source for source, _ in tokens], [target for _, target in tokens]
-        earlier = [self._earlier(stream, row) for stream, row in rows]
-        rows = [row for _, row in rows]
-        fresh = torch.tensor([row is not None and row.is_first for row in rows])
-        forgotten = torch.tensor([len(segments) > 0 for segments in earlier])
+        segments = [(s, segment) for s, segment in segments if segment is not None] or segments[:1]
+        rows = [self._read(*segment) for segment in segments]
+        earlier = [self._earlier(*segment) for segment in segments]
+        fresh = torch.tensor([segment is not None and segment.is_first for _, segment in segments])
+        taken_over = torch.tensor([len(before) > 0 for before in earlier])
+        nothing = rows[0].of_no_tokens()
         return {
-            "id": torch.tensor([row.piece.document if row else -1 for row in rows]),
-            "position": torch.tensor([row.start if row else -1 for row in rows]),
+            "id": torch.tensor([row.document for row in rows]),
+            "position": torch.tensor([row.position for row in rows]),
             "nsentences": len(rows),
-            "ntokens": sum(len(target) for target in targets),
-            "net_input": {
-                "src_tokens": _pad_right(sources, self.pad),
-                "new_document": fresh & ~forgotten,
-            },
-            "target": _pad_right(targets, self.pad),
+            "ntokens": sum(len(row.target) - row.overlap for row in rows),
+            # where fairseq's SequenceScorer begins to score
+            "start_indices": [row.overlap for row in rows],
+            "net_input": self._net_input(rows, fresh & ~taken_over),
+            "target": _pad_right([row.target for row in rows], self.pad),
             "earlier": [
-                {
-                    "src_tokens": _pad_right(list(segments), self.pad),
-                    "new_document": forgotten if number == 0 else torch.zeros_like(forgotten),
-                }
-                for number, segments in enumerate(
-                    zip_longest(*earlier, fillvalue=sources[0].new_empty(0))
-                )
+                self._net_input(before, taken_over & (number == 0))
+                for number, before in enumerate(zip_longest(*earlier, fillvalue=nothing))
             ],
+        }
+
+    def _net_input(self, rows: Sequence[_Row], new_document: Tensor) -> Dict[str, Tensor]:
+        return {
+            "src_tokens": _pad_right([row.source for row in rows], self.pad),
+            "new_document": new_document,
+            "overlap": torch.tensor([row.overlap for row in rows]),
         }
 
     def _segment(self, stream: int, step: int) -> Optional[_Segment]:
@@ -146,35 +169,34 @@ class DocumentStreamDataset(torch.utils.data.Dataset):
             return None
         piece = self.streams[stream][number]
         before = int(ends[number - 1]) if number else 0
-        start = piece.start + (step - before) * self.tokens_per_sample
+        start = piece.start + (step - before) * self.stride
         continues = step == 0 and self.continued[stream] is not None
         return _Segment(piece, start, start == piece.start and not continues)
 
-    def _earlier(self, stream: int, segment: Optional[_Segment]) -> List[Tensor]:
-        """Source tokens of the segments before one whose stream takes a piece over, T each."""
+    def _earlier(self, stream: int, segment: Optional[_Segment]) -> List[_Row]:
+        """The segments before one whose stream takes a piece over, T tokens each."""
         if segment is None or not segment.is_first:
             return []
-        piece, start, length = segment.piece, segment.start, self.tokens_per_sample
-        remembered = -(-self.memory_size // length) * length  # in whole segments
+        piece, start, stride = segment.piece, segment.start, self.stride
+        remembered = -(-self.memory_size // stride) * stride  # in whole segments
         first = max(self._begins[piece.document, piece.stop], start - remembered)
-        return [
-            self._read(stream, segment._replace(start=a))[0] for a in range(first, start, length)
-        ]
+        return [self._read(stream, segment._replace(start=a)) for a in range(first, start, stride)]
 
-    def _read(self, stream: int, segment: Optional[_Segment]):
-        """Source and target tokens, each at most T."""
+    def _read(self, stream: int, segment: Optional[_Segment]) -> _Row:
         if segment is None:
-            return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
+            return _Row(-1, -1, torch.empty(0).long(), torch.empty(0).long(), 0)
         piece, start, _ = segment
         # an indexed dataset only gives whole documents: keep the one that this stream is reading
         if self._open.get(stream, (None,))[0] != piece.document:
             self._open[stream] = (piece.document, self.documents[piece.document])
         tokens: Tensor = self._open[stream][1]
-        stop = min(start + self.tokens_per_sample, piece.stop)
-        target = tokens[start:stop].long()
-        before = tokens[start - 1 : start].long() if start else target.new_tensor([self.bos])
-        return torch.cat([before, target[:-1]]), target
+        position = max(0, start - self.segment_overlap)
+        stop, overlap = min(start + self.stride, piece.stop), start - position
+        before = tokens[position - 1 : position].long() if position else torch.tensor([self.bos])
+        source = torch.cat([before, tokens[position : stop - 1].long()])
+        target = torch.cat([torch.full((overlap,), self.pad), tokens[start:stop].long()])
+        return _Row(piece.document, position, source, target, overlap)
 
 
-def _pad_right(rows: List[Tensor], pad: int) -> Tensor:
+def _pad_right(rows: Sequence[Tensor], pad: int) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)

@@ -1,7 +1,7 @@
-"""What fairseq-interactive and fairseq-generate are to continue.
+"""Prompts for fairseq-interactive and fairseq-generate.
 
 Every item is a prompt, without the beginning-of-document token, which the task puts before it.
-fairseq's own language modelling task makes these of a ``TokenBlockDataset``, which numpy 2 breaks.
+fairseq's own language modeling task makes these of a ``TokenBlockDataset``, which numpy 2 breaks.
 """
 
 from typing import List
@@ -23,7 +23,7 @@ from longmem_fairseq.data.indexed_documents import IndexedDocuments
 
 
 def lines_to_continue(lines: List[Tensor], eos: int, pad: int) -> NestedDictionaryDataset:
-    """Prompts that somebody typed; fairseq-interactive appends *eos*, which is taken off."""
+    """Typed prompts; fairseq-interactive appends *eos*, which is taken off."""
     lines = ListDataset(lines, sizes=np.array([len(line) for line in lines]))
     return _prompts(StripTokenDataset(lines, eos), lines.sizes, pad)
 

@@ -1,6 +1,6 @@
 """Which stream reads which part of which document, and when.
 
-B streams, T tokens of a segment, S segments of a span.
+B streams, T tokens that a segment predicts, S segments of a span.
 """
 
 import heapq
@@ -87,10 +87,10 @@ def lay_out_again(
     num_streams: int,
     segment: int,
 ) -> Tuple[List[List[Piece]], List[Optional[int]]]:
-    """Deals what is left of streams after some steps out to another number of streams.
+    """Deals the rest of streams, after some steps, out to another number of streams.
 
     The pieces that are being read go first: as many of them as there are streams are continued there,
-    and any others are read later like pieces of their own. Then those that nobody has begun, in the
+    and any others are read later like pieces of their own. Then those that no stream has begun, in the
     order in which they would have been read.
 
     Args:

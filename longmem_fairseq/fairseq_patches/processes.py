@@ -26,6 +26,7 @@ from longmem_fairseq.fairseq_patches.rank_evaluation import eval_lm_of_ranks
 from longmem_fairseq.fairseq_patches.sigterm import StopOnSigterm
 from longmem_fairseq.tasks.config import TASK, check_command
 from longmem_fairseq.utils.allocator import keep_freed_memory
+from longmem_fairseq.utils.cli import option_names
 
 # for --heartbeat-timeout
 timeout_wrapper = partial(DistributedTimeoutWrapper, signal=signal.SIGKILL)
@@ -70,8 +71,9 @@ def use_cpus(cfg: DistributedTrainingConfig) -> None:
         cfg.ddp_backend = "legacy_ddp"
 
 
+@option_names()
 def call_main(cfg, main, **kwargs):
-    """``fairseq.distributed.utils.call_main`` with the above, and an end by SIGTERM.
+    """``fairseq.distributed.utils.call_main`` with the above, an end by SIGTERM, and clear errors.
 
     Raises:
         ValueError: see :func:`use_cpus` and, for our task, :func:`check_command`
@@ -93,6 +95,7 @@ def _is_ours(cfg) -> bool:
     return getattr(getattr(cfg, "task", None), "_name", None) == TASK
 
 
+@option_names()
 def distributed_main(device_id, main, cfg, kwargs):
     """``fairseq.distributed.utils.distributed_main`` of a rank, whose command is *main*.
 

@@ -12,6 +12,8 @@ from typing import Dict, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
+from longmem_fairseq.utils.argument_error import ArgumentError
+
 STORAGES = ("device", "host", "disk")
 DTYPES = {
     "float32": torch.float32,
@@ -26,7 +28,7 @@ class Placement(NamedTuple):
 
     device: of the model; host: in main memory; disk: in a file of *directory* (default: the
     system's folder for temporary files) that is mapped into memory and vanishes with the process.
-    *tensors*: buffers that are there already, by name (of a memory file), to be used in place.
+    *tensors*: buffers of a memory file, by name, to be used in place.
     """
 
     storage: str = "device"
@@ -40,7 +42,7 @@ class Placement(NamedTuple):
         Zeros, not empty: a masked chunk takes part in the products with weight 0, and 0 * NaN is NaN.
 
         Raises:
-            ValueError: there is no room for it
+            ArgumentError: there is no room for it
         """
         if self.tensors is not None:
             return self.tensors[name]
@@ -50,9 +52,11 @@ class Placement(NamedTuple):
             try:
                 return torch.zeros(shape, dtype=dtype, device=device)
             except RuntimeError as error:
-                raise ValueError(
-                    f"a memory whose {name} take {size:,} bytes cannot be made: choose a smaller "
-                    "--memory-size, or --memory-storage disk"
+                raise ArgumentError(
+                    "a memory whose {} take {:,} bytes cannot be made: choose a smaller {memory_size}, "
+                    "or {storage} disk",
+                    name,
+                    size,
                 ) from error
         try:
             with tempfile.TemporaryFile(prefix="longmem-", dir=self.directory) as file:
@@ -60,10 +64,12 @@ class Placement(NamedTuple):
                 os.posix_fallocate(file.fileno(), 0, size)
                 mapped = mmap.mmap(file.fileno(), size)
         except OSError as error:
-            raise ValueError(
-                f"--memory-storage disk: cannot make a file of {size:,} bytes in "
-                f"{self.directory or tempfile.gettempdir()} ({error.strerror}); choose another "
-                "--memory-dir or a smaller --memory-size"
+            raise ArgumentError(
+                "{storage} disk: cannot make a file of {:,} bytes in {} ({}); choose another "
+                "{directory} or a smaller {memory_size}",
+                size,
+                self.directory or tempfile.gettempdir(),
+                error.strerror,
             ) from error
         if name != "chunk_keys" and hasattr(mmap, "MADV_RANDOM"):
             mapped.madvise(mmap.MADV_RANDOM)  # reading ahead would read many times what is used
@@ -138,7 +144,7 @@ def bytes_per_token(
     num_heads: int, head_dim: int, chunk_size: int, dtype: str, search_dim: int = 0
 ) -> float:
     """Bytes that a cached token takes: its keys and values, and its share of the chunk's float32
-    search keys (and scales); what an approximate index adds is not counted.
+    search keys (and scales); those of an approximate index are not counted.
 
     Args:
         search_dim: of search ``hidden``, which has one search key for all heads; 0 for one each

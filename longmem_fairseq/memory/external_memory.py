@@ -1,4 +1,8 @@
-"""The memory a model holds: one bank for training, another for evaluation."""
+"""The memory of a model: one bank for training, another for evaluation.
+
+B streams, T tokens, H heads of the store, H* searches per query (H, or 1), D head_dim, R chunks
+retrieved per query.
+"""
 
 import time
 from contextlib import contextmanager
@@ -7,9 +11,11 @@ from typing import Dict, Optional, Sequence, Tuple, Type
 import torch
 from torch import Tensor
 
+from longmem_fairseq.memory.bank_copies import copy_bank
 from longmem_fairseq.memory.memory_bank import MemoryBank
 from longmem_fairseq.memory.memory_fork import MemoryFork
 from longmem_fairseq.memory.retrieved import Retrieved
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 
 class ExternalMemory:
@@ -20,7 +26,7 @@ class ExternalMemory:
 
     Args:
         num_heads, head_dim: H, D of the cached layer
-        bank_class: of the banks
+        bank_class: :class:`MemoryBank`, or one of the same methods
         options: keyword arguments of :class:`MemoryBank` but for the number of streams and the device
     """
 
@@ -32,7 +38,7 @@ class ExternalMemory:
         self.banks: Dict[bool, MemoryBank] = {}
         self.bank: Optional[MemoryBank] = None  # of the current forward
         self.read_only = False
-        self.unwritten: Optional[tuple] = None  # the bank, and what it is to be given
+        self.unwritten: Optional[tuple] = None  # the bank and the arguments of its next write
         self.retrieval_seconds = 0.0  # of the current forward
         self.retrieved_chunks: Optional[Tensor] = None  # of the current forward
 
@@ -49,7 +55,7 @@ class ExternalMemory:
         are the last ones and are no longer there.
 
         Raises:
-            ValueError: there are more streams than before, in the middle of their documents
+            ArgumentError: there are more streams than before, in the middle of their documents
         """
         self.flush()
         self.retrieval_seconds, self.retrieved_chunks = 0.0, None
@@ -59,12 +65,14 @@ class ExternalMemory:
         if self.read_only and bank is not None:
             self.bank = bank
             return
-        if bank is None or bank.num_streams < num_streams:
+        if bank is None or bank.layout.num_streams < num_streams:
             in_document = new_document is None or not new_document.all()
             if bank is not None and any(bank.num_written + bank.num_pending) and in_document:
-                raise ValueError(
-                    f"{num_streams} streams cannot continue the documents of {bank.num_streams}: "
-                    "keep --batch-size constant until every stream starts a new document"
+                raise ArgumentError(
+                    "{} streams cannot continue the documents of {}: keep {num_streams} constant until "
+                    "every stream starts a new document",
+                    num_streams,
+                    bank.layout.num_streams,
                 )
             bank = self.banks[training] = self._new_bank(num_streams, device)
         elif new_document is not None:
@@ -77,14 +85,14 @@ class ExternalMemory:
             return self.bank_class(*sizes, device=device, **self.options)
 
     def _moved(self, bank: MemoryBank, device: torch.device) -> MemoryBank:
-        moved = self._new_bank(bank.num_streams, device)
+        moved = self._new_bank(bank.layout.num_streams, device)
         moved.load_state_dict(bank.header(), bank.state_dict())
         return moved
 
-    def retrieve(self, queries: Tensor) -> Optional[Retrieved]:
+    def retrieve(self, queries: Tensor, contexts: Optional[Tensor] = None) -> Optional[Retrieved]:
         """See :meth:`MemoryBank.retrieve`."""
         start = time.perf_counter()
-        retrieved = self.bank.retrieve(queries.detach())
+        retrieved = self.bank.retrieve(queries.detach(), contexts=contexts)
         self.retrieval_seconds += time.perf_counter() - start
         self.retrieved_chunks = None if retrieved is None else retrieved.chunks
         return retrieved
@@ -99,8 +107,8 @@ class ExternalMemory:
     ) -> None:
         """See :meth:`MemoryBank.write`.
 
-        Before the backward pass it only takes note: that reads once more what the forward pass
-        retrieved, so the bank has to stay as it is until the next forward pass begins.
+        Before a backward pass the segment waits until the next forward pass begins: the backward pass
+        reads the retrieved chunks once more, so the bank has to stay as it is until then.
         """
         if self.read_only:
             return
@@ -112,7 +120,11 @@ class ExternalMemory:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what waits to be written."""
+        """Writes the segment that waits, if there is one.
+
+        Raises:
+            ArgumentError: see :meth:`MemoryBank.write`
+        """
         if self.unwritten is not None:
             bank, *segment = self.unwritten
             self.unwritten = None
@@ -174,8 +186,8 @@ class ExternalMemory:
         for path in sorted({row[0] for row in rows if row is not None}):
             other = MemoryBank.load(path, device=device, **options)
             for stream, row in enumerate(rows):
-                if row is not None and row[0] == path and row[1] < other.num_streams:
-                    bank.copy_stream(stream, other, row[1])
+                if row is not None and row[0] == path and row[1] < other.layout.num_streams:
+                    copy_bank(bank, stream, other, row[1])
         self.banks[True] = bank
 
     def single_bank(self, device: torch.device) -> MemoryBank:
@@ -217,8 +229,8 @@ class ExternalMemory:
             self.read_only = before
 
     def statistics(self, gate: Optional[Tensor]) -> Dict:
-        """What a forward reports: gate (mean over heads), memory_tokens that a query could find
-        (mean over banks), retrieval_seconds, retrieved_chunks (B x H* x T x R or None).
+        """Of the current forward: gate (mean over heads), memory_tokens that a query could find (mean
+        over banks), retrieval_seconds, retrieved_chunks (B x H* x T x R or None).
 
         Args:
             gate: of the memory layer, H; None where none reads memory
@@ -235,4 +247,6 @@ class ExternalMemory:
 def _check_single(memory: str, bank: MemoryBank) -> None:
     """Raises ValueError where it is of several streams."""
     if len(bank.num_written) > 1:
-        raise ValueError(f"{memory} holds {bank.num_streams} streams: a generation starts from one")
+        raise ValueError(
+            f"{memory} holds {bank.layout.num_streams} streams: a generation starts from one"
+        )

@@ -1,50 +1,53 @@
-"""The memory bank: a ring of chunks, the keys and values of what a stream has read last.
+"""The memory bank: the keys and values that each stream has read last, in chunks.
 
 B streams, N banks, T tokens, H heads of the store, H* searches per query (H, or 1), D head_dim, E
 dimensions of a search key, S slots (one chunk each), c chunk_size in tokens, R chunks retrieved per
 query, K = R * c tokens retrieved per query.
 """
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from dataclasses import fields
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from longmem_fairseq.memory import bank_state
-from longmem_fairseq.memory.bank_layout import BankLayout
-from longmem_fairseq.memory.chunk_store import DTYPES, STORAGES, ChunkStore, Placement
-from longmem_fairseq.memory.factory_index import make_index
+from longmem_fairseq.memory.bank_layout import (
+    SIZES_OF_FILE,
+    BankLayout,
+    check_fingerprint,
+    check_options,
+)
+from longmem_fairseq.memory.chunk_ring import ChunkRing
+from longmem_fairseq.memory.faiss_index import DamagedIndexError
+from longmem_fairseq.memory.memory_file import write_memory_file
+from longmem_fairseq.memory.pending_tokens import PendingTokens, Tokens, tokens_of_rows
 from longmem_fairseq.memory.retrieved import Retrieved
-from longmem_fairseq.memory.search import chosen_products
-from longmem_fairseq.memory.token_log import UNKNOWN, Source, TokenLog
+from longmem_fairseq.memory.shard_files import read_memory, remove_other_parts
+from longmem_fairseq.memory.token_log import UNKNOWN, Source, TokenLog, look_up
+from longmem_fairseq.utils.replaced_file import Version
 
 
 class MemoryBank:
-    """A ring buffer of chunks for each stream.
+    """Remembers the last tokens of each stream, of which queries retrieve chunks.
 
-    Tokens are grouped in chunks of *chunk_size*, each with a search key. The oldest chunks go first. A
-    last chunk that is not full yet waits outside the ring until its tokens arrive.
+    Written tokens wait in ``pending`` until their chunk is full. Then it goes into ``ring``, in the
+    place of the oldest one, where queries find it. ``logs`` say which tokens they are.
 
     With search ``hidden``, a slot has the search keys of some tokens, and the keys, values and ids of
     those that came next. So a token is stored when its predecessor in the same document is known, the
-    first of a document never is, and what is read never crosses from one document into another.
+    first of a document never is, and reading never crosses from one document into another.
 
     Args:
-        sizes: of :class:`BankLayout`, by position or name; attributes of the bank, too
-        index, index_parameters: how it is searched, see :func:`make_index`
-        storage: where keys and values live, see :class:`Placement`; the search keys are beside them
-            on disk, else where they are searched
-        directory: of the files of storage ``disk``
+        sizes: of :class:`BankLayout`, by position or name
+        index, index_parameters, storage, directory: see :class:`ChunkRing`
         device: of the model
-        tensors: buffers to read in place, by the names of :meth:`state_dict`, instead of new ones; they
-            may have room for no more than what is stored. They are never written: whatever writes
-            moves the bank into buffers of its own first
+        tensors: buffers of a file, see :meth:`state_dict`, which the first write copies
+        ring: holds the chunks; :class:`ShardedBank` gives another
 
     Raises:
-        ValueError: a size or a name does not fit
+        ArgumentError: a size or a name does not fit, or there is no room
     """
-
-    shard, num_shards = 0, 1  # which part of the bank is here, of how many: see ShardedBank
 
     def __init__(
         self,
@@ -55,71 +58,28 @@ class MemoryBank:
         directory: Optional[str] = None,
         device: Optional[torch.device] = None,
         tensors: Optional[Dict[str, Tensor]] = None,
+        ring: Callable[..., ChunkRing] = ChunkRing,
         **named_sizes,
     ):
-        if storage not in STORAGES:
-            raise ValueError(f"--memory-storage ({storage}) must be one of {', '.join(STORAGES)}")
         self.layout = layout = BankLayout(*sizes, **named_sizes)
-        vars(self).update(layout.header())
-        self.placement = {
-            "index": index,
-            "index_parameters": index_parameters,
-            "storage": storage,
-            "directory": directory,
-            "device": device,
-        }
-        self.in_place = tensors is not None  # for instance in a file
         self.device = torch.device(device or "cpu")
-        self.num_slots, num_banks = layout.num_slots, layout.num_banks
-        num_own_slots = self.num_slots // self.num_shards
-        place = Placement(storage, self.device, directory, tensors)
-        self.store = ChunkStore(
-            (num_banks, layout.num_heads, num_own_slots),
-            layout.chunk_size,
-            layout.head_dim,
-            layout.dtype,
-            place,
-        )
-        if index not in ("torch", "flat"):
-            place = place._replace(device=None)  # faiss's own indices are on the CPU
-        elif storage == "host" or self.device.type != "cpu":
-            place = place._replace(storage="device")
-        shape = (num_banks, layout.search_heads, num_own_slots, layout.key_dim)
-        self.chunk_keys = place.buffer("chunk_keys", shape, torch.float32)
-        self.chunk_keys = self.chunk_keys.to(place.device or "cpu")  # from a file's mapping
-        self.index = make_index(self.chunk_keys, num_own_slots, index, index_parameters)
-        waiting = torch.float32 if layout.dtype == "int8" else DTYPES[layout.dtype]
-        shape = (num_banks, layout.num_heads, layout.chunk_size, layout.head_dim)
-        self.pending_keys = torch.zeros(shape, dtype=waiting, device=self.device)
-        self.pending_values = torch.zeros_like(self.pending_keys)
-        # of search `hidden`: the search keys of what waits, and of the last token of every stream
-        shape = (num_banks, layout.chunk_size, layout.search_dim)
-        self.pending_search = torch.zeros(shape, device=self.device)
-        self.last_search = torch.zeros(layout.num_streams, layout.search_dim, device=self.device)
-        self.in_document = [False] * layout.num_streams  # whether last_search has a successor
-        self.num_written = [0] * num_banks  # chunks since the last reset, evicted ones too
-        self.num_pending = [0] * num_banks  # tokens of the chunk that is not full yet
-        # room for the tokens that wait, too
-        room = layout.memory_size + layout.chunk_size
-        self.logs = [TokenLog(room) for _ in range(num_banks)]
+        places = dict(storage=storage, directory=directory, device=device)
+        self.placement = dict(index=index, index_parameters=index_parameters, **places)
+        self.ring = ring(layout, tensors=tensors, **self.placement)
+        self.pending = PendingTokens(layout, self.device)
+        self.num_written = [0] * layout.num_banks  # chunks since the last reset, evicted ones too
+        room = layout.memory_size + layout.chunk_size  # for the tokens that wait, too
+        self.logs = [TokenLog(room) for _ in range(layout.num_banks)]
 
     @property
-    def options(self) -> Dict[str, Any]:
-        """Arguments of another bank like this one, but for the number of streams and the shape."""
-        sizes = self.layout.header()
-        for name in ("num_streams", "num_heads", "head_dim"):
-            del sizes[name]
-        return {**sizes, **self.placement}
+    def num_pending(self) -> List[int]:
+        """Tokens of every bank that wait for their chunk to be full."""
+        return self.pending.num_tokens
 
     @property
     def num_chunks(self) -> List[int]:
         """Stored chunks of every bank."""
-        return [min(written, self.num_slots) for written in self.num_written]
-
-    @property
-    def num_own_chunks(self) -> List[int]:
-        """Those of them that are here: every ``num_shards``-th."""
-        return [len(range(self.shard, chunks, self.num_shards)) for chunks in self.num_chunks]
+        return [min(written, self.layout.num_slots) for written in self.num_written]
 
     @property
     def num_tokens(self) -> List[int]:
@@ -127,27 +87,37 @@ class MemoryBank:
         return [chunks * self.layout.chunk_size for chunks in self.num_chunks]
 
     @property
-    def num_bytes(self) -> int:
-        """Size of the buffers when full, without 4 bytes a token for its id, and without what an
-        approximate index adds."""
-        buffers = (self.chunk_keys, *self.store.buffers().values())
-        return sum(buffer.numel() * buffer.element_size() for buffer in buffers)
-
-    @property
     def sources(self) -> List[List[Source]]:
         """The documents that the tokens of every bank came from."""
         return [log.sources for log in self.logs]
 
-    def documents(self, bank: int) -> Dict[Optional[str], int]:
-        """Tokens of every document that is held, the oldest first; None: nobody said which."""
-        tokens: Dict[Optional[str], int] = {}
-        for source, part in self.logs[bank].parts(self.held(bank)):
-            tokens[source.name] = tokens.get(source.name, 0) + len(part)
-        return tokens
+    def held(self, bank: int) -> range:
+        """The tokens that are stored or wait, numbered from the bank's last reset."""
+        return self.layout.held(self.num_written[bank], self.num_pending[bank])
 
-    def bank_of(self, row: int) -> int:
-        """The bank that a stream writes to."""
-        return row if self.layout.scope == "stream" else 0
+    def documents(self, bank: int) -> Dict[Optional[str], int]:
+        """Held tokens of every document, the oldest first; None if unknown."""
+        return self.logs[bank].documents(self.held(bank))
+
+    def first_token(self, bank: int, slot: int) -> int:
+        """The number, counted from the last reset, of the first token of a stored chunk.
+
+        Raises:
+            ValueError: the slot is empty
+        """
+        if not 0 <= slot < self.num_chunks[bank]:
+            raise ValueError(f"slot {slot} of a bank that holds {self.num_chunks[bank]} chunks")
+        number = self.layout.chunk_in(torch.tensor(slot), self.num_written[bank])
+        return int(number) * self.layout.chunk_size
+
+    def locate(self, bank: int, slot: int) -> Optional[Source]:
+        """Where the first token of a stored chunk came from, None if that is unknown.
+
+        Raises:
+            ValueError: the slot is empty
+        """
+        source = self.logs[bank].sources_from(self.first_token(bank, slot))[0]
+        return None if source.name is None else source
 
     def reset(self, rows: Optional[Tensor] = None) -> None:
         """Forgets the streams marked in *rows* (bool, for the first of B streams; default: all).
@@ -156,45 +126,20 @@ class MemoryBank:
         """
         marked = [True] * self.layout.num_streams if rows is None else rows.tolist()
         for row, forget in enumerate(marked):
-            self.in_document[row] &= not forget
+            self.pending.in_document[row] &= not forget
         if self.layout.scope == "batch":
             marked = [len(marked) > 0 and all(marked)]
         for bank, forget in enumerate(marked):
             if forget:
-                self.num_written[bank] = self.num_pending[bank] = 0
+                self.num_written[bank] = self.pending.num_tokens[bank] = 0
                 self.logs[bank].sources = []
-                self.index.reset(bank)
+                self.ring.reset(bank)
 
     def begin_document(self, row: int, name: Optional[str], offset: int = 0) -> None:
-        """What is written to stream *row* from now on is document *name* from token *offset* on."""
-        bank, first = self.bank_of(row), int(self.layout.reads_successors)
+        """Stream *row* is given document *name* from token *offset* on with its next write."""
+        bank, first = self.layout.bank_of(row), int(self.layout.reads_successors)
         self.logs[bank].sources.append(Source(self.held(bank).stop, name, offset + first))
-        self.in_document[row] = False
-
-    def held(self, bank: int) -> range:
-        """The numbers, counted from the last reset, of the tokens that are stored or wait."""
-        written, size = self.num_written[bank], self.layout.chunk_size
-        oldest = (written - self.num_chunks[bank]) * size
-        return range(oldest, written * size + self.num_pending[bank])
-
-    def locate(self, bank: int, slot: int) -> Optional[Source]:
-        """Where the first token of a stored chunk came from, None if nobody said.
-
-        Returns:
-            its number in the bank, its document, and its offset there
-        """
-        source = self.logs[bank].sources_from(self.first_token(bank, slot))[0]
-        return None if source.name is None else source
-
-    def first_token(self, bank: int, slot: int) -> int:
-        """The number, counted from the last reset, of the first token of a stored chunk."""
-        if not 0 <= slot < self.num_chunks[bank]:
-            raise ValueError(f"slot {slot} of a bank that holds {self.num_chunks[bank]} chunks")
-        return int(self._first_tokens(bank, torch.tensor(slot)))
-
-    def _first_tokens(self, bank: int, slots: Tensor) -> Tensor:
-        newest = self.num_written[bank] - 1
-        return (newest - (newest - slots) % self.num_slots) * self.layout.chunk_size
+        self.pending.in_document[row] = False
 
     @torch.no_grad()
     def write(
@@ -209,231 +154,155 @@ class MemoryBank:
 
         Args:
             keys, values: b x H x T x D
-            valid: b x T, False for padding, which is not stored (default: all are)
-            token_ids: b x T, what the tokens are (default: unknown)
-            search_keys: b x T x E, for search ``hidden``: what a token is found by, whose successor is
-                then read; zeros for one that shall not be found
+            valid: b x T, False for tokens that are not stored, as padding (default: all are)
+            token_ids: b x T (default: unknown)
+            search_keys: b x T x E, for search ``hidden``: of each token, by which its successor is
+                found; zeros where it shall not be
 
         Raises:
-            ValueError: the shapes do not fit; or the bank is full, and its index cannot forget (then
-                nothing at all is written)
+            ValueError: the shapes do not fit; or, an ArgumentError, the bank is full and its index
+                cannot forget (then nothing at all is written)
         """
-        streams, tokens = keys.size(0), keys.size(2)
-        self._check_rows("keys", keys, self.layout.num_heads, self.layout.head_dim)
-        if search_keys is None:
-            search_keys = keys.new_empty(streams, tokens, 0)
-        for name, tensor, expected in (
-            ("values", values, keys.shape),
-            ("valid", valid, (streams, tokens)),
-            ("token_ids", token_ids, (streams, tokens)),
-            ("search_keys", search_keys, (streams, tokens, self.layout.search_dim)),
-        ):
-            if tensor is not None and tensor.shape != expected:
-                raise ValueError(
-                    f"{name} of shape {tuple(tensor.shape)} do not go with keys of {tuple(keys.shape)}"
-                )
-        if valid is None:
-            valid = torch.ones(streams, tokens, dtype=torch.bool)
-        if token_ids is None:
-            token_ids = torch.full((streams, tokens), UNKNOWN)
-        # at once: every copy from a GPU waits for all that it has to do
-        valid, token_ids = valid.cpu(), token_ids.cpu()
-        counts = valid.sum(dim=1).tolist()
-        stored = [
-            count - (count > 0 and self._waits_for_successor(i)) for i, count in enumerate(counts)
-        ]
-        self._make_room(stored if self.layout.scope == "stream" else [sum(stored)])
-        for row, count in enumerate(counts):
-            places = slice(None)
-            if count < tokens:
-                places = valid[row].nonzero().flatten().to(keys.device)
-            entry = (keys[row][:, places], values[row][:, places], search_keys[row][places])
-            ids = token_ids[row][valid[row]]
+        self.layout.check_segment(keys, values, valid, token_ids, search_keys)
+        rows = tokens_of_rows(keys, values, valid, token_ids, search_keys)
+        stored = [self.pending.num_stored(row, len(new.ids)) for row, new in enumerate(rows)]
+        self.make_room(stored if self.layout.scope == "stream" else [sum(stored)])
+        for row, new in enumerate(rows):
             if self.layout.reads_successors:
-                *entry, ids = self._after_predecessors(row, *entry, ids)
-            self._append(self.bank_of(row), *entry, ids)
+                new = self.pending.follow(row, new)
+            self.append(self.layout.bank_of(row), new)
 
-    def _after_predecessors(
-        self, row: int, keys: Tensor, values: Tensor, search: Tensor, ids: Tensor
-    ) -> Tuple[Tensor, ...]:
-        """Keys and values H x T x D and T ids of the tokens whose predecessor is known, with *its*
-        search key, T x E."""
-        if len(ids) == 0:
-            return keys, values, search, ids
-        found_by = torch.cat([self.last_search[row].unsqueeze(0), search[:-1].to(self.last_search)])
-        self.last_search[row] = search[-1]
-        first = int(self._waits_for_successor(row))
-        self.in_document[row] = True
-        return keys[:, first:], values[:, first:], found_by[first:], ids[first:]
+    def make_room(self, num_tokens: List[int]) -> None:
+        """Before so many tokens are appended to the first banks: raises ArgumentError where an
+        index, or storage outside of a mapped file, has no room; the bank is left as it was."""
+        for bank, new in enumerate(num_tokens):
+            new_chunks = (self.num_pending[bank] + new) // self.layout.chunk_size
+            self.ring.check_room(self.num_chunks[bank] + new_chunks)
+        self.ring.leave_file(self.num_written)
 
-    def _waits_for_successor(self, row: int) -> bool:
-        """Whether the next token of a stream is only to be found by, being the first of a document."""
-        return self.layout.reads_successors and not self.in_document[row]
-
-    def _make_room(self, tokens: List[int]) -> None:
-        """Before so many *tokens* of the first banks: raises ValueError if its index has no room.
-
-        Moves a mapped bank into buffers of its own.
-        """
-        for bank, new in enumerate(() if self.index.can_remove else tokens):
-            size = self.layout.chunk_size
-            if self.num_chunks[bank] + (self.num_pending[bank] + new) // size > self.num_slots:
-                raise ValueError(
-                    f"this --memory-index cannot forget chunks, and the bank of {self.memory_size:,} "
-                    "tokens is full: raise --memory-size, or choose an index that can (torch, IVF...)"
-                )
-        self._leave_file()
-
-    def _leave_file(self) -> None:
-        """Moves a mapped bank into buffers of its own, of full size.
-
-        Raises:
-            ValueError: there is no room for them; this bank is left as it was
-        """
-        if not self.in_place:
-            return
-        with torch.inference_mode(False):  # they are written later, too
-            own = self.select(range(self.layout.num_banks))
-        self.store, self.chunk_keys, self.index = own.store, own.chunk_keys, own.index
-        self.in_place = False
-
-    def _append(
-        self, bank: int, keys: Tensor, values: Tensor, search_keys: Tensor, token_ids: Tensor
-    ) -> None:
-        """Appends H x T x D keys and values, of any type and device, T x E search keys and T ids."""
-        self.logs[bank].write(self.held(bank).stop, token_ids)
-        left = self.num_pending[bank]
-        waiting = (self.pending_keys[bank], self.pending_values[bank], self.pending_search[bank])
-        keys, values, search_keys = (
-            torch.cat([kept[..., :left, :], new.to(kept)], dim=-2)
-            for kept, new in zip(waiting, (keys, values, search_keys), strict=True)
-        )
-        size = self.layout.chunk_size
-        num_chunks, left = divmod(keys.size(1), size)
-        if num_chunks > 0:
-            whole = num_chunks * size
-            chunks = (t[:, :whole].unflatten(1, (num_chunks, size)) for t in (keys, values))
-            self._append_chunks(bank, *chunks, search_keys[:whole].unflatten(0, (-1, size)))
-        self.num_pending[bank] = left
-        for kept, new in zip(waiting, (keys, values, search_keys), strict=True):
-            kept[..., :left, :] = new[..., new.size(-2) - left :, :]
-
-    def _append_chunks(self, bank: int, keys: Tensor, values: Tensor, search: Tensor) -> None:
-        """Appends whole chunks, H x chunks x c x D, and chunks x c x E, to one bank."""
-        num_chunks, stored_before = keys.size(1), self.num_own_chunks[bank]
-        # more chunks than slots: the first of them would be overwritten in the same call
-        kept = min(num_chunks, self.num_slots)
-        first = self.num_written[bank] + num_chunks - kept
-        self.num_written[bank] += num_chunks
-        skipped = (self.shard - first) % self.num_shards  # of other shards, before our first
-        own = slice(num_chunks - kept + skipped, None, self.num_shards)
-        keys, values, search = keys[:, own], values[:, own], search[own]
-        if keys.size(1) == 0:
-            return
-        device = self.chunk_keys.device
-        numbers = torch.arange(first + skipped, first + kept, self.num_shards, device=device)
-        slots = numbers // self.num_shards % self.chunk_keys.size(2)
-        by_token = search.unsqueeze(0) if self.layout.reads_successors else keys
-        self.chunk_keys[bank][:, slots] = by_token.float().mean(dim=2).to(device)
-        self.index.write(bank, slots, stored_before, self.num_own_chunks[bank])
-        rows = self._first_rows(bank, device) + slots  # H x own
-        self.store.write(rows.flatten(), keys.flatten(0, 1), values.flatten(0, 1))
-
-    def _first_rows(self, bank: int, device: Optional[torch.device] = None) -> Tensor:
-        """The row of the store where each head of a bank begins, H x 1."""
-        heads = torch.arange(self.layout.num_heads, device=device).view(-1, 1)
-        return (bank * self.layout.num_heads + heads) * self.chunk_keys.size(2)
+    def append(self, bank: int, tokens: Tokens) -> None:
+        """Appends tokens to a bank, after :meth:`make_room`."""
+        self.logs[bank].write(self.held(bank).stop, tokens.ids)
+        chunks = self.pending.fill(bank, tokens)
+        if chunks is not None:
+            self.ring.append(bank, self.num_written[bank], *chunks)
+            self.num_written[bank] += chunks[0].size(1)
 
     @torch.no_grad()
     def retrieve(
-        self, queries: Tensor, banks: Optional[Sequence[int]] = None
+        self,
+        queries: Tensor,
+        banks: Optional[Sequence[int]] = None,
+        contexts: Optional[Tensor] = None,
     ) -> Optional[Retrieved]:
         """For every query the K tokens of the R chunks with the largest inner product.
 
         Args:
             queries: b x H* x T x D (or E), unscaled
-            banks: the bank that each of the b rows asks (default: the first b streams' own)
+            banks: the bank that each of the b rows searches (default: that of the first b streams)
+            contexts: for search ``hidden``: b x T x M ids of the query's token and those before it, see
+                :func:`look_up`
 
         Returns:
-            None when no bank that is asked has a complete chunk.
+            None when no bank that is searched has a complete chunk.
+
+        Raises:
+            ValueError: the shape does not fit
         """
-        layout = self.layout
-        any_number = banks is not None
-        self._check_rows("queries", queries, layout.search_heads, layout.key_dim, any_number)
+        layout, any_number = self.layout, banks is not None
+        layout.check_rows("queries", queries, layout.search_heads, layout.key_dim, any_number)
         if banks is None:
-            banks = [self.bank_of(row) for row in range(queries.size(0))]
-        if not any(self.num_chunks[bank] for bank in banks):
+            banks = [layout.bank_of(row) for row in range(queries.size(0))]
+        if not any(self.num_written[bank] for bank in banks):
             return None
-        chunks = self._search(queries.float(), banks)
-        scores = None
-        if layout.reads_successors:
-            scores = self._scores(queries, chunks, banks).squeeze(1)
-        return self._found(chunks, scores, banks)
+        retrieved = self.ring.search(queries.float(), banks, self.num_written)
+        if not layout.reads_successors:
+            return retrieved
+        # one copy from the device: each waits for all that it has to do
+        slots, written = retrieved.chunks[:, 0].cpu(), [self.num_written[bank] for bank in banks]
+        logs, held = [self.logs[bank] for bank in banks], [self.held(bank) for bank in banks]
+        ids, matches = look_up(logs, layout.tokens_in(slots, written), held, contexts)
+        matches = None if matches is None else matches.to(self.device)
+        return retrieved._replace(token_ids=ids.to(self.device), matches=matches)
 
-    def _search(self, queries: Tensor, banks: Sequence[int]) -> Tensor:
-        """The slots of the best chunks that are here, b x H* x T x R; -1 where there were fewer."""
-        shape = (*queries.shape[:3], self.layout.k // self.layout.chunk_size)
-        chunks = torch.empty(shape, dtype=torch.long, device=queries.device)
-        for bank in sorted(set(banks)):  # one search for all rows that ask the same bank
-            rows = [row for row, asked in enumerate(banks) if asked == bank]
-            asked = torch.cat([queries[row] for row in rows], dim=1)  # H* x rows * T x E
-            found = self.index.search(bank, asked, self.num_own_chunks[bank], shape[-1])
-            for row, own in zip(rows, found.chunk(len(rows), dim=1), strict=True):
-                chunks[row] = own
-        return chunks
+    def header(self) -> Dict[str, Any]:
+        """Sizes, fill and sources, for JSON."""
+        return {
+            **self.layout.header(),
+            "num_written": self.num_written,
+            "num_pending": self.num_pending,
+            "sources": self.sources,
+            "in_document": self.pending.in_document,
+        }
 
-    def _scores(self, queries: Tensor, chunks: Tensor, banks: Sequence[int]) -> Tensor:
-        """Inner products with chunks that are here, b x H* x T x R; -inf where there is none."""
-        heads, slots = self.chunk_keys.shape[1:3]
-        first = torch.tensor([[bank * heads + head for head in range(heads)] for bank in banks])
-        first = first.to(chunks.device) * slots  # b x H*
-        rows = chunks.clamp(min=0) + first.view(*first.shape, 1, 1)
-        return chosen_products(queries, self.chunk_keys, rows).masked_fill(chunks < 0, -torch.inf)
+    def state_dict(self) -> Dict[str, Tensor]:
+        """Views of everything that is held; with :meth:`header` all that it takes to go on."""
+        ids = [log.read(self.held(bank)) for bank, log in enumerate(self.logs)]
+        token_ids = pad_sequence(ids, batch_first=True, padding_value=UNKNOWN)
+        ring = self.ring.state_dict(self.num_written)
+        return {**ring, **self.pending.state_dict(), "token_ids": token_ids}
 
-    def _found(self, chunks: Tensor, scores: Optional[Tensor], banks: Sequence[int]) -> Retrieved:
-        """What the chosen slots hold; scores b x T x R where all heads were searched at once."""
-        first = torch.stack([self._first_rows(bank, chunks.device) for bank in banks])  # b x H x 1
-        rows = chunks.clamp(min=0) + first.unsqueeze(-1)  # b x H x T x R
-        if scores is None:
-            return Retrieved(chunks, rows, self.store)
-        return Retrieved(chunks, rows, self.store, scores, self._token_ids(chunks[:, 0], banks))
+    def load_state_dict(self, header: Dict[str, Any], state: Dict[str, Tensor]) -> None:
+        """Takes over :meth:`header` and :meth:`state_dict` of a bank of the same sizes.
 
-    def _token_ids(self, slots: Tensor, banks: Sequence[int]) -> Tensor:
-        """Ids of the tokens in b x T x R slots of the whole bank, b x T x K; -1 where unknown."""
-        slots, within = slots.cpu(), torch.arange(self.layout.chunk_size)
-        rows = []
-        for row, bank in zip(slots, banks, strict=True):
-            numbers = self._first_tokens(bank, row.clamp(min=0)).unsqueeze(-1) + within
-            log = self.logs[bank].ids
-            rows.append(log[numbers % len(log)].masked_fill(row.unsqueeze(-1) < 0, UNKNOWN))
-        return torch.stack(rows).flatten(2).long().to(self.device)
-
-    def _check_rows(
-        self, name: str, tensor: Tensor, heads: int, dim: int, any_number: bool = False
-    ) -> None:
-        too_many = tensor.size(0) > self.layout.num_streams and not any_number
-        if too_many or (tensor.size(1), tensor.size(3)) != (heads, dim):
-            raise ValueError(
-                f"{name} of shape {tuple(tensor.shape)} do not fit a bank of (streams, heads, "
-                f"head_dim) {(self.layout.num_streams, heads, dim)}"
-            )
-
-    def select(self, banks: Sequence[int]) -> "MemoryBank":
-        """A new bank with a stream for each of *banks*, which starts as a copy of it.
-
-        With the same options, but for scope ``stream``.
+        Raises:
+            ValueError: of other sizes or another backbone; this bank is left as it was
         """
-        options = {**self.options, "scope": "stream"}
-        selected = type(self)(len(banks), self.layout.num_heads, self.layout.head_dim, **options)
-        for stream, bank in enumerate(banks):
-            selected.copy_stream(stream, self, bank)
-        return selected
+        self.layout.check_same(header, ("num_streams", *SIZES_OF_FILE))
+        check_fingerprint("the memory", header["fingerprint"], self.layout.fingerprint)
+        self.ring.load_state_dict(state, header["num_written"])
+        for name, tensor in self.pending.state_dict().items():
+            tensor.copy_(state[name])
+        self.num_written = list(header["num_written"])
+        self.pending.num_tokens = list(header["num_pending"])
+        self.pending.in_document = list(header["in_document"])
+        for bank, log in enumerate(self.logs):
+            log.sources = [Source(*source) for source in header["sources"][bank]]
+            held = self.held(bank)
+            log.write(held.start, state["token_ids"][bank, : len(held)])
 
-    copy_stream = bank_state.copy_stream
-    extend = bank_state.extend
-    forget = bank_state.forget
-    header = bank_state.header
-    state_dict = bank_state.state_dict
-    load_state_dict = bank_state.load_state_dict
-    save = bank_state.save
-    load = classmethod(bank_state.load)
+    def save(self, path: str, replaces: Optional[Version] = None) -> Version:
+        """Writes the bank to a file, at once or not at all; see :func:`write_memory_file`.
+
+        Then removes the files that shards have saved under the same *path*.
+
+        Raises:
+            OSError: the file cannot be written, or one of those not removed
+        """
+        version = write_memory_file(path, self.header(), self.state_dict(), replaces)
+        remove_other_parts(path)
+        return version
+
+    @classmethod
+    def load(
+        cls, path: str, fingerprint: str = "", memory_map: bool = False, **options
+    ) -> "MemoryBank":
+        """The bank of a file, or of the files that the shards of one wrote.
+
+        Args:
+            fingerprint: of the backbone that will read it; "" for any
+            memory_map: leave keys and values in the file, until the first write copies them; their
+                checksums are not compared (files of shards are read at once)
+            options: further arguments of :class:`MemoryBank`, such as index or storage; those that the
+                file has too, except k, must be the same
+
+        Raises:
+            FileNotFoundError: there is no such file
+            ValueError: it is damaged, foreign, or of another backbone or other sizes
+        """
+        header, tensors = read_memory(path, verify=not memory_map)
+        return cls.restored(path, header, tensors, fingerprint, memory_map, **options)
+
+    @classmethod
+    def restored(
+        cls, path: str, header: Dict, tensors: Dict, fingerprint: str, in_place: bool, **options
+    ) -> "MemoryBank":
+        """The bank of a file that was read; see :meth:`load`."""
+        check_options(path, header, {**options, "fingerprint": fingerprint})
+        sizes = {field.name: header[field.name] for field in fields(BankLayout)}
+        bank = cls(**{**sizes, **options}, tensors=tensors if in_place else None)
+        try:
+            bank.load_state_dict(header, tensors)
+        except DamagedIndexError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return bank

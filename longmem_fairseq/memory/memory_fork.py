@@ -7,20 +7,21 @@ from typing import List, Optional
 
 from torch import Tensor
 
+from longmem_fairseq.memory.bank_copies import select_banks
 from longmem_fairseq.memory.memory_bank import MemoryBank
 from longmem_fairseq.memory.retrieved import Retrieved
 
 
 class MemoryFork:
-    """A memory that several hypotheses read, and to which each adds what only it has read.
+    """A memory that several hypotheses read, and to which each adds the tokens that it alone has read.
 
     The bank it starts from is never written: the first write makes a copy for every hypothesis.
 
     Args:
-        bank: what is remembered at first; all hypotheses read its first stream
+        bank: the memory at first; all hypotheses read its first stream
         num_hypotheses: B
         read_only: nothing is added
-        document: what to call that which is added, its first token being the beginning of a document
+        document: the name of the added tokens, the first of which begins a document
     """
 
     def __init__(
@@ -34,9 +35,9 @@ class MemoryFork:
         self.banks: List[int] = [0] * num_hypotheses  # the one of every hypothesis
         self._is_original = True
 
-    def retrieve(self, queries: Tensor) -> Optional[Retrieved]:
+    def retrieve(self, queries: Tensor, contexts: Optional[Tensor] = None) -> Optional[Retrieved]:
         """See :meth:`MemoryBank.retrieve`; B x H x T x D."""
-        return self.bank.retrieve(queries, self.banks)
+        return self.bank.retrieve(queries, self.banks, contexts)
 
     def write(
         self,
@@ -55,7 +56,7 @@ class MemoryFork:
             return
         own = list(range(len(self.banks)))
         if self._is_original or self.banks != own:
-            self.bank, self.banks = self.bank.select(self.banks), own
+            self.bank, self.banks = select_banks(self.bank, self.banks), own
         if self._is_original:
             for bank in own:
                 self.bank.begin_document(bank, self.document, offset=-1)

@@ -12,14 +12,16 @@ from longmem_fairseq.memory.chunk_store import ChunkStore
 
 
 class Retrieved(NamedTuple):
-    """What every query found: chunks that are still in the bank.
+    """The chunks that every query retrieved, which are still in the bank.
 
-    chunks: B x H* x T x R slot numbers, -1 where there was none
-    rows: B x H x T x R rows of *store*, any where there was none
-    store: where the keys and values are, until the bank is written again
-    scores: B x T x R inner products of query and search key, -inf where there was none; None where
-        every head searched for itself
-    token_ids: B x T x K of what was found, -1 where nobody said; None as *scores*
+    chunks: B x H* x T x R slot numbers, -1 where there were fewer
+    rows: B x H x T x R rows of *store*, any where there were fewer
+    store: of the keys and values, until the bank is written again
+    scores: B x T x R inner products of query and search key, -inf where there were fewer; None
+        where every head searched for itself
+    token_ids: B x T x K, -1 where unknown; None as *scores*
+    matches: how many tokens before each retrieved one equal the query's and those before it, B x T x K;
+        None where the search was given no contexts
     """
 
     chunks: Tensor
@@ -27,6 +29,7 @@ class Retrieved(NamedTuple):
     store: ChunkStore
     scores: Optional[Tensor] = None
     token_ids: Optional[Tensor] = None
+    matches: Optional[Tensor] = None
 
     @property
     def valid(self) -> Tensor:
@@ -41,10 +44,11 @@ class Retrieved(NamedTuple):
         return keys.view(shape), values.view(shape)
 
     def from_query(self, first: int) -> "Retrieved":
-        """For the queries from *first* on, of those that found the same for all heads."""
+        """Those of the queries from *first* on, where all heads retrieved the same."""
         chunks, rows = (tensor[:, :, first:] for tensor in (self.chunks, self.rows))
-        scores, token_ids = self.scores[:, first:], self.token_ids[:, first:]
-        return Retrieved(chunks, rows, self.store, scores, token_ids)
+        by_token = (self.scores, self.token_ids, self.matches)
+        by_token = (None if tensor is None else tensor[:, first:] for tensor in by_token)
+        return Retrieved(chunks, rows, self.store, *by_token)
 
     def for_heads(self, group: int) -> "Retrieved":
         """The same for G query heads of every head of the store: chunks and rows B x H * G x T x R."""

@@ -3,9 +3,6 @@
 N banks, H heads, Q queries, S slots, D head_dim, R chunks to retrieve.
 """
 
-import functools
-import logging
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Dict, List, Optional, Tuple
@@ -22,7 +19,6 @@ THREADS_FROM = 2**24  # products, from which on starting threads (0.2 ms) does n
 GROUP = 8  # rows of which only the maximum is looked at first (measured: 4 and 16 are not faster)
 GROUPS_FROM = 2**15  # scores, below which a look at all of them takes less time than six operations
 GATHER_BUDGET = 2**21  # numbers of keys gathered at a time, as in memory attention
-GPU_LOCK = threading.Lock()  # what faiss needs of a GPU may be used by one thread at a time
 
 
 class ChunkIndex:
@@ -48,48 +44,48 @@ class ChunkIndex:
         Returns:
             H x Q x R slot numbers (int64), -1 where there were fewer
         """
-        found = torch.full(
+        out = torch.full(
             (*queries.shape[:2], num_chunks), -1, dtype=torch.long, device=queries.device
         )
-        if num_stored and found.numel() > 0:
-            self._search(bank, queries, num_stored, found[:, :, : min(num_stored, num_chunks)])
-        return found
+        if num_stored and out.numel() > 0:
+            self._search(bank, queries, num_stored, out[:, :, : min(num_stored, num_chunks)])
+        return out
 
-    def _search(self, bank: int, queries: Tensor, stored: int, found: Tensor) -> None:
-        """Writes H x Q x min(R, *stored*) slot numbers to *found*."""
+    def _search(self, bank: int, queries: Tensor, stored: int, out: Tensor) -> None:
+        """Writes H x Q x min(R, *stored*) slot numbers to *out*."""
         raise NotImplementedError
 
     def write(self, bank: int, slots: Tensor, stored_before: int, num_stored: int) -> None:
-        """Is told that the chunk keys of *slots* changed; those below *stored_before* held others."""
+        """Called after chunk keys are written; *slots* below *stored_before* were overwritten."""
 
     def reset(self, bank: int) -> None:
-        """Is told that a bank is empty now."""
+        """Called when a bank was emptied."""
 
     def copy_bank(self, bank: int, other: "ChunkIndex", other_bank: int) -> None:
-        """Is told that *bank* now has the chunk keys of a bank of *other*, which is of its kind."""
+        """Called when *bank* was given the chunk keys of a bank of *other*, which is of its kind."""
 
     def state_dict(self) -> Dict[str, Tensor]:
-        """What cannot be computed from the chunk keys."""
+        """Tensors that cannot be computed from the chunk keys."""
         return {}
 
     def load_state_dict(self, state: Dict[str, Tensor], num_stored: List[int]) -> None:
-        """Is told that the chunk keys are those of another bank."""
+        """Called when all chunk keys were replaced, with :meth:`state_dict` of their index."""
 
 
 class TorchIndex(ChunkIndex):
-    """Blocks of scores by matrix product, and the best rows of every column."""
+    """Exact: blocks of scores by matrix product, and the best rows of every column."""
 
-    def _search(self, bank: int, queries: Tensor, stored: int, found: Tensor) -> None:
+    def _search(self, bank: int, queries: Tensor, stored: int, out: Tensor) -> None:
         keys = self.chunk_keys[bank, :, :stored]  # H x S x D
         threads = torch.get_num_threads() if queries.device.type == "cpu" else 1
         products = stored * queries.size(0) * queries.size(1)
         if 1 < threads <= queries.size(0) and products >= THREADS_FROM:
-            search_in_threads(keys, queries, found, threads)
+            search_in_threads(keys, queries, out, threads)
         else:
-            search_heads(keys, queries, found)
+            search_heads(keys, queries, out)
 
 
-def search_in_threads(keys: Tensor, queries: Tensor, found: Tensor, threads: int) -> None:
+def search_in_threads(keys: Tensor, queries: Tensor, out: Tensor, threads: int) -> None:
     """:func:`search_heads` with a head for every thread, from its product to its best rows.
 
     PyTorch's own threads share the work of every operation anew: on a CPU, scores would travel between
@@ -97,49 +93,50 @@ def search_in_threads(keys: Tensor, queries: Tensor, found: Tensor, threads: int
     """
     inference = torch.is_inference_mode_enabled()  # a setting of each thread
 
-    def search(head: int) -> None:
+    def search_one(head: int) -> None:
         one = slice(head, head + 1)
         with torch.inference_mode(inference), torch.no_grad():
-            search_heads(keys[one], queries[one], found[one])
+            search_heads(keys[one], queries[one], out[one])
 
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(search, range(queries.size(0))))
+            list(pool.map(search_one, range(queries.size(0))))
     finally:
-        torch.set_num_threads(threads)  # so it was here, but threads to come had learnt of 1
+        torch.set_num_threads(threads)  # still true here, but later threads would start with 1
 
 
-def search_heads(keys: Tensor, queries: Tensor, found: Tensor) -> None:
-    """Writes the rows of the largest products to *found*, see :func:`search_float32`.
+def search_heads(keys: Tensor, queries: Tensor, out: Tensor) -> None:
+    """Writes the rows of the largest products to *out*, see :func:`search_float32`.
 
-    Of a large memory one block of keys after another, so that the scores of several queries fit.
+    A large memory is searched one block of keys after another, so that the scores of several queries
+    fit.
     """
-    num_queries, count = found.shape[1:]
+    num_queries, count = out.shape[1:]
     budget = SCORE_BUDGET[queries.device.type]
     rows_at_once = max(count, budget // min(num_queries, QUERIES_AT_ONCE))
     for first in range(0, keys.size(1), rows_at_once):
         some = keys[:, first : first + rows_at_once]
         if first == 0:
-            search_rows(some, queries, found)
+            search_rows(some, queries, out)
             continue
-        more = torch.empty_like(found[:, :, : some.size(1)])
+        more = torch.empty_like(out[:, :, : some.size(1)])
         search_rows(some, queries, more)
-        rows = torch.cat([found, more + first], dim=-1)
+        rows = torch.cat([out, more + first], dim=-1)
         for head, start in product(range(keys.size(0)), range(0, num_queries, 1024)):
             here = slice(head, head + 1), slice(start, start + 1024)
-            found[here] = best_of(keys[here[:1]], queries[here], rows[here], count)[1]
+            out[here] = best_of(keys[here[:1]], queries[here], rows[here], count)[1]
 
 
-def search_rows(keys: Tensor, queries: Tensor, found: Tensor) -> None:
-    """:func:`search_heads` of keys so few that many queries can be asked at a time."""
+def search_rows(keys: Tensor, queries: Tensor, out: Tensor) -> None:
+    """:func:`search_heads` of keys so few that many queries can be searched at a time."""
     heads, num_queries, _ = queries.shape
     stored, budget = keys.size(1), SCORE_BUDGET[queries.device.type]
     heads_at_once = min(heads, max(1, budget // (stored * num_queries)))
     queries_at_once = max(1, budget // (stored * heads_at_once))
-    search = search_rounded if rounding_pays(queries, stored, found.size(-1)) else search_float32
+    search = search_rounded if rounding_pays(queries, stored, out.size(-1)) else search_float32
     for head in range(0, heads, heads_at_once):
         some = slice(head, head + heads_at_once)
-        search(keys[some], queries[some], found[some], queries_at_once)
+        search(keys[some], queries[some], out[some], queries_at_once)
 
 
 def rounding_pays(queries: Tensor, stored: int, count: int) -> bool:
@@ -154,34 +151,34 @@ def multiplies_bfloat16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
-def search_float32(keys: Tensor, queries: Tensor, found: Tensor, queries_at_once: int) -> None:
-    """Writes the rows of the largest products to *found*.
+def search_float32(keys: Tensor, queries: Tensor, out: Tensor, queries_at_once: int) -> None:
+    """Writes the rows of the largest products to *out*.
 
     Args:
         keys: h x S x D
         queries: h x Q x D
-        found: h x Q x R, R at most S
+        out: h x Q x R, R at most S
         queries_at_once: size of a block
     """
     scores = None
     for start in range(0, queries.size(1), queries_at_once):
         block = slice(start, start + queries_at_once)
         scores = score(keys, queries[:, block], scores)
-        found[:, block] = best_rows(scores, found.size(-1))
+        out[:, block] = best_rows(scores, out.size(-1))
 
 
-def search_rounded(keys: Tensor, queries: Tensor, found: Tensor, queries_at_once: int) -> None:
-    """What :func:`search_float32` does, with most of the work in bfloat16.
+def search_rounded(keys: Tensor, queries: Tensor, out: Tensor, queries_at_once: int) -> None:
+    """Finds the same as :func:`search_float32`, with most of the work in bfloat16.
 
     Rounded scores choose twice as many candidates as are wanted, and float32 the best of those. A
-    bound of the rounding errors shows for which queries no other row can be better; the rest, few
+    bound of the rounding errors shows for which queries no other row can be better; the others, few
     unless rows are nearly equal, are searched in float32.
     """
     heads, stored, head_dim = keys.shape
     mean = keys.mean(dim=1, keepdim=True)  # all scores of a query lose the same: the order stays
     rounded_keys, key_error, longest = round_vectors(keys - mean)  # and errors are smaller
     rounded_queries, query_error, query_length = round_vectors(queries)
-    # |q k - q' k'| <= |q - q'| |k| + |q'| |k - k'|, and what adding up in float32 loses
+    # |q k - q' k'| <= |q - q'| |k| + |q'| |k - k'|, and the error of adding up in float32
     longest, key_error = (x.amax(dim=1, keepdim=True) for x in (longest, key_error))  # h x 1
     query_length += query_error  # at least |q'|
     error = query_error * longest + query_length * (key_error + 2**-16 * longest)  # h x Q
@@ -192,16 +189,16 @@ def search_rounded(keys: Tensor, queries: Tensor, found: Tensor, queries_at_once
         block = slice(start, start + queries_at_once)
         scores = score(rounded_keys, rounded_queries[:, block], scores)
         # the bits of positive numbers are in their order, and have a faster maximum on a CPU
-        rows = best_rows(scores.view(torch.int16), 2 * found.size(-1), sorted=False)  # h x q x 2R
-        best, found[:, block] = best_of(keys, queries[:, block], rows, found.size(-1))
+        rows = best_rows(scores.view(torch.int16), 2 * out.size(-1), sorted=False)  # h x q x 2R
+        best, out[:, block] = best_of(keys, queries[:, block], rows, out.size(-1))
         limit = scores.transpose(1, 2).gather(-1, rows).amin(dim=-1).float()  # h x q
         most = limit * (1 + 2**-8) + error[:, block]  # that any other row can have
         sure[:, block] = (limit > 0) & (best[..., -1] - lost[:, block] >= most)
     for head in (~sure).any(dim=1).nonzero().flatten().tolist():
         one, again = slice(head, head + 1), ~sure[head]
-        rows = found[one, again]  # a copy
+        rows = out[one, again]  # a copy
         search_float32(keys[one], queries[one, again], rows, queries_at_once)
-        found[one, again] = rows
+        out[one, again] = rows
 
 
 def best_of(keys: Tensor, queries: Tensor, rows: Tensor, count: int) -> Tuple[Tensor, Tensor]:
@@ -215,7 +212,7 @@ def best_of(keys: Tensor, queries: Tensor, rows: Tensor, count: int) -> Tuple[Te
 
 
 def round_vectors(vectors: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-    """h x n x D in bfloat16; the length of what each lost by that, and its own, h x n."""
+    """h x n x D in bfloat16; the length of each rounding error, and of each vector, h x n."""
     rounded = vectors.bfloat16()
     return rounded, (vectors - rounded).norm(dim=-1), vectors.norm(dim=-1)
 
@@ -272,61 +269,11 @@ def chosen_products(queries: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
     """
     keys = keys.view(-1, keys.size(-1))
     places = rows.flatten(0, 2).to(keys.device)  # Q x R
-    asked = queries.float().flatten(0, 2).to(keys.device)  # Q x D
+    flat = queries.float().flatten(0, 2).to(keys.device)  # Q x D
     size = max(1, GATHER_BUDGET // (places.size(1) * keys.size(1)))
     products = [
         # not a matrix product, which autocast would round
         (some.unsqueeze(1) * keys[chosen]).sum(dim=-1)
-        for some, chosen in zip(asked.split(size), places.split(size), strict=True)
+        for some, chosen in zip(flat.split(size), places.split(size), strict=True)
     ]
     return torch.cat(products).view(rows.shape).to(queries.device)
-
-
-class FlatIndex(ChunkIndex):
-    """``faiss.knn`` on a CPU, ``faiss.knn_gpu`` on a GPU, for one head at a time."""
-
-    def __init__(self, chunk_keys: Tensor):
-        super().__init__(chunk_keys)
-        self.faiss = import_faiss()
-        self.resources = gpu_resources(chunk_keys.device) if chunk_keys.is_cuda else None
-
-    def _search(self, bank: int, queries: Tensor, stored: int, found: Tensor) -> None:
-        metric = self.faiss.METRIC_INNER_PRODUCT
-        for head in range(queries.size(0)):
-            asked = queries[head].contiguous()
-            keys = self.chunk_keys[bank, head, :stored]
-            if queries.is_cuda:
-                knn = self.faiss.knn_gpu  # on the current device, in PyTorch's stream there
-                with GPU_LOCK, torch.cuda.device(queries.device):
-                    slots = knn(self.resources, asked, keys, found.size(-1), metric=metric)[1]
-                found[head] = slots
-            else:
-                knn = self.faiss.knn
-                slots = knn(asked.numpy(), keys.numpy(), found.size(-1), metric=metric)[1]
-                found[head] = torch.from_numpy(slots)
-
-
-@functools.cache
-def gpu_resources(device: torch.device):
-    """What faiss needs of a GPU, up to 1.5 GiB of its memory included: one for all banks."""
-    import faiss.contrib.torch_utils  # noqa: F401  (lets faiss read CUDA tensors in place)
-
-    return import_faiss().StandardGpuResources()
-
-
-def import_faiss():
-    """The module faiss.
-
-    Raises:
-        ImportError: it is not installed; names the extras that hold it
-    """
-    # it reports at length which instruction sets its wheel was not built for
-    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError(
-            "this --memory-index needs faiss: pip install 'longmem-fairseq[cpu]' or "
-            "'longmem-fairseq[gpu]', or choose --memory-index torch"
-        ) from error
-    return faiss

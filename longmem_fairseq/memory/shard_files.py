@@ -1,7 +1,7 @@
 """The files of a bank that is split over processes: one for each shard, ``PATH.0-of-4`` and so on.
 
-Slot s of a bank of N shards is slot s // N of shard s % N, so any number of shards can take over what
-any other number has saved.
+Slot s of a bank of N shards is slot s // N of shard s % N, so any number of shards can load the
+files of any other number.
 """
 
 import json
@@ -14,8 +14,9 @@ from typing import Dict, Iterable, List, Tuple
 import torch
 from torch import Tensor
 
-from longmem_fairseq.memory.bank_layout import PENDING
 from longmem_fairseq.memory.memory_file import MAPPED, read_memory_file
+from longmem_fairseq.memory.pending_tokens import PENDING
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 
 def part_path(path: str, shard: int, num_shards: int) -> str:
@@ -23,8 +24,10 @@ def part_path(path: str, shard: int, num_shards: int) -> str:
     return path if num_shards == 1 else f"{path}.{shard}-of-{num_shards}"
 
 
-def read_part(path: str, shard: int, num_shards: int, verify: bool) -> Tuple[Dict, Dict]:
-    """Header and tensors of one part of a memory, whoever saved it.
+def read_memory(
+    path: str, verify: bool = True, shard: int = 0, num_shards: int = 1
+) -> Tuple[Dict, Dict[str, Tensor]]:
+    """Header and tensors of a memory, or of one part of it, in however many files it was saved.
 
     Reads only the files that hold something of it.
 
@@ -42,9 +45,9 @@ def read_part(path: str, shard: int, num_shards: int, verify: bool) -> Tuple[Dic
             continue  # no slot is in both
         file = part_path(path, i, saved)
         header, parts[i] = read_memory_file(file, verify)
-        found = header.pop("shard", 0), header.pop("num_shards", 1)
-        if found != (i, saved):
-            raise ValueError(f"{file} holds shard {found[0]} of {found[1]}: it was renamed")
+        part = header.pop("shard", 0), header.pop("num_shards", 1)
+        if part != (i, saved):
+            raise ValueError(f"{file} holds shard {part[0]} of {part[1]}: it was renamed")
         same_in_all = (parts[i][name] for name in ("token_ids", *PENDING))
         identities.add(identity(header, same_in_all))
     if len(identities) > 1:
@@ -52,10 +55,8 @@ def read_part(path: str, shard: int, num_shards: int, verify: bool) -> Tuple[Dic
     if saved != num_shards:
         slots = header["memory_size"] // header["chunk_size"]
         if slots % num_shards:
-            raise ValueError(
-                f"{path} holds a memory of {slots:,} chunks, which --memory-shards ({num_shards}) must "
-                "divide"
-            )
+            text = "{} holds a memory of {:,} chunks, which {num_shards} ({}) must divide"
+            raise ArgumentError(text, path, slots, num_shards)
         stored = min(max(header["num_written"]), slots)
         return header, _cut(parts, saved, stored, shard, num_shards)
     return header, parts[shard]
@@ -63,22 +64,22 @@ def read_part(path: str, shard: int, num_shards: int, verify: bool) -> Tuple[Dic
 
 def _saved_shards(path: str) -> int:
     """How many files hold the memory *path*."""
-    found = set(_saved_files(path))
-    if not found:
+    saved = list(_saved_files(path))
+    if not saved:
         raise FileNotFoundError(f"{path}: no such memory file")
-    if len(found) > 1:
-        numbers = ", ".join(map(str, sorted(found)))
+    if len(saved) > 1:
+        numbers = ", ".join(map(str, sorted(saved)))
         raise ValueError(
             f"{path} was saved by different numbers of shards ({numbers}): remove the files of all but "
             "one"
         )
-    return found.pop()
+    return saved[0]
 
 
-def remove_other_parts(path: str, num_shards: int) -> None:
-    """Removes what other numbers of shards than *num_shards*, which is saved now, left of a memory.
+def remove_other_parts(path: str, num_shards: int = 1) -> None:
+    """Removes the files of a memory that other numbers of shards than *num_shards* have saved.
 
-    A process that has mapped one of these files keeps what is in it.
+    A process that has mapped one of them keeps its contents.
 
     Raises:
         OSError: one cannot be removed
@@ -91,7 +92,7 @@ def remove_other_parts(path: str, num_shards: int) -> None:
 
 def _saved_files(path: str) -> Dict[int, List[str]]:
     """The files named as :func:`part_path` does, by number of shards."""
-    found = {1: [path]} if os.path.isfile(path) else {}
+    files = {1: [path]} if os.path.isfile(path) else {}
     folder, name = os.path.split(os.path.abspath(path))
     for file in os.listdir(folder) if os.path.isdir(folder) else ():
         match = re.fullmatch(re.escape(name) + r"\.(\d+)-of-(\d+)", file)
@@ -100,8 +101,8 @@ def _saved_files(path: str) -> Dict[int, List[str]]:
         shard, saved = int(match[1]), int(match[2])
         whole = os.path.join(folder, file)
         if shard < saved and file == part_path(name, shard, saved) and os.path.isfile(whole):
-            found.setdefault(saved, []).append(whole)
-    return found
+            files.setdefault(saved, []).append(whole)
+    return files
 
 
 def _cut(parts: Dict[int, Dict], saved: int, stored: int, shard: int, num_shards: int) -> Dict:
@@ -110,22 +111,22 @@ def _cut(parts: Dict[int, Dict], saved: int, stored: int, shard: int, num_shards
     Trained indices are left behind: they are of other chunks.
     """
     tensors = {n: t for n, t in next(iter(parts.values())).items() if not n.startswith("index.")}
-    own = shard + num_shards * torch.arange(-(-stored // num_shards))
-    own = own.clamp(max=max(stored - 1, 0))  # the last one may not be stored in this shard
+    slots = shard + num_shards * torch.arange(-(-stored // num_shards))
+    slots = slots.clamp(max=max(stored - 1, 0))  # the last one may not be stored in this shard
     for name in MAPPED:
         if name not in tensors:
             continue
         buffer = tensors[name]  # N x H x slots x ...
-        tensors[name] = buffer.new_empty(*buffer.shape[:2], len(own), *buffer.shape[3:])
+        tensors[name] = buffer.new_empty(*buffer.shape[:2], len(slots), *buffer.shape[3:])
         for i, part in parts.items():
-            here = own % saved == i
-            tensors[name][:, :, here] = part[name][:, :, own[here] // saved]
+            here = slots % saved == i
+            tensors[name][:, :, here] = part[name][:, :, slots[here] // saved]
     return tensors
 
 
 def identity(header: Dict, tensors: Iterable[Tensor]) -> int:
-    """A checksum of what all shards of one memory have in common."""
-    found = zlib.crc32(json.dumps(header).encode())
+    """A checksum of the header and of tensors that all shards of one memory have in common."""
+    checksum = zlib.crc32(json.dumps(header).encode())
     for tensor in tensors:
-        found = zlib.crc32(tensor.flatten().view(torch.uint8).numpy(), found)
-    return found
+        checksum = zlib.crc32(tensor.cpu().flatten().view(torch.uint8).numpy(), checksum)
+    return checksum

@@ -1,18 +1,22 @@
-"""Which token of which document every token of a bank is."""
+"""Which token of which document every token of a bank is.
 
-from typing import List, NamedTuple, Optional, Tuple
+b rows, T tokens, R chunks retrieved per query, c chunk_size in tokens, K = R * c, n tokens, M tokens of
+a context.
+"""
+
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from longmem_fairseq.memory.chunk_store import Placement
 
-UNKNOWN = -1  # the id of a token of which nobody said what it is
+UNKNOWN = -1  # the id of a token that was written without one
 
 
 class Source(NamedTuple):
-    """From token *first* of a bank on (counted from its last reset), what was written is document
-    *name* (None: nobody said which) from its token *offset* on."""
+    """Tokens from *first* on, counted from a bank's last reset, are those of document *name* (None if
+    unknown) from *offset* on."""
 
     first: int
     name: Optional[str]
@@ -28,7 +32,7 @@ class TokenLog:
         size: how many ids are kept
 
     Raises:
-        ValueError: no machine keeps so many
+        ArgumentError: no machine keeps so many
     """
 
     def __init__(self, size: int):
@@ -37,13 +41,13 @@ class TokenLog:
         self.sources: List[Source] = []
 
     def write(self, first: int, ids: Tensor) -> None:
-        """The tokens from *first* on have these ids."""
-        kept = min(len(ids), len(self.ids))
-        places = torch.arange(first + len(ids) - kept, first + len(ids)) % len(self.ids)
-        self.ids[places] = ids[len(ids) - kept :].to(self.ids)
+        """Notes the ids of the tokens from *first* on."""
+        count = min(len(ids), len(self.ids))
+        places = torch.arange(first + len(ids) - count, first + len(ids)) % len(self.ids)
+        self.ids[places] = ids[len(ids) - count :].to(self.ids)
 
     def read(self, tokens: range) -> Tensor:
-        """Their ids; the tokens have to be among the last ones."""
+        """Ids of n tokens, which have to be among the last ones."""
         return self.ids[torch.arange(tokens.start, tokens.stop) % len(self.ids)]
 
     def sources_from(self, token: int) -> List[Source]:
@@ -65,3 +69,61 @@ class TokenLog:
             for source, stop in zip(sources, stops, strict=True)
         ]
         return [(source, part) for source, part in parts if len(part) > 0]
+
+    def documents(self, tokens: range) -> Dict[Optional[str], int]:
+        """How many of some tokens are of each document, the oldest first; None if unknown."""
+        counts: Dict[Optional[str], int] = {}
+        for source, part in self.parts(tokens):
+            counts[source.name] = counts.get(source.name, 0) + len(part)
+        return counts
+
+    def copy(self) -> "TokenLog":
+        """Another log of the same tokens."""
+        log = TokenLog(len(self.ids))
+        log.ids.copy_(self.ids)
+        log.sources = list(self.sources)
+        return log
+
+
+def look_up(
+    logs: Sequence[TokenLog],
+    tokens: Tensor,
+    held: Sequence[range],
+    contexts: Optional[Tensor] = None,
+) -> Tuple[Tensor, Optional[Tensor]]:
+    """Ids of the tokens that b rows of queries have retrieved, and the lengths of literal matches.
+
+    Args:
+        logs: of the b rows
+        tokens: b x T x K numbers, -1 where there is none; on the CPU
+        held: of each row, the tokens whose ids are known
+        contexts: b x T x M ids of the query's token and those before it, the newest first; negative
+            where there are none
+
+    Returns:
+        ids: b x T x K (int64), UNKNOWN where there is no token
+        matches: how many of the tokens before each one are those of the context, b x T x K, at most M;
+            None without *contexts*
+    """
+    ids = [log.ids[row % len(log.ids)] for log, row in zip(logs, tokens, strict=True)]
+    ids = torch.stack(ids).long().masked_fill(tokens < 0, UNKNOWN)
+    if contexts is None:
+        return ids, None
+    rows = zip(logs, tokens, contexts.cpu(), held, strict=True)
+    return ids, torch.stack([_match_lengths(*row) for row in rows])
+
+
+def _match_lengths(log: TokenLog, tokens: Tensor, contexts: Tensor, held: range) -> Tensor:
+    """See :func:`look_up`, for one row."""
+    lengths = torch.zeros_like(tokens)
+    places, flat = tokens.flatten(), lengths.view(-1)
+    alive = torch.arange(len(places))  # most matches end soon: only those that go on are looked at
+    for back, expected in enumerate(contexts.unbind(dim=1), start=1):
+        before = places[alive] - back
+        wanted = expected[alive // tokens.size(1)]
+        same = (log.ids[before % len(log.ids)] == wanted) & (wanted >= 0)
+        alive = alive[same & (before >= held.start)]
+        if len(alive) == 0:
+            break
+        flat[alive] = back
+    return lengths

@@ -259,7 +259,9 @@ class BackboneDecoder(MemoryDecoder):
         with torch.no_grad(), self.autocast(src_tokens.device):
             return self.layers[layer].keys_values(x)
 
-    def read(self, src_tokens, retrieve=None, caches=None, first=0, target=None) -> Reading:
+    def read(
+        self, src_tokens, retrieve=None, caches=None, first=0, before=None, target=None
+    ) -> Reading:
         with self.autocast(src_tokens.device):
             encoded = self.encode(src_tokens, keep=(), caches=caches)
             prediction = self.predict(self.layer_norm(encoded.hidden_states[-1][:, first:]), target)

@@ -41,6 +41,7 @@ def write_exported(folder: Path, state: Dict[str, Any]) -> Dict[str, Any]:
             "_name": "longmem_language_modeling",
             "data": "",
             "tokens_per_sample": task["tokens_per_sample"],
+            "segment_overlap": task.get("segment_overlap", 0),
         },
     }
     text = json.dumps(config, indent=2, default=str)  # its enumerations are strings by name

@@ -35,6 +35,7 @@ from longmem_fairseq.models.memory_config import (
 )
 from longmem_fairseq.models.memory_decoder import Entries, Lookup, MemoryDecoder, Reading
 from longmem_fairseq.modules import ACTIVATIONS, SearchKeys
+from longmem_fairseq.modules.pointer import MATCH_LENGTHS, contexts_of
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +204,9 @@ class SideNetDecoder(MemoryDecoder):
             parts.append(f"search {self.search_layer} {found[:16]}")
             self.memory.options["fingerprint"] = " ".join(parts)
 
-    def read(self, src_tokens, retrieve=None, caches=None, first=0, target=None) -> Reading:
+    def read(
+        self, src_tokens, retrieve=None, caches=None, first=0, before=None, target=None
+    ) -> Reading:
         with self.backbone.autocast(src_tokens.device):
             # before these tokens are in the caches
             biases = self.backbone.biases(src_tokens, caches)
@@ -214,17 +217,18 @@ class SideNetDecoder(MemoryDecoder):
             states, entries = encoded.hidden_states, self._entries(encoded)
             lookup = None if retrieve is None else Lookup(retrieve)
             if self.search_layer is not None and retrieve is not None:
-                found = retrieve(entries.search_keys.unsqueeze(1))  # of B x 1 x T x E
+                contexts = contexts_of(src_tokens, before, MATCH_LENGTHS[-1])
+                found = retrieve(entries.search_keys.unsqueeze(1), contexts=contexts)
                 lookup = Lookup(partial(_already, found), found)
             x = self._run_sidenet(states, biases, lookup, caches)
             x = (self.layer_norm or self.backbone.layer_norm)(x[:, first:])
-            found, pointer = None, None
+            retrieved, pointer = None, None
             if self.pointer is not None and lookup is not None and lookup.found is not None:
-                found = lookup.found.from_query(first)
-            ids = None if found is None else found.token_ids.clamp(min=0)
+                retrieved = lookup.found.from_query(first)
+            ids = None if retrieved is None else retrieved.token_ids.clamp(min=0)
             logits, losses, log_probs = self.backbone.predict(x, target, ids)
-            if found is not None:
-                pointer = self.pointer(found, x, log_probs)
+            if retrieved is not None:
+                pointer = self.pointer(retrieved, x, log_probs)
                 if losses is not None:
                     losses = pointer.losses(losses, target, self.padding_idx)
             elif self.pointer is not None and self.training:

@@ -22,6 +22,7 @@ from longmem_fairseq.memory import (
 from longmem_fairseq.models.backbone import COMPUTE_DTYPE_CHOICES
 from longmem_fairseq.models.decoder_config import DecoderConfig, key_value_sizes
 from longmem_fairseq.modules import ConstantPointer, TrainedPointer
+from longmem_fairseq.utils.cli import option_names
 
 logger = logging.getLogger(__name__)
 
@@ -230,6 +231,7 @@ def build_pointer(cfg: MemoryConfig, embed_dim: int) -> Optional[nn.Module]:
     return ConstantPointer()
 
 
+@option_names()
 def build_memory(
     cfg: MemoryConfig,
     backbone: DecoderConfig,

@@ -3,7 +3,7 @@
 B streams or hypotheses, T tokens, H heads, D head_dim, V vocabulary, W window.
 """
 
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from fairseq.models import FairseqIncrementalDecoder
@@ -122,6 +122,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
 
     memory: Optional[ExternalMemory] = None
     window: int  # W, tokens of a segment
+    overlap: int = 0  # of these, tokens that the segment before has too; set by the task
     num_attention_layers: int
     rotary_rule: Rule  # see parse_scaling
 
@@ -131,6 +132,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         retrieve: Optional[Retrieve] = None,
         caches: Optional[List[LocalCache]] = None,
         first: int = 0,
+        before: Optional[Tensor] = None,
         target: Optional[Tensor] = None,
     ) -> Reading:
         """Predicts the next token of every one of B x T.
@@ -139,6 +141,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
             retrieve: see :meth:`JointAttention.forward`
             caches: of the tokens before these, one for each attention layer
             first: token that the prediction begins with; -1 for that of the last alone
+            before: the tokens in *caches*, B x P
             target: B x (T - first), of which to compute the losses alone, instead of all logits
         """
         raise NotImplementedError
@@ -151,6 +154,14 @@ class MemoryDecoder(FairseqIncrementalDecoder):
     def gate(self) -> Optional[Tensor]:
         """Weight of memory in the memory layer, H numbers in (0, 1); None where none reads it."""
         raise NotImplementedError
+
+    def segments(self, src_tokens: Tensor) -> Iterator[Tuple[Tensor, int]]:
+        """Segments of B x T tokens, at most W each, and how many of a segment's first tokens the one
+        before has too: context, which is neither predicted nor memorized again."""
+        stride = self.window - self.overlap
+        for start in range(0, src_tokens.size(1), stride):
+            overlap = min(self.overlap, start)
+            yield src_tokens[:, start - overlap : start + stride], overlap
 
     def get_normalized_probs(self, net_output, log_probs: bool, sample=None) -> Tensor:
         """See ``fairseq.models.FairseqDecoder``: probabilities B x T x V, of what :meth:`forward`
@@ -177,6 +188,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         new_document: Optional[Tensor] = None,
         incremental_state: Optional[Dict] = None,
         last_only: bool = True,
+        overlap: Optional[Tensor] = None,
         target: Optional[Tensor] = None,
         **unused,
     ) -> Tuple[Optional[Tensor], Dict]:
@@ -190,6 +202,8 @@ class MemoryDecoder(FairseqIncrementalDecoder):
                 into a memory of the hypothesis; what evaluation memorised is read, not changed
             last_only: with *incremental_state*: predict only what follows the last token, which is all
                 that a generation asks for, and not what follows every new one
+            overlap: B, how many of a row's first tokens were in the segment before, and are not
+                memorized again (default: none)
             target: B x T, without *incremental_state*: the losses of these are wanted, no logits
 
         Returns:
@@ -211,16 +225,26 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         reading = self.read(src_tokens, self.memory.retrieve, target=target)
         logits, extra = _output(reading)
         extra.update(self.memory.statistics(self.gate))
-        valid = src_tokens.ne(self.padding_idx)
+        valid = self._to_memorize(src_tokens, overlap)
         self.memory.write(**reading.entries._asdict(), valid=valid, token_ids=src_tokens)
         return logits, extra
 
     @torch.no_grad()
-    def memorise(self, src_tokens: Tensor, new_document: Tensor) -> None:
+    def memorise(
+        self, src_tokens: Tensor, new_document: Tensor, overlap: Optional[Tensor] = None
+    ) -> None:
         """Memorises a segment of every stream and predicts nothing; arguments as :meth:`forward`."""
         self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
-        entries, valid = self.entries(src_tokens), src_tokens.ne(self.padding_idx)
+        entries, valid = self.entries(src_tokens), self._to_memorize(src_tokens, overlap)
         self.memory.write(**entries._asdict(), valid=valid, token_ids=src_tokens)
+
+    def _to_memorize(self, src_tokens: Tensor, overlap: Optional[Tensor]) -> Tensor:
+        """Which of B x T tokens are neither padding nor in memory already, B x T."""
+        valid = src_tokens.ne(self.padding_idx)
+        if overlap is None:
+            return valid
+        places = torch.arange(src_tokens.size(1), device=src_tokens.device)
+        return valid & (places >= overlap.unsqueeze(1))
 
     def _go_on(self, src_tokens: Tensor, incremental_state: Dict, last_only: bool) -> Reading:
         window = incremental_state.get(self._state)
@@ -229,7 +253,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
             streams, device = src_tokens.size(0), src_tokens.device
             memory = None if self.memory is None else self.memory.fork(streams, device)
             window = incremental_state[self._state] = LocalWindow(src_tokens[:, :0], memory)
-        new = src_tokens[:, window.num_read :]
+        new, before = src_tokens[:, window.num_read :], window.tokens
         window.num_read = src_tokens.size(1)
         tokens = torch.cat([window.tokens, new], dim=1)
         lengths = (window.tokens.size(1), tokens.size(1))
@@ -245,10 +269,11 @@ class MemoryDecoder(FairseqIncrementalDecoder):
                         entries = self.entries(segment)._asdict()
                         window.memory.write(**entries, token_ids=segment)
             new = tokens = tokens[:, past:]
+            before = tokens[:, :0]
             window.caches = [LocalCache(self.window) for _ in range(self.num_attention_layers)]
         window.tokens, window.num_new = tokens, new.size(1)
         retrieve = None if window.memory is None else window.memory.retrieve
-        return self.read(new, retrieve, window.caches, -1 if last_only else 0)
+        return self.read(new, retrieve, window.caches, -1 if last_only else 0, before)
 
     @property
     def _half(self) -> int:

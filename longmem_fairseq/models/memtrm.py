@@ -52,7 +52,9 @@ class MemTRMDecoder(BackboneDecoder):
         """Weight of memory, H numbers in (0, 1)."""
         return self.layers[self.memory_layer].self_attn.gate
 
-    def read(self, src_tokens, retrieve=None, caches=None, first=0, target=None) -> Reading:
+    def read(
+        self, src_tokens, retrieve=None, caches=None, first=0, before=None, target=None
+    ) -> Reading:
         lookup = None if retrieve is None else Lookup(retrieve)
         with self.autocast(src_tokens.device):
             encoded = self.encode(

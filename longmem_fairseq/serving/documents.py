@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 from longmem_fairseq.api.hub_interface import LongMem
+from longmem_fairseq.memory import select_banks
 from longmem_fairseq.serving.errors import RequestError
 from longmem_fairseq.utils.replaced_file import file_version
 
@@ -62,7 +63,7 @@ class Documents:
     def size(self) -> Dict:
         """How many tokens are in memory, and how many there can be."""
         bank = self._bank()
-        return {"tokens": len(bank.held(0)), "memory_size": bank.memory_size}
+        return {"tokens": len(bank.held(0)), "memory_size": bank.layout.memory_size}
 
     def _bank(self):
         try:
@@ -74,7 +75,7 @@ class Documents:
     def _changing(self):
         """A change inside that fails, or that cannot be saved, does not happen."""
         before = self._bank()
-        self.lm.memory.banks[False] = before.select([0])
+        self.lm.memory.banks[False] = select_banks(before, [0])
         try:
             yield
             if self.path is not None:

@@ -76,6 +76,14 @@ class LongMemLanguageModelingConfig(ModelOptions):
     tokens_per_sample: int = field(
         default=1024, metadata={"help": "tokens of a segment, the model's local window"}
     )
+    segment_overlap: int = field(
+        default=0,
+        metadata={
+            "help": "tokens with which a segment begins that the segment before has too: as context "
+            "alone, neither predicted nor memorized again. A segment then predicts so many fewer than "
+            "--tokens-per-sample"
+        },
+    )
     stream_span: int = field(
         default=0,
         metadata={

@@ -56,6 +56,11 @@ class LongMemLanguageModelingTask(GenerationTask):
         super().__init__(cfg)
         if cfg.tokens_per_sample < 1:
             raise ValueError(f"--tokens-per-sample ({cfg.tokens_per_sample}) must be at least 1")
+        if not 0 <= cfg.segment_overlap < cfg.tokens_per_sample:
+            raise ValueError(
+                f"--segment-overlap ({cfg.segment_overlap}) must be at least 0 and less than "
+                f"--tokens-per-sample ({cfg.tokens_per_sample})"
+            )
         if cfg.stream_span < 0:
             raise ValueError(f"--stream-span ({cfg.stream_span}) must not be negative")
         path = os.path.join(utils.split_paths(cfg.data)[0], "dict.txt")
@@ -170,6 +175,7 @@ class LongMemLanguageModelingTask(GenerationTask):
             bos=self.document_start,
             batch_size=batch_size,
             tokens_per_sample=segment,
+            segment_overlap=self.cfg.segment_overlap,
             stream_span=self.cfg.stream_span if training else 0,
             num_shards=num_shards,
             seed=seed + epoch if training else None,
@@ -187,6 +193,7 @@ class LongMemLanguageModelingTask(GenerationTask):
             disable_shuffling=True,
             layout={
                 "--tokens-per-sample": segment,
+                "--segment-overlap": self.cfg.segment_overlap,
                 "--stream-span": self.cfg.stream_span,
                 "--seed": seed,
                 "the number of training documents": len(dataset),
@@ -209,12 +216,12 @@ class LongMemLanguageModelingTask(GenerationTask):
         """What ``fairseq-eval-lm`` reads: every document whole, segment by segment.
 
         Raises:
-            ValueError: --context-window, which would feed tokens twice
+            ValueError: --context-window, for which there is --segment-overlap
         """
         if context_window > 0:
             raise ValueError(
-                f"--context-window ({context_window}) does not go with document streams, whose context "
-                "is the memory: leave it out"
+                f"--context-window ({context_window}) does not go with document streams: give "
+                "--segment-overlap instead"
             )
         return self.get_batch_iterator(
             dataset,
@@ -269,6 +276,7 @@ class LongMemLanguageModelingTask(GenerationTask):
             # here and not in the model's build_model, which fairseq gives a copy: this one is saved
             model_class.settle_config(cfg, from_checkpoint)
         model = super().build_model(cfg, from_checkpoint)
+        model.decoder.overlap = self.cfg.segment_overlap
         memory = getattr(model.decoder, "memory", None)
         self.memory_size = 0 if memory is None else memory.options["memory_size"]
         search_keys = getattr(model.decoder, "search_keys", None)
@@ -280,7 +288,9 @@ class LongMemLanguageModelingTask(GenerationTask):
     def _backbone_with_memory(self, cfg, given):
         """The model of a backbone's checkpoint, with --pointer constant."""
         LongMemBackbone.settle_config(cfg, True)
-        return LongMem.around_backbone(cfg, given, self)
+        model = LongMem.around_backbone(cfg, given, self)
+        model.decoder.overlap = self.cfg.segment_overlap
+        return model
 
     def _fitting_segments(self) -> List[Tensor]:
         """Segments from all over the training split, to which search keys are fitted; 1 x T each."""

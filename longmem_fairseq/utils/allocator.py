@@ -20,6 +20,6 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Gives back what was kept until now; does nothing where the C library is not glibc."""
+    """Gives the memory that was kept back; does nothing where the C library is not glibc."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

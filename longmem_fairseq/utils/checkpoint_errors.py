@@ -35,7 +35,8 @@ def clear_errors(path):
         _check_size(path)
         yield
     except _DAMAGE as error:
-        if "unsupported global" in str(error).lower():  # PyTorch has two spellings
+        # PyTorch has no type for this one, and two spellings; both ways the file is refused
+        if "unsupported global" in str(error).lower():
             raise ValueError(
                 f"{path}: refused, it would execute code when loaded (its pickle names objects other "
                 "than tensors and plain containers)"

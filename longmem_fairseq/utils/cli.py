@@ -1,27 +1,56 @@
-"""What our own commands share: bad input is one line and exit code 2, never a traceback."""
+"""The command line: errors are one line and exit code 2, never a traceback, and name options."""
 
 import argparse
 import io
 import logging
 import os
 import sys
-from typing import Callable
+from contextlib import contextmanager
+from typing import Callable, Iterator
+
+from longmem_fairseq.utils.argument_error import ArgumentError
+
+# arguments of a memory bank whose options have other names
+_OPTIONS = {
+    "directory": "memory_dir",
+    "dtype": "memory_dtype",
+    "index": "memory_index",
+    "index_parameters": "memory_index_parameters",
+    "num_shards": "memory_shards",
+    "num_streams": "batch_size",
+    "scope": "memory_scope",
+    "search": "memory_search",
+    "storage": "memory_storage",
+}
 
 
 def run(main: Callable[[], None]) -> None:
     """Calls *main*; a ValueError, OSError or ImportError becomes ``PROGRAM: error: MESSAGE``.
 
-    What it prints is UTF-8, as what it reads is.
+    Its output is UTF-8, as its input is.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # else a character that the locale lacks ends it
         sys.stdout.reconfigure(encoding="utf-8")
     logging.getLogger().setLevel(logging.WARNING)  # fairseq leaves it at DEBUG
     try:
-        main()
+        with option_names():
+            main()
     except (ValueError, OSError, ImportError) as error:
         program = os.path.basename(sys.argv[0])
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextmanager
+def option_names() -> Iterator[None]:
+    """Inside, an :class:`ArgumentError` becomes a ValueError that names options.
+
+    For calls from above whose arguments come from options: the layers below need not know these.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        raise ValueError(error.spelled(as_option)) from error
 
 
 def counted(number: int, thing: str) -> str:
@@ -30,8 +59,8 @@ def counted(number: int, thing: str) -> str:
 
 
 def as_option(name: str) -> str:
-    """What the command line calls an argument of this name."""
-    return "--" + name.replace("_", "-")
+    """The option that sets an argument of this name."""
+    return "--" + _OPTIONS.get(name, name).replace("_", "-")
 
 
 def check_positive(args: argparse.Namespace, *names: str) -> None:

@@ -6,19 +6,20 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator
 
+from longmem_fairseq.utils.argument_error import ArgumentError
 from longmem_fairseq.utils.text_files import parse_json
 
 
 def check_new(dest: Path) -> None:
-    """Raises ValueError unless `dest` is absent or an empty folder: what it holds would be deleted."""
+    """Raises ArgumentError unless `dest` is absent or empty: its contents would be deleted."""
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise ValueError(f"--dest ({dest}) is not empty: give a new or empty folder")
+        raise ArgumentError("{dest} ({}) is not empty: give a new or empty folder", dest)
 
 
 def is_up_to_date(dest: Path, marker: str, wanted: Dict[str, Any], overwrite: bool) -> bool:
     """Whether `dest` is this very result: the JSON file `marker` in it holds all of `wanted`.
 
-    Raises ValueError where `dest` holds anything else, unless it is an older result (it has a
+    Raises ArgumentError where `dest` holds anything else, unless it is an older result (it has a
     `marker` that names its format, as all of ours do) and `overwrite` is set: a folder that is not
     ours is never replaced.
     """
@@ -26,19 +27,22 @@ def is_up_to_date(dest: Path, marker: str, wanted: Dict[str, Any], overwrite: bo
         return False
     path = dest / marker
     try:
-        found = parse_json(path.read_bytes()) if path.is_file() else None
+        result = parse_json(path.read_bytes()) if path.is_file() else None
     except ValueError:
-        found = None
-    if not isinstance(found, dict) or "format" not in found:
-        raise ValueError(
-            f"--dest ({dest}) holds something else (no {marker} of ours): give a new or empty folder"
+        result = None
+    if not isinstance(result, dict) or "format" not in result:
+        raise ArgumentError(
+            "{dest} ({}) holds something else (no {} of ours): give a new or empty folder",
+            dest,
+            marker,
         )
-    if all(found.get(key) == value for key, value in wanted.items()):
+    if all(result.get(key) == value for key, value in wanted.items()):
         return True
     if not overwrite:
-        raise ValueError(
-            f"--dest ({dest}) was made from other input or options: "
-            "give another folder or --overwrite to replace it"
+        raise ArgumentError(
+            "{dest} ({}) was made from other input or options: give another folder or {overwrite} to "
+            "replace it",
+            dest,
         )
     return False
 
@@ -47,7 +51,7 @@ def is_up_to_date(dest: Path, marker: str, wanted: Dict[str, Any], overwrite: bo
 def replaced_folder(dest: Path) -> Iterator[Path]:
     """A new folder beside `dest`, which takes its place when the block ends well.
 
-    What `dest` held is deleted: :func:`check_new` or :func:`is_up_to_date` comes first.
+    Former contents of `dest` are deleted: :func:`check_new` or :func:`is_up_to_date` comes first.
     """
     dest.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))

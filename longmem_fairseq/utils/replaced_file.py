@@ -43,7 +43,7 @@ def replaced_mode(path: str) -> Optional[int]:
 
 
 def give_usual_mode(path: str) -> None:
-    """Gives a file the permissions of any new one: safetensors lets nobody else read what it writes."""
+    """Gives a file the permissions of any new one: safetensors lets only its owner read it."""
     usual = f"{path}.usual"
     open(usual, "w").close()
     shutil.copymode(usual, path)

@@ -33,7 +33,7 @@ def matching_files(pattern: Path) -> List[Path]:
 def named_texts(
     texts: Union[Text, Iterable[Text]], names: Union[str, Sequence[str], None] = None
 ) -> List[Tuple[Optional[str], Text]]:
-    """Names, None for a text that has none, and what to read.
+    """Names, None for a text that has none, and texts or files.
 
     Raises:
         FileNotFoundError: there is no such file
@@ -65,7 +65,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: Union[str, bytes]) -> Any:
-    """What a JSON text says.
+    """The value of a JSON text.
 
     Raises:
         ValueError: it is none, or has so many levels that reading it would exhaust the stack
@@ -113,7 +113,7 @@ def text_of(data: bytes, name: str) -> str:
 
 
 def plain_text(text: str) -> str:
-    """A text without what editors put around it: no byte order mark before it, and ``\\n`` as line
+    """A text without the marks of editors: no byte order mark before it, and ``\\n`` as line
     end, whether lines ended in ``\\r\\n``, ``\\r`` or ``\\n``.
 
     Corpora, prompts and memorized documents all pass through here, so that the same text gives the

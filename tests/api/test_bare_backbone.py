@@ -20,7 +20,7 @@ from longmem_fairseq.api.reading import read_segments  # noqa: E402
 from longmem_fairseq.commands import convert, prepare  # noqa: E402
 from longmem_fairseq.data import IndexedDocuments  # noqa: E402
 from longmem_fairseq.inspector import inspect_text, make_page  # noqa: E402
-from longmem_fairseq.modules.pointer import PointerValues  # noqa: E402
+from longmem_fairseq.modules.pointer import MATCH_LENGTHS, PointerValues  # noqa: E402
 from tests.helpers.hf_models import make_model  # noqa: E402
 from tests.helpers.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
 
@@ -89,12 +89,25 @@ class SlowMemory:
         for t in range(len(model)):
             scores, places = similar[t].topk(min(K, len(self.keys)))
             ids = torch.tensor([self.next[place] for place in places])
-            sharp = scores / math.exp(VALUES.log_t)
-            shares = (sharp + VALUES.trust * model[t, ids].log()).softmax(dim=-1)
-            memory = torch.zeros_like(model[t]).index_add(0, ids, shares)
-            weights.append(torch.sigmoid(VALUES.slope * (scores[0] - VALUES.half)))
+            matches = [self.match(int(place), tokens[0, : t + 1].tolist()) for place in places]
+            literal = torch.tensor([VALUES.match[match] for match in matches])
+            scored = VALUES.sharpness * scores + VALUES.trust * model[t, ids].log() + literal
+            memory = torch.zeros_like(model[t]).index_add(0, ids, scored.softmax(dim=-1))
+            best = int(memory.argmax())
+            odds = VALUES.bias + VALUES.slope * scores[0] + VALUES.agreement * memory[best]
+            odds = odds + VALUES.weight_match[matches[ids.tolist().index(best)]]
+            weights.append(torch.sigmoid(odds))
             rows.append((1 - weights[-1]) * model[t] + weights[-1] * memory)
         return torch.stack(rows), torch.stack(weights)
+
+    def match(self, place, context):
+        """How many of the tokens before a place end the context, as one of MATCH_LENGTHS."""
+        length = 0
+        while length < min(place, len(context)) and (
+            self.next[place - 1 - length] == context[-1 - length]
+        ):
+            length += 1
+        return sum(length >= least for least in MATCH_LENGTHS)
 
 
 def slow_reading(lm, text, remembered=()):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from longmem_fairseq.memory import MemoryBank, MemoryFork, Source
+from longmem_fairseq.memory import MemoryBank, MemoryFork, Source, select_banks
 from longmem_fairseq.models import memory_decoder
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRMConfig
@@ -136,7 +136,10 @@ def test_selected_banks_are_copies(options, index):
     for tokens in (400, 31):  # enough chunks to train on, and a part of one
         ids = torch.randint(0, 99, (3, tokens), generator=generator)
         bank.write(*torch.randn(2, 3, 2, tokens, 8, generator=generator), token_ids=ids)
-    selected, queries = bank.select([2, 0, 2, 1]), torch.randn(3, 2, 5, 8, generator=generator)
+    selected, queries = (
+        select_banks(bank, [2, 0, 2, 1]),
+        torch.randn(3, 2, 5, 8, generator=generator),
+    )
     assert selected.num_written == [215] * 4 and selected.num_pending == [1] * 4
     found, expected = selected.retrieve(queries[[2, 0, 2, 1]]), bank.retrieve(queries)
     assert torch.equal(found.chunks, expected.chunks[[2, 0, 2, 1]])

@@ -252,14 +252,14 @@ def test_scores_and_weights_of_passages_by_hand(load_lm):
     for position, (_, passages) in enumerate(readings):
         for head in range(2):
             query, found = queries[head, position], [p for p in passages if p.head == head]
-            scores, order = (bank.chunk_keys[0, head, :stored] @ query).sort(descending=True)
+            scores, order = (bank.ring.chunk_keys[0, head, :stored] @ query).sort(descending=True)
             assert_close(
                 sorted((p.score for p in found), reverse=True),
                 scores[:4].tolist(),
                 atol=1e-4,
                 rtol=0,
             )
-            keys = bank.store.keys[0, head, order[:4]]  # 4 x c x D
+            keys = bank.ring.store.keys[0, head, order[:4]]  # 4 x c x D
             weights = (keys @ query * query.numel() ** -0.5).flatten().softmax(0).view(4, 2).sum(1)
             expected = weights.sort(descending=True).values.tolist()
             assert_close([p.weight for p in found], expected, atol=1e-5, rtol=0)

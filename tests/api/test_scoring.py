@@ -15,8 +15,9 @@ NAMES = ["backbone", "longmem", "memtrm"]
 
 @pytest.fixture
 def lm(load_lm, request):
-    """A model that has memorized the documents, if it has a memory."""
-    lm = load_lm(request.param)
+    """A model that has memorized the documents, if it has a memory; a name, or that and an overlap."""
+    name, overlap = (request.param, 0) if isinstance(request.param, str) else request.param
+    lm = load_lm(name, segment_overlap=overlap)
     if lm.decoder.memory is not None:
         lm.memorize(DOCUMENTS.values(), names=list(DOCUMENTS), progress=False)
     return lm
@@ -27,7 +28,7 @@ def slowly(lm, tokens, scored):
     fork, size = None, 1
     if lm.decoder.memory is not None:
         fork = lm.fork(1)
-        size = fork.bank.chunk_size
+        size = fork.bank.layout.chunk_size
     inputs = tokens[:-1]
     begin = max(0, len(inputs) - WINDOW)
     if begin and fork is not None:
@@ -35,25 +36,25 @@ def slowly(lm, tokens, scored):
             begin += 1
     scores, first = {}, len(inputs) - scored
     retrieve = None if fork is None else fork.retrieve
-    for start in [*range(0, begin, WINDOW), begin]:
-        segment = inputs[None, start : start + WINDOW]
+    overlap, rolls = lm.decoder.overlap, first < begin
+    starts = range(0, begin + overlap if rolls else begin, WINDOW - overlap)
+    windows = [(max(0, start - overlap), start, start + WINDOW - overlap) for start in starts]
+    for place, start, stop in [*windows, (begin, begin, len(inputs))]:
+        segment = inputs[None, place:stop]
         reading = lm.decoder.read(segment, retrieve)
         log_probs = reading.logits[0].float().log_softmax(-1)
-        for place in range(start, start + segment.size(1)):
-            if place >= first and (start == begin or first < begin) and place not in scores:
-                scores[place] = log_probs[place - start]
-        if fork is not None and start < begin:
-            stop = min(start + WINDOW, begin) - start
-            fork.write(
-                reading.entries.keys[:, :, :stop],
-                reading.entries.values[:, :, :stop],
-                segment[:, :stop],
-            )
+        for i in range(start, place + segment.size(1)):
+            if i >= first and (place == begin or rolls) and i not in scores:
+                scores[i] = log_probs[i - place]
+        new = slice(start - place, min(stop, begin) - place)
+        if fork is not None and start < min(stop, begin):
+            keys, values = reading.entries.keys[:, :, new], reading.entries.values[:, :, new]
+            fork.write(keys, values, segment[:, new])
     assert sorted(scores) == list(range(first, len(inputs)))
     return torch.stack([scores[place] for place in sorted(scores)])
 
 
-@pytest.mark.parametrize("lm", NAMES, indirect=True)
+@pytest.mark.parametrize("lm", [*NAMES, ("longmem", 5), ("backbone", 9)], indirect=True)
 @torch.no_grad()
 def test_rows_are_scored_side_by_side_as_alone(lm):
     """Shorter and longer than the window, with less and more to score than it holds."""

@@ -36,7 +36,7 @@ def bank_of(*keys):
 
 def held_by(path):
     bank = MemoryBank.load(str(path))
-    return bank.chunk_keys[0, 0, : bank.num_chunks[0], 0].tolist()
+    return bank.ring.chunk_keys[0, 0, : bank.num_chunks[0], 0].tolist()
 
 
 @pytest.fixture

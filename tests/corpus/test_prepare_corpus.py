@@ -58,7 +58,7 @@ def test_up_to_date_other_options_and_workers(odd_corpus, tmp_path, capsys):
     before = folder_hash(dest)
     prepare(source, dest, "--workers", "3")
     assert capsys.readouterr().out == f"{dest}: up to date\n"
-    with pytest.raises(ValueError, match="--overwrite"):
+    with pytest.raises(ValueError, match="or overwrite to replace it"):
         prepare(source, dest, "--seed", "7")
     assert folder_hash(dest) == before
     # the same bytes with other processes, and over an older result

@@ -11,13 +11,14 @@ from tests.helpers.documents import BOS, FIRST, PAD, Documents
 from tests.helpers.examples import examples
 
 
-def streams_of(documents, batch_size, segment, span=0, shards=1, seed=None):
+def streams_of(documents, batch_size, segment, span=0, shards=1, seed=None, overlap=0):
     return DocumentStreamDataset(
         documents,
         pad=PAD,
         bos=BOS,
         batch_size=batch_size,
         tokens_per_sample=segment,
+        segment_overlap=overlap,
         stream_span=span,
         num_shards=shards,
         seed=seed,
@@ -28,7 +29,7 @@ def batches_of(dataset):
     return [dataset[index] for index in range(len(dataset))]
 
 
-def check_accounting(documents, dataset, batch_size, segment, shards, span=0):
+def check_accounting(documents, dataset, batch_size, segment, shards, span=0, overlap=0):
     """All that the docstring of DocumentStreamDataset promises; returns the steps."""
     first_of_document = {FIRST + int(start) for start in documents.starts[:-1]}
     predicted = []
@@ -50,9 +51,12 @@ def check_accounting(documents, dataset, batch_size, segment, shards, span=0):
             for row in range(num_rows):
                 tokens = target[row][target[row] != PAD].tolist()
                 inputs = source[row][source[row] != PAD].tolist()
-                # padding on the right alone, of both alike
-                assert target[row].tolist() == tokens + [PAD] * (source.size(1) - len(tokens))
-                assert source[row].tolist() == inputs + [PAD] * (source.size(1) - len(tokens))
+                before = int(batch["net_input"]["overlap"][row])
+                assert batch["start_indices"][row] == before
+                # padding on the right alone, of both alike, and where targets were predicted before
+                right = [PAD] * (source.size(1) - before - len(tokens))
+                assert target[row].tolist() == [PAD] * before + tokens + right
+                assert source[row].tolist() == inputs + right
                 number, start = int(batch["id"][row]), int(batch["position"][row])
                 if not tokens:
                     # all streams of this shard have run out, those of another have not
@@ -60,9 +64,11 @@ def check_accounting(documents, dataset, batch_size, segment, shards, span=0):
                     assert shards > 1
                     continue
                 begin = documents.starts[number] + start + FIRST
-                assert tokens == list(range(begin, begin + len(tokens)))
-                assert inputs[1:] == tokens[:-1]
-                assert inputs[0] == (BOS if tokens[0] in first_of_document else tokens[0] - 1)
+                assert before == min(overlap, start + before)
+                assert len(tokens) <= segment - overlap
+                assert tokens == list(range(begin + before, begin + before + len(tokens)))
+                assert inputs[1:] == list(range(begin, tokens[-1]))
+                assert inputs[0] == (BOS if begin in first_of_document else begin - 1)
                 if not flags[row]:
                     assert tokens[0] == last[row] + 1 and tokens[0] not in first_of_document
                 read[row] = 1 if flags[row] else read[row] + 1
@@ -88,13 +94,15 @@ SIZES = st.lists(
     span=st.integers(0, 4),
     shards=st.integers(1, 3),
     seed=st.one_of(st.none(), st.integers(0, 1000)),
+    overlap=st.integers(0, 8),
 )
 def test_every_token_is_predicted_once_and_streams_are_contiguous(
-    sizes, batch_size, segment, span, shards, seed
+    sizes, batch_size, segment, span, shards, seed, overlap
 ):
+    overlap %= segment
     documents = Documents(sizes)
-    dataset = streams_of(documents, batch_size, segment, span, shards, seed)
-    steps = check_accounting(documents, dataset, batch_size, segment, shards, span)
+    dataset = streams_of(documents, batch_size, segment, span, shards, seed, overlap)
+    steps = check_accounting(documents, dataset, batch_size, segment, shards, span, overlap)
     assert (steps == 0) == (sum(sizes) == 0)
 
 
@@ -149,6 +157,23 @@ def test_batches_by_hand():
     assert second["new_document"].tolist() == [False]
     assert second["id"].tolist() == [0] and second["position"].tolist() == [3]
     assert second["ntokens"] == 2
+
+
+def test_segments_that_overlap_by_hand():
+    dataset = streams_of(Documents([8, 1]), batch_size=2, segment=5, overlap=3)
+    assert len(dataset) == 4
+    first, second, third = (flattened(dataset[step]) for step in range(3))
+    assert first["src_tokens"].tolist() == [[BOS, 100], [BOS, PAD]]
+    assert first["target"].tolist() == [[100, 101], [108, PAD]]
+    assert first["overlap"].tolist() == first["start_indices"] == [0, 0]
+    # the document has only two tokens before these
+    assert second["src_tokens"].tolist() == [[BOS, 100, 101, 102]]
+    assert second["target"].tolist() == [[PAD, PAD, 102, 103]]
+    assert second["overlap"].tolist() == second["start_indices"] == [2]
+    assert second["position"].tolist() == [0] and second["ntokens"] == 2
+    assert third["src_tokens"].tolist() == [[100, 101, 102, 103, 104]]
+    assert third["target"].tolist() == [[PAD, PAD, PAD, 104, 105]]
+    assert third["position"].tolist() == [1] and third["new_document"].tolist() == [False]
 
 
 def test_a_loop_over_the_dataset_ends():

@@ -69,7 +69,7 @@ def test_what_is_measured(monkeypatch):
         assert seconds > 0 and peak > 4 * 8000 * 128  # at least the embeddings
     longmem, backbone = built
     assert (longmem.window, backbone.window) == (256, 768)
-    assert longmem.memory.bank.memory_size == min(longmem.memory.bank.num_tokens) == 512
+    assert longmem.memory.bank.layout.memory_size == min(longmem.memory.bank.num_tokens) == 512
     assert backbone.embed_tokens.weight.dtype == torch.float32
 
 

@@ -97,6 +97,19 @@ def test_recall_within_and_beyond_the_window():
     assert result["recall_by_distance"] == [{"from": 1, "to": 32, "questions": 5, "recall": 0.8}]
 
 
+def test_recall_within_a_window_that_overlaps():
+    # segments of 4 that predict 3: inputs 0-2, 2-5, 5-8, 8-11, which predict 0-2, 3-5, 6-8, 9-11
+    scores = document(np.zeros(12), tokens=np.arange(12), right=np.ones(12, dtype=bool))
+    questions = [
+        # mention 4 is input 5, which is read again before target 6; mention 3 is not
+        {"document": 0, "position": 6, "tokens": 1, "mention": mention, "distance": 6 - mention}
+        for mention in (3, 4)
+    ]
+    record = evaluate.record_of(scores, questions)
+    result = evaluate.recall([record], questions, segment=4, overlap=1)
+    assert result["questions"] == {"within": 1, "beyond": 0}
+
+
 @pytest.fixture
 def checkpoint(build, backbone_path, tmp_path):
     """Of a longmem, as fairseq-train writes it."""

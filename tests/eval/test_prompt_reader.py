@@ -109,6 +109,19 @@ def test_segments_read_side_by_side_are_those_read_one_by_one(reader, monkeypatc
         assert_close(tensor, torch.cat(tensors, dim=2), atol=1e-5, rtol=0)
 
 
+def test_segments_that_overlap(reader, monkeypatch):
+    if not reader.has_memory:
+        pytest.skip("a backbone alone memorises nothing")
+    monkeypatch.setattr("eval.common.prompt_reader.MEMORISED_AT_A_TIME", 2 * WINDOW)
+    monkeypatch.setattr(reader.decoder, "overlap", 9)
+    text, stride, parts = tokens(5 * WINDOW + 7), WINDOW - 9, []
+    for start in range(0, len(text), stride):
+        begin = max(0, start - 9)
+        entries = reader.decoder.entries(text[None, begin : start + stride])
+        parts.append(entries.keys[:, :, start - begin :])
+    assert_close(reader.entries(text).keys, torch.cat(parts, dim=2), atol=1e-5, rtol=0)
+
+
 def test_nothing_that_is_to_be_remembered_is_forgotten(reader):
     reader.forget()
     reader.memorise(tokens(256))

@@ -108,7 +108,7 @@ def test_other_numbers_of_streams_finish_the_epoch(fit_ranks, fit_here, runs, on
     six, _ = fit_ranks(2, 3, part, STOP + 3)
     assert six["extra_state"]["train_iterator"]["earlier_streams"] == [(4, STOP)]
     banks = [MemoryBank.load(str(part / name)) for name in named(part / "checkpoint_last.pt")]
-    assert [bank.num_streams for bank in banks] == [3, 3]
+    assert [bank.layout.num_streams for bank in banks] == [3, 3]
     last = fit_here(f"{arguments_of(runs)} --batch-size 3 --max-epoch 1", part, UPDATES)
     meters = {key: meter for _, key, _, meter in last["extra_state"]["metrics"]["train"]}
     # all tokens of the epoch, each once

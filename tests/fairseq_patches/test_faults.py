@@ -162,11 +162,11 @@ def test_a_memory_on_disk_is_saved_without_a_copy_in_main_memory(tmp_path, monke
     with memory_limit(2**23):
         bank.save(path)
     loaded = MemoryBank.load(path, memory_map=True)
-    assert loaded.store.keys.shape == (1, 2, 15 * 2**9, 8, 64)
+    assert loaded.ring.store.keys.shape == (1, 2, 15 * 2**9, 8, 64)
     for number in range(15):
         here = slice(number * 2**9, (number + 1) * 2**9)
-        assert torch.equal(loaded.store.keys[:, :, here].flatten(2, 3), tokens + number)
-        assert torch.equal(loaded.store.values[:, :, here].flatten(2, 3), tokens - number)
+        assert torch.equal(loaded.ring.store.keys[:, :, here].flatten(2, 3), tokens + number)
+        assert torch.equal(loaded.ring.store.values[:, :, here].flatten(2, 3), tokens - number)
 
 
 def first_read(data, token):

@@ -18,7 +18,7 @@ from longmem_fairseq.conversion import files as hf_files
 from longmem_fairseq.corpus.source import Source
 from longmem_fairseq.data import DocumentStreamDataset, IndexedDocuments
 from longmem_fairseq.memory import MemoryBank
-from longmem_fairseq.memory.shard_files import read_part
+from longmem_fairseq.memory.shard_files import read_memory
 from longmem_fairseq.tokenizers import load_dictionary, load_tokenizer
 from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 from longmem_fairseq.utils.text_files import parse_json
@@ -51,7 +51,8 @@ def use_model(folder: Path) -> None:
 
 def use_memory(folder: Path, memory_map: bool = False) -> None:
     bank = MemoryBank.load(str(folder / "memory"), memory_map=memory_map)
-    keys = seeds.keys(bank.num_streams, bank.num_heads, bank.head_dim)
+    layout = bank.layout
+    keys = seeds.keys(layout.num_streams, layout.num_heads, layout.head_dim)
     bank.retrieve(keys)
     bank.write(keys, keys)
     bank.locate(0, 0) if bank.num_chunks[0] else None
@@ -65,7 +66,7 @@ def use_memory_of_header(folder: Path) -> None:
 def use_shards_of_header(folder: Path) -> None:
     seeds.write_shards(folder, (folder / "header.json").read_bytes())
     use_memory(folder)
-    read_part(str(folder / "memory"), 1, 4, verify=True)
+    read_memory(str(folder / "memory"), shard=1, num_shards=4)
 
 
 def use_pickle(folder: Path) -> None:

@@ -9,54 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from torch.testing import assert_close
 
-from longmem_fairseq.memory import MemoryBank
+from longmem_fairseq.memory import (
+    MemoryBank,
+    forget_document,
+    select_banks,
+)
 from tests.helpers.examples import examples
+from tests.helpers.token_lists import ListOfTokens
 
 HEAD_DIM = 3
-
-
-class ListOfTokens:
-    """One bank as a list. A token is (keys H x D, values H x D, id, document).
-
-    Nothing is taken out of it but by forgetting.
-    """
-
-    def __init__(self, chunk_size, num_slots):
-        self.chunk_size, self.num_slots = chunk_size, num_slots
-        self.clear()
-
-    def clear(self):
-        self.tokens, self.document = [], None
-
-    @property
-    def held(self):
-        """Those that can be found, and those that wait."""
-        return self.tokens[
-            max(0, len(self.tokens) // self.chunk_size - self.num_slots) * self.chunk_size :
-        ]
-
-    def documents(self):
-        """How many tokens of each are held."""
-        names = [document for *_, document in self.held]
-        return {name: names.count(name) for name in names}
-
-    def forget(self, name):
-        self.tokens = [token for token in self.held if token[3] != name]
-        if self.document == name:
-            self.document = None
-
-    @property
-    def chunks(self):
-        """The chunks that can be found, oldest first, each a list of tokens."""
-        size = self.chunk_size
-        whole = len(self.tokens) // size
-        chunks = [self.tokens[i * size : (i + 1) * size] for i in range(whole)]
-        return chunks[-self.num_slots :]
-
-    def scores(self, query, head):
-        """Of every chunk, for a query of D numbers."""
-        means = [torch.stack([keys[head] for keys, *_ in chunk]).mean(0) for chunk in self.chunks]
-        return [float(mean.double() @ query.double()) for mean in means]
 
 
 class BankAgainstLists(RuleBasedStateMachine):
@@ -126,20 +87,20 @@ class BankAgainstLists(RuleBasedStateMachine):
             for t in range(tokens):
                 if mask is None or mask[row, t]:
                     token = keys[row, :, t], values[row, :, t], int(ids[row, t]) if known else -1
-                    self.oracle(row).tokens.append((*token, self.oracle(row).document))
+                    self.oracle(row).append(None, *token)
 
     @rule(name=st.sampled_from("abc"), data=st.data())
     def begin_document(self, name, data):
         row = data.draw(st.integers(0, self.streams - 1), label="row")
         self.bank.begin_document(row, name)
-        self.oracle(row).document = name
+        self.oracle(row).next = name, 0
 
     @rule(name=st.sampled_from("abc"))
     def forget(self, name):
         expected = sum(oracle.documents().get(name, 0) for oracle in self.oracles)
-        assert self.bank.forget(name) == expected
+        assert forget_document(self.bank, name) == expected
         for oracle in self.oracles if expected > 0 else ():
-            oracle.forget(name)
+            oracle.forget(name, oracle.held)
 
     @rule(data=st.data())
     def reset_rows(self, data):
@@ -174,12 +135,12 @@ class BankAgainstLists(RuleBasedStateMachine):
         with tempfile.TemporaryDirectory() as folder:
             self.bank.save(f"{folder}/memory")
             self.bank = MemoryBank.load(f"{folder}/memory", memory_map=True, **self.arguments)
-        assert self.bank.in_place
+        assert self.bank.ring.in_place
 
     @rule()
     def copy(self):
         if self.scope == "stream":
-            self.bank = self.bank.select(range(self.streams))
+            self.bank = select_banks(self.bank, range(self.streams))
 
     @rule(tokens=st.integers(1, 3), data=st.data())
     def retrieve(self, tokens, data):
@@ -208,7 +169,7 @@ class BankAgainstLists(RuleBasedStateMachine):
         assert valid.tolist() == [i < expected * self.chunk_size for i in range(len(valid))]
         chunks = found.chunks[row, head, t]
         assert (chunks >= 0).sum() == expected and (chunks[expected:] == -1).all()
-        stored = [[int(values[0, 0]) for _, values, *_ in chunk] for chunk in oracle.chunks]
+        stored = [[int(token.values[0, 0]) for token in chunk] for chunk in oracle.chunks]
         numbers = [int(n) for n in found_values[valid, 0]]
         size = self.chunk_size
         numbers = [numbers[i : i + size] for i in range(0, len(numbers), size)]
@@ -237,7 +198,7 @@ class BankAgainstLists(RuleBasedStateMachine):
             assert held.stop == len(oracle.tokens)
             assert held.start == held.stop - stored - held.stop % self.chunk_size
             found = self.bank.logs[bank].read(held).tolist()
-            assert found == [number for _, _, number, _ in oracle.tokens[held.start :]]
+            assert found == [token.number for token in oracle.tokens[held.start :]]
             assert self.bank.documents(bank) == oracle.documents()
 
 

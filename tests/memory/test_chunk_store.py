@@ -116,7 +116,9 @@ def test_bytes_per_token_are_those_of_a_bank(dtype, sizes):
             streams, heads, head_dim, 40 * chunk_size, chunk_size, chunk_size, scope, dtype=dtype
         )
         expected = bytes_per_token(heads, head_dim, chunk_size, dtype)
-        assert bank.num_bytes / (banks * bank.memory_size) == pytest.approx(expected, rel=1e-12)
+        assert bank.ring.num_bytes / (banks * bank.layout.memory_size) == pytest.approx(
+            expected, rel=1e-12
+        )
 
 
 def test_bytes_per_token_by_hand():
@@ -176,7 +178,7 @@ def mappings(folder):
 def test_files_on_disk_vanish_with_the_bank(tmp_path):
     bank = MemoryBank(1, 2, 3, 64, storage="disk", directory=str(tmp_path), dtype="int8")
     bank.write(*torch.randn(2, 1, 2, 10, 3))
-    assert bank.chunk_keys[0, :, :2].any()
+    assert bank.ring.chunk_keys[0, :, :2].any()
     assert len(mappings(str(tmp_path))) == 4  # keys, values, scales, chunk keys
     assert list(tmp_path.iterdir()) == []  # a killed process leaves nothing either
     del bank

@@ -1,111 +1,32 @@
 """Memory files that are refused, each in one line that names it, and what is there stays."""
 
-import copy
 import json
-import zlib
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from longmem_fairseq.memory import ExternalMemory, MemoryBank
 from longmem_fairseq.memory.memory_file import HEADER_KEY, read_memory_file
-
-STREAMS, HEADS, HEAD_DIM = 3, 2, 8
-SIZES = {"memory_size": 24, "chunk_size": 2, "k": 6}
-
-
-def filled(**options):
-    """Rings of 12 slots: one that has wrapped, one that has not, an empty one; tokens that wait."""
-    torch.manual_seed(1)
-    bank = MemoryBank(STREAMS, HEADS, HEAD_DIM, **{**SIZES, **options})
-    tokens = 2 * bank.memory_size + 7
-    valid = torch.zeros(STREAMS, tokens, dtype=torch.bool)
-    valid[0], valid[1, :9] = True, True
-    bank.begin_document(0, "a \N{EM DASH} document", offset=3)
-    bank.write(*torch.randn(2, STREAMS, HEADS, tokens, HEAD_DIM), valid)
-    return bank
-
-
-def parts(path):
-    """Header and tensors of a good file."""
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        return json.loads(file.metadata()[HEADER_KEY]), tensors
-
-
-def rewrite(path, header, tensors):
-    """Writes them with checksums that are right, whatever else is wrong."""
-    if isinstance(header, dict) and "checksums" in header:
-        header = {name: value for name, value in header.items() if name != "checksums"}
-        checksums = {
-            n: zlib.crc32(t.flatten().view(torch.uint8).numpy()) for n, t in tensors.items()
-        }
-        checksums["header"] = zlib.crc32(json.dumps(header).encode())
-        header["checksums"] = checksums
-    text = header if isinstance(header, str) else json.dumps(header)
-    save_file(tensors, path, metadata={HEADER_KEY: text})
-
-
-def with_header(**changed):
-    def damage(path):
-        header, tensors = parts(path)
-        rewrite(path, {**header, **changed}, tensors)
-
-    return damage
-
-
-def without(name):
-    def damage(path):
-        header, tensors = parts(path)
-        for part in (header, tensors):
-            part.pop(name, None)
-        rewrite(path, header, tensors)
-
-    return damage
-
-
-def with_tensor(name, change):
-    def damage(path):
-        header, tensors = parts(path)
-        tensors[name] = change(tensors.get(name))
-        rewrite(path, header, tensors)
-
-    return damage
-
-
-def truncated(fraction):
-    def damage(path):
-        whole = path.read_bytes()
-        path.write_bytes(whole[: int(len(whole) * fraction)])
-
-    return damage
-
-
-def offset_of(path, name):
-    """Of the first byte of a tensor."""
-    whole = path.read_bytes()
-    length = int.from_bytes(whole[:8], "little")
-    return 8 + length + json.loads(whole[8 : 8 + length])[name]["data_offsets"][0]
-
-
-def flip(path, offset, bits=1):
-    whole = bytearray(path.read_bytes())
-    whole[offset] ^= bits
-    path.write_bytes(whole)
-
-
-def flipped(name):
-    return lambda path: flip(path, offset_of(path, name))
-
-
-def with_text(change):
-    def damage(path):
-        header, tensors = parts(path)
-        rewrite(path, change(json.dumps(header)), tensors)
-
-    return damage
+from tests.helpers.damaged_files import (
+    flip,
+    flipped,
+    offset_of,
+    parts,
+    truncated,
+    with_header,
+    with_tensor,
+    with_text,
+    without,
+)
+from tests.helpers.filled_banks import (
+    HEAD_DIM,
+    HEADS,
+    SIZES,
+    assert_same,
+    filled,
+    snapshot,
+)
 
 
 def without_a_checksum(path):
@@ -224,10 +145,6 @@ def external(path):
     return memory
 
 
-def snapshot(bank):
-    return copy.deepcopy((bank.header(), bank.state_dict()))
-
-
 @pytest.mark.parametrize("case", DAMAGE)
 def test_damaged_files_are_refused_in_one_line(case, saved):
     memory = external(saved)
@@ -237,9 +154,7 @@ def test_damaged_files_are_refused_in_one_line(case, saved):
     message = check_refused(saved, lambda: MemoryBank.load(str(saved)))
     assert check_refused(saved, lambda: memory.load(str(saved))) == message
     assert memory.banks[True] is before
-    header, tensors = snapshot(before)
-    assert header == state[0]
-    assert all(torch.equal(tensors[name], state[1][name]) for name in state[1])
+    assert_same(snapshot(before), state)
     if case not in UNREAD:
         check_refused(saved, lambda: MemoryBank.load(str(saved), memory_map=True))
 
@@ -247,10 +162,10 @@ def test_damaged_files_are_refused_in_one_line(case, saved):
 def test_messages_say_what_is_wrong(saved):
     whole = saved.read_bytes()
     for case, reason in {
-        "another safetensors file": f"a memory file, or a damaged one ('{HEADER_KEY}')",
+        "another safetensors file": f"a memory file, or a damaged one (no {HEADER_KEY} in it)",
         "the next format": "a memory file of format 4, expected 3",
-        "no checksums": "a damaged memory file (header: 'checksums')",
-        "no k in the header": "a damaged memory file (header: 'k')",
+        "no checksums": "a damaged memory file (its header has other checksums than tensors)",
+        "no k in the header": "a damaged memory file (its header lacks k)",
         "a changed header": "a damaged memory file (checksum of header)",
         "a flipped byte in keys": "a damaged memory file (checksum of keys)",
         "negative num_written": "a damaged memory file (num_written [27, -4, 0] for 3 banks)",
@@ -321,65 +236,6 @@ def test_an_index_of_other_chunks(tmp_path):
     assert str(error.value) == f"{path}: the index Flat is not of the stored chunks"
 
 
-def check_none_loads(memory, path, message, **options):
-    """Neither a memory that asks for *options* nor a bank."""
-    before = memory.banks[True]
-    for load in (
-        lambda: memory.load(str(path)),
-        lambda: MemoryBank.load(str(path), **options),
-        lambda: MemoryBank.load(str(path), memory_map=True, **options),
-    ):
-        with pytest.raises(ValueError) as error:
-            load()
-        assert str(error.value) == f"{path} holds {message}"
-    assert memory.banks[True] is before
-
-
-def test_memory_of_another_backbone_is_refused(saved):
-    memory = external(saved)
-    memory.options["fingerprint"] = "b" * 64
-    message = (
-        "keys of the backbone aaaaaaaaaaaaaaaa, not of bbbbbbbbbbbbbbbb: encode the documents again "
-        "with this backbone"
-    )
-    check_none_loads(memory, saved, message, fingerprint="b" * 64)
-    memory.options["fingerprint"] = "a" * 64
-    memory.load(str(saved))
-    assert MemoryBank.load(str(saved)).fingerprint == "a" * 64
-
-
-@pytest.mark.parametrize(
-    "name, value, found",
-    [
-        ("num_heads", 1, 2),
-        ("head_dim", 4, 8),
-        ("memory_size", 16, 24),
-        ("memory_size", 4, 24),  # less than k, too
-        ("chunk_size", 1, 2),
-        ("scope", "batch", "stream"),
-        ("dtype", "int8", "float32"),
-    ],
-)
-def test_memory_of_other_sizes_is_refused_by_name(saved, name, value, found):
-    memory = external(saved)
-    if name in ("num_heads", "head_dim"):
-        setattr(memory, name, value)
-    else:
-        memory.options[name] = value
-    message = (
-        f"a memory with {name.replace('_', ' ')} {found}, not {value}: give the options that it was "
-        "saved with"
-    )
-    check_none_loads(memory, saved, message, **{name: value})
-
-
-def test_another_k_is_none_of_the_files_business(saved):
-    assert MemoryBank.load(str(saved)).k == 6
-    for memory_map in (False, True):
-        bank = MemoryBank.load(str(saved), memory_map=memory_map, k=2)
-        assert bank.retrieve(torch.randn(STREAMS, HEADS, 1, HEAD_DIM)).valid.size(-1) == 2
-
-
 def test_a_mapped_bank_reads_only_what_is_searched(tmp_path):
     """Keys and values stay in the file: damage is noticed nowhere but where it is."""
     path = tmp_path / "memory.safetensors"
@@ -387,6 +243,6 @@ def test_a_mapped_bank_reads_only_what_is_searched(tmp_path):
     bank.save(str(path))
     flip(path, offset_of(path, "values"))
     mapped = MemoryBank.load(str(path), memory_map=True)
-    assert (mapped.store.values[:, :, :12] != bank.store.values).sum() == 1
+    assert (mapped.ring.store.values[:, :, :12] != bank.ring.store.values).sum() == 1
     with pytest.raises(ValueError, match="checksum of values"):
         MemoryBank.load(str(path))

@@ -16,7 +16,7 @@ def numbered(start, stop, streams=1):
 
 
 def found_tokens(bank, row=0, query=1.0):
-    found = bank.retrieve(torch.full((bank.num_streams, 1, 1, 1), query))
+    found = bank.retrieve(torch.full((bank.layout.num_streams, 1, 1, 1), query))
     keys, values, valid = (tensor[row, 0, 0] for tensor in (*found.tokens(), found.valid))
     assert torch.equal(keys, -values)
     return keys[valid].flatten().tolist()
@@ -128,9 +128,11 @@ def test_chunk_keys_of_a_half_precision_bank_are_float32_means():
     keys = torch.randn(1, 2, 4, 4)
     bank.write(keys, keys)
     expected = keys.bfloat16().float().mean(dim=2)
-    assert bank.chunk_keys.dtype == torch.float32
-    assert_close(bank.chunk_keys[:, :, 0], expected)
-    assert bank.num_bytes == 2 * 2 * 4 * 4 + 2 * (2 * 8 * 4 * 2)  # 2 chunk keys; keys and values
+    assert bank.ring.chunk_keys.dtype == torch.float32
+    assert_close(bank.ring.chunk_keys[:, :, 0], expected)
+    assert bank.ring.num_bytes == 2 * 2 * 4 * 4 + 2 * (
+        2 * 8 * 4 * 2
+    )  # 2 chunk keys; keys and values
 
 
 @pytest.mark.parametrize("scope", ["stream", "batch"])
@@ -151,12 +153,12 @@ def test_a_segment_of_no_tokens(scope, index):
 @pytest.mark.parametrize(
     "sizes, message",
     [
-        ((0, 4, 64), "--memory-size (0) must be at least 1"),
-        ((64, 0, 64), "--chunk-size (0) must be at least 1"),
-        ((64, 4, -4), "--k (-4) must be at least 1"),
-        ((66, 4, 64), "--memory-size (66) must be a multiple of --chunk-size (4)"),
-        ((64, 4, 62), "--k (62) must be a multiple of --chunk-size (4)"),
-        ((64, 4, 68), "--k (68) must not exceed --memory-size (64)"),
+        ((0, 4, 64), "memory_size (0) must be at least 1"),
+        ((64, 0, 64), "chunk_size (0) must be at least 1"),
+        ((64, 4, -4), "k (-4) must be at least 1"),
+        ((66, 4, 64), "memory_size (66) must be a multiple of chunk_size (4)"),
+        ((64, 4, 62), "k (62) must be a multiple of chunk_size (4)"),
+        ((64, 4, 68), "k (68) must not exceed memory_size (64)"),
     ],
 )
 def test_sizes_that_no_bank_can_have(sizes, message):
@@ -171,10 +173,10 @@ def test_sizes_that_no_bank_can_have(sizes, message):
 @pytest.mark.parametrize(
     "option, message",
     [
-        ({"scope": "all"}, "--memory-scope (all) must be one of stream, batch"),
+        ({"scope": "all"}, "scope (all) must be one of stream, batch"),
         (
             {"index": "ivf"},
-            "--memory-index (ivf) is neither torch nor flat nor an index that faiss can make for 1 "
+            "index (ivf) is neither torch nor flat nor an index that faiss can make for 1 "
             "dimensions, such as IVF1024,Flat",
         ),
     ],

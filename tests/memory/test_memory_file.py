@@ -9,40 +9,22 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 
 from longmem_fairseq.memory import DTYPES, STORAGES, MemoryBank, Source, memory_file
-
-STREAMS, HEADS, HEAD_DIM = 3, 2, 8
-SIZES = {"memory_size": 24, "chunk_size": 2, "k": 6}
-
-
-def filled(scope="stream", wrapped=True, seed=1, **options):
-    """Rings of 12 slots: one that has wrapped, one that has not, an empty one; tokens that wait."""
-    torch.manual_seed(seed)
-    bank = MemoryBank(STREAMS, HEADS, HEAD_DIM, **{**SIZES, **options}, scope=scope)
-    tokens = 2 * bank.memory_size + 7 if wrapped else bank.memory_size - 1
-    valid = torch.zeros(STREAMS, tokens, dtype=torch.bool)
-    valid[0], valid[1, :9] = True, True
-    bank.begin_document(0, "first \N{EM DASH} document", offset=3)
-    half = tokens // 2
-    keys, values = torch.randn(2, STREAMS, HEADS, tokens, HEAD_DIM)
-    ids = torch.arange(STREAMS * tokens).view(STREAMS, tokens)
-    bank.write(keys[:, :, :half], values[:, :, :half], valid[:, :half], ids[:, :half])
-    bank.begin_document(0, "second")
-    bank.write(keys[:, :, half:], values[:, :, half:], valid[:, half:], ids[:, half:])
-    return bank
+from tests.helpers.filled_banks import HEAD_DIM, HEADS, SIZES, STREAMS, filled
 
 
 def check_same(bank, other):
     """All that a bank can give, and what becomes of it when both go on."""
-    for name in ("num_streams", "scope", "chunk_size", "dtype", "fingerprint", "sources"):
-        assert getattr(other, name) == getattr(bank, name)
+    for name in ("num_streams", "scope", "chunk_size", "dtype", "fingerprint"):
+        assert getattr(other.layout, name) == getattr(bank.layout, name)
+    assert other.sources == bank.sources
     assert other.num_written == bank.num_written and other.num_pending == bank.num_pending
     for number, waiting in enumerate(bank.num_pending):
-        for name in ("pending_keys", "pending_values"):
-            found, expected = (getattr(b, name)[number, :, :waiting] for b in (other, bank))
+        for name in ("keys", "values"):
+            found, expected = (getattr(b.pending, name)[number, :, :waiting] for b in (other, bank))
             assert torch.equal(found, expected)
     for number, stored in enumerate(bank.num_chunks):
-        for name, buffer in bank.store.buffers().items():
-            found = other.store.buffers()[name][number, :, :stored]
+        for name, buffer in bank.ring.store.buffers().items():
+            found = other.ring.store.buffers()[name][number, :, :stored]
             assert torch.equal(found, buffer[number, :, :stored])
         assert [other.locate(number, s) for s in range(stored)] == [
             bank.locate(number, s) for s in range(stored)
@@ -79,7 +61,7 @@ def test_a_saved_bank_comes_back(dtype, storage, memory_map, tmp_path):
     bank.save(path)
     loaded = MemoryBank.load(path, fingerprint="a" * 64, memory_map=memory_map, storage=storage)
     check_same(bank, loaded)
-    assert loaded.memory_size == 24 and loaded.k == 6
+    assert loaded.layout.memory_size == 24 and loaded.layout.k == 6
     go_on(bank, loaded)
     check_same(bank, loaded)
 
@@ -93,7 +75,7 @@ def test_rings_and_scopes_come_back(scope, wrapped, memory_map, tmp_path):
     bank.save(path)
     loaded = MemoryBank.load(path, memory_map=memory_map)
     check_same(bank, loaded)
-    assert loaded.memory_size == loaded.options["memory_size"] == 24
+    assert loaded.layout.memory_size == 24
     loaded.save(str(tmp_path / "again.safetensors"))
     check_same(bank, MemoryBank.load(str(tmp_path / "again.safetensors")))
 
@@ -120,7 +102,7 @@ def test_only_what_is_stored_is_written(tmp_path):
     bank.write(*torch.randn(2, 1, 1, 9, 1))
     bank.save(str(path))
     assert path.stat().st_size < 4096
-    assert MemoryBank.load(str(path)).memory_size == 4 * 10**6
+    assert MemoryBank.load(str(path)).layout.memory_size == 4 * 10**6
 
 
 APPROXIMATE = [
@@ -138,7 +120,7 @@ def test_a_trained_index_finds_the_same_after_loading(index, parameters, memory_
     path = str(tmp_path / "memory.safetensors")
     options = {"index": index, "index_parameters": parameters}
     bank = filled(memory_size=800, wrapped=index != "HNSW8", **options)
-    assert 0 in bank.index.indices
+    assert 0 in bank.ring.index.indices
     bank.save(path)
     loaded = MemoryBank.load(path, memory_map=memory_map, **options)
     check_same(bank, loaded)
@@ -167,7 +149,7 @@ def test_another_index_is_built_of_the_chunks(saved, loaded, tmp_path):
     bank = filled(memory_size=800, index=saved)
     bank.save(path)
     other = MemoryBank.load(path, index=loaded, index_parameters="nprobe=4")
-    assert type(other.index.indices[0][0]).__name__ == "IndexIVFFlat"
+    assert type(other.ring.index.indices[0][0]).__name__ == "IndexIVFFlat"
     check_same_search(MemoryBank.load(path), other)
 
 

@@ -1,15 +1,18 @@
 """Where stored tokens came from, and banks appended to banks: MemoryBank.locate and extend."""
 
-import copy
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longmem_fairseq.memory import MemoryBank, Source
+from longmem_fairseq.memory import (
+    MemoryBank,
+    Source,
+    extend_bank,
+)
 from longmem_fairseq.memory.memory_file import read_memory_file
 from tests.helpers.examples import examples
+from tests.helpers.filled_banks import assert_same, snapshot
 
 
 class Oracle:
@@ -46,14 +49,14 @@ class Oracle:
         whole = len(self.tokens) // size
         assert bank.num_written == [whole] and bank.num_pending == [len(self.tokens) % size]
         waiting = [number for number, _ in self.tokens[whole * size :]]
-        assert bank.pending_keys[0, 0, : len(waiting), 0].tolist() == waiting
+        assert bank.pending.keys[0, 0, : len(waiting), 0].tolist() == waiting
         held = bank.held(0)
         assert held == range(max(0, whole - self.slots) * size, len(self.tokens))
         ids = bank.logs[0].read(held)
         assert ids.tolist() == [number for number, _ in self.held]
         for number in range(max(0, whole - self.slots), whole):
             slot, tokens = number % self.slots, self.tokens[number * size : (number + 1) * size]
-            keys, values = bank.store.gather(torch.tensor([slot]))
+            keys, values = bank.ring.store.gather(torch.tensor([slot]))
             assert keys.flatten().tolist() == [number for number, _ in tokens]
             assert torch.equal(values, -keys)
             document = tokens[0][1]
@@ -96,7 +99,7 @@ def test_extend_against_a_list(sizes, other_sizes, calls, others, more):
     oracle, other = Oracle(*sizes), Oracle(*other_sizes, first_number=1000)
     call(oracle, calls)
     call(other, others)
-    oracle.bank.extend(other.bank)
+    extend_bank(oracle.bank, other.bank)
     other.check()  # is as it was
     if other.held:
         oracle.tokens += other.held
@@ -138,9 +141,9 @@ def test_many_chunks_are_extended_in_order():
     oracle.write(5000)
     other.begin("b", 100)
     other.write(9000 + 1234)
-    oracle.bank.extend(other.bank)
+    extend_bank(oracle.bank, other.bank)
     oracle.tokens += other.held
-    keys = oracle.bank.store.keys.flatten().tolist()
+    keys = oracle.bank.ring.store.keys.flatten().tolist()
     assert sorted(keys) == [float(number) for number, _ in oracle.held]
     assert oracle.bank.locate(0, 4999) == Source(13999, "b", 100 + 1234 + 8999)
 
@@ -152,13 +155,13 @@ def test_extending_by_a_bank_of_another_type(dtype):
     bank = MemoryBank(2, 2, 3, memory_size=16, chunk_size=2, k=16)
     other = MemoryBank(2, 2, 3, memory_size=8, chunk_size=4, k=4, dtype=dtype)
     other.write(*torch.randn(2, 2, 2, 13, 3))
-    bank.extend(other)
+    extend_bank(bank, other)
     assert bank.num_tokens == [8, 8] and bank.num_pending == [1, 1]
-    expected, _ = other.store.gather(torch.arange(8))  # 2 streams x 2 heads x 2 slots
+    expected, _ = other.ring.store.gather(torch.arange(8))  # 2 streams x 2 heads x 2 slots
     expected = expected.float().view(2, 2, 2, 4, 3).roll(-1, dims=2)  # oldest first
-    found = bank.store.keys[:, :, :4]
+    found = bank.ring.store.keys[:, :, :4]
     assert torch.equal(found.reshape(2, 2, 2, 4, 3), expected)
-    assert torch.equal(bank.pending_keys[:, :, :1], other.pending_keys[:, :, :1].float())
+    assert torch.equal(bank.pending.keys[:, :, :1], other.pending.keys[:, :, :1].float())
 
 
 def test_an_extended_bank_of_an_approximate_index_finds_what_was_appended():
@@ -168,14 +171,10 @@ def test_an_extended_bank_of_an_approximate_index_finds_what_was_appended():
     other = MemoryBank(1, 1, 8, **sizes)
     bank.write(*torch.randn(2, 1, 1, 250, 8))
     other.write(*torch.randn(2, 1, 1, 300, 8))
-    bank.extend(other)
+    extend_bank(bank, other)
     queries = torch.randn(1, 1, 9, 8)
-    scores = queries[0, 0] @ bank.chunk_keys[0, 0].t()
+    scores = queries[0, 0] @ bank.ring.chunk_keys[0, 0].t()
     assert torch.equal(bank.retrieve(queries).chunks[0, 0], scores.topk(4).indices)
-
-
-def snapshot(bank):
-    return copy.deepcopy((bank.header(), bank.state_dict()))
 
 
 @pytest.mark.parametrize(
@@ -202,22 +201,24 @@ def test_banks_that_do_not_go_together(options, message):
     other = bank
     if options is not None:
         other = MemoryBank(**{**sizes, **options})
-        other.write(*torch.randn(2, other.num_streams, other.num_heads, 9, other.head_dim))
+        other.write(
+            *torch.randn(
+                2, other.layout.num_streams, other.layout.num_heads, 9, other.layout.head_dim
+            )
+        )
     before = snapshot(bank)
     with pytest.raises(ValueError) as error:
-        bank.extend(other)
+        extend_bank(bank, other)
     assert str(error.value) == message
-    header, state = snapshot(bank)
-    assert header == before[0]
-    assert all(torch.equal(state[name], before[1][name]) for name in before[1])
+    assert_same(snapshot(bank), before)
 
 
 def test_an_unknown_backbone_goes_with_any():
     bank = MemoryBank(1, 1, 1, 64, k=4, fingerprint="a" * 64)
     other = MemoryBank(1, 1, 1, 64, k=4)
     other.write(*torch.randn(2, 1, 1, 9, 1))
-    bank.extend(other)
-    assert bank.num_tokens == [8] and bank.fingerprint == "a" * 64
+    extend_bank(bank, other)
+    assert bank.num_tokens == [8] and bank.layout.fingerprint == "a" * 64
 
 
 def test_tokens_of_no_document_outlive_a_file(tmp_path):
@@ -225,7 +226,7 @@ def test_tokens_of_no_document_outlive_a_file(tmp_path):
     oracle.begin("a", 0)
     oracle.write(2)
     other.write(3)
-    oracle.bank.extend(other.bank)
+    extend_bank(oracle.bank, other.bank)
     oracle.tokens += other.held
     path = str(tmp_path / "memory.safetensors")
     oracle.bank.save(path)

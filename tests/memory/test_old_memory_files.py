@@ -1,14 +1,13 @@
 """Memory files of formats 1 and 2, written here as they were laid out, and damage to format 3."""
 
 import json
-import zlib
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from longmem_fairseq.memory import MemoryBank
+from tests.helpers.damaged_files import write
 
 BANKS, HEADS, SLOTS, CHUNK, DIM = 2, 2, 3, 2, 4
 OLD_HEADER = {
@@ -25,15 +24,6 @@ OLD_HEADER = {
     "num_pending": [1, 0],
     "sources": [[[0, "a", -1], [5, "b", -1]], []],
 }
-
-
-def write(path, header, tensors):
-    """As :mod:`memory_file` does it."""
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    checksums = {n: zlib.crc32(t.flatten().view(torch.uint8).numpy()) for n, t in tensors.items()}
-    checksums["header"] = zlib.crc32(json.dumps(header).encode())
-    metadata = {"longmem_memory": json.dumps({**header, "checksums": checksums})}
-    save_file(tensors, path, metadata=metadata)
 
 
 def old_tensors(version):
@@ -59,9 +49,9 @@ def test_older_files_are_read(tmp_path, version, memory_map):
     bank = MemoryBank.load(str(tmp_path / "old"), memory_map=memory_map)
     assert bank.layout.search == "attention" and bank.layout.search_dim == 0
     assert (bank.num_written, bank.num_pending) == ([4, 1], [1, 0])
-    assert bank.in_document == [False, False]
+    assert bank.pending.in_document == [False, False]
     for name in ("keys", "values"):
-        stored = getattr(bank.store, name)
+        stored = getattr(bank.ring.store, name)
         assert torch.equal(stored[0], tensors[name][0])
         assert torch.equal(stored[1, :, 0], tensors[name][1, :, 0])
     held = bank.held(0)
@@ -102,7 +92,7 @@ def hidden(tmp_path):
 
 def test_the_file_that_is_damaged_below(hidden, tmp_path):
     write(tmp_path / "again", *hidden)
-    assert MemoryBank.load(str(tmp_path / "again")).in_document == [True, True]
+    assert MemoryBank.load(str(tmp_path / "again")).pending.in_document == [True, True]
 
 
 HEADERS = {

@@ -63,13 +63,13 @@ def save_on_a_full_disk(folder):
     """The second process has no room, the first one has."""
     bank = filled(ShardedBank(1, HEADS, HEAD_DIM, **SIZES), 2)
     reason = "another process could not save its part"
-    if bank.shard == 1:
+    if bank.ring.shard == 1:
         reason = "File too large"
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
     for name in ("two", "one"):
         with pytest.raises(OSError) as error:
             bank.save(str(folder / name))
-        file = folder / f"{name}.{bank.shard}-of-2"
+        file = folder / f"{name}.{bank.ring.shard}-of-2"
         assert str(error.value).startswith(f"{file}: cannot be written (")
         assert reason in str(error.value)
 
@@ -91,10 +91,10 @@ def save_without_the_last_rename(folder):
     def killed(part, path):
         raise OSError("killed")
 
-    if bank.shard == 1:
+    if bank.ring.shard == 1:
         sharded_bank.put_in_place = killed
     for name in ("two", "one"):
-        message = "killed" if bank.shard else "another process could not save its part"
+        message = "killed" if bank.ring.shard else "another process could not save its part"
         with pytest.raises(OSError, match=message):
             bank.save(str(folder / name))
 

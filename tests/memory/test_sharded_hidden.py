@@ -6,7 +6,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from longmem_fairseq.memory import DTYPES, MemoryBank, ShardedBank
+from longmem_fairseq.memory import (
+    DTYPES,
+    MemoryBank,
+    ShardedBank,
+    extend_bank,
+    forget_document,
+    select_banks,
+)
+from tests.helpers.filled_banks import assert_same, snapshot
 from tests.helpers.shard_processes import run
 from tests.memory.test_sharded_bank import assert_same_found, assert_same_state
 
@@ -49,8 +57,8 @@ class Case:
         }
 
     def write(self):
-        rows = self.random.randint(1, self.one.num_streams)
-        tokens = self.random.randint(0, self.one.memory_size + 1)
+        rows = self.random.randint(1, self.one.layout.num_streams)
+        tokens = self.random.randint(0, self.one.layout.memory_size + 1)
         segment, begins = self.segment(rows, tokens), self.random.random() < 0.5
         if self.random.random() < 0.7:
             segment["valid"] = torch.rand(rows, tokens, generator=self.generator) < 0.7
@@ -62,21 +70,21 @@ class Case:
             bank.write(**segment)
 
     def reset(self):
-        rows = torch.rand(self.one.num_streams, generator=self.generator) < 0.7
+        rows = torch.rand(self.one.layout.num_streams, generator=self.generator) < 0.7
         for bank in (self.one, self.many):
             bank.reset(rows)
 
     def extend(self):
         options = {name: value for name, value in self.options.items() if name != "storage"}
         options["scope"] = self.one.layout.scope
-        other = MemoryBank(self.one.num_streams, self.heads, HEAD_DIM, **options)
-        other.write(**self.segment(other.num_streams, 5))
+        other = MemoryBank(self.one.layout.num_streams, self.heads, HEAD_DIM, **options)
+        other.write(**self.segment(other.layout.num_streams, 5))
         for bank in (self.one, self.many):
-            bank.extend(other)
+            extend_bank(bank, other)
 
     def select(self):
         banks = self.random.choices(range(self.one.layout.num_banks), k=self.random.randint(1, 3))
-        self.one, self.many = self.one.select(banks), self.many.select(banks)
+        self.one, self.many = select_banks(self.one, banks), select_banks(self.many, banks)
 
     def save_and_load(self):
         path = str(self.folder / f"{self.random.random()}")
@@ -84,7 +92,7 @@ class Case:
         memory_map = self.random.random() < 0.5
         if self.random.random() < 0.5:
             self.many.save(path)
-        elif self.many.shard == 0:
+        elif self.many.ring.shard == 0:
             self.one.save(path)
         dist.barrier(self.group)
         self.many = ShardedBank.load(path, memory_map=memory_map, group=self.group, **options)
@@ -92,8 +100,8 @@ class Case:
 
     def check(self):
         assert_same_state(self.one, self.many)
-        assert self.many.in_document == self.one.in_document
-        assert torch.equal(self.many.last_search, self.one.last_search)
+        assert self.many.pending.in_document == self.one.pending.in_document
+        assert torch.equal(self.many.pending.last_search, self.one.pending.last_search)
         banks = self.random.choices(range(self.one.layout.num_banks), k=2)
         queries = self.normal(2, 1, self.random.randint(0, 3), SEARCH_DIM)
         one, many = self.one.retrieve(queries, banks), self.many.retrieve(queries, banks)
@@ -109,9 +117,24 @@ class Case:
         for _ in range(steps):
             self.random.choice(done)()
             self.check()
-        if self.many.num_shards > 1:
-            with pytest.raises(ValueError, match="split over processes cannot forget a document"):
-                self.many.forget("document 3")
+        self.check_what_takes_one_process()
+
+    def check_what_takes_one_process(self):
+        """Neither is begun."""
+        self.many.begin_document(0, "more", -1)
+        more = self.segment(1, 2 * self.options["chunk_size"] + 1)
+        self.many.write(**more)
+        before = snapshot(self.many)
+        message = "can neither forget a document nor be added to another: load it in one process"
+        for change in (
+            lambda: forget_document(self.many, "another"),
+            lambda: extend_bank(
+                select_banks(self.many, range(self.many.layout.num_banks)), self.many
+            ),
+        ):
+            with pytest.raises(ValueError, match=message):
+                change()
+        assert_same(snapshot(self.many), before)
 
 
 def random_cases(folder):

@@ -200,7 +200,7 @@ def test_memory_of_a_smaller_type_is_close(build, memory_dtype, dtype, error):
     exact, model = read(build(**sizes), tokens), build(memory_dtype=memory_dtype, **sizes)
     found = (read(model, tokens) - exact).pow(2).mean().sqrt() / exact.std()
     assert error / 100 <= found <= error
-    assert model.decoder.memory.bank.store.keys.dtype == dtype
+    assert model.decoder.memory.bank.ring.store.keys.dtype == dtype
 
 
 def test_a_bank_knows_whose_keys_it_holds(build):
@@ -209,15 +209,15 @@ def test_a_bank_knows_whose_keys_it_holds(build):
     for model in (longmem, memtrm):
         read(model, document(1, SEGMENT))
     expected = longmem.decoder.backbone_fingerprint.numpy().tobytes().hex()
-    assert longmem.decoder.memory.bank.fingerprint == f"{expected} layer 3"
-    assert memtrm.decoder.memory.bank.fingerprint == ""
+    assert longmem.decoder.memory.bank.layout.fingerprint == f"{expected} layer 3"
+    assert memtrm.decoder.memory.bank.layout.fingerprint == ""
 
 
 def test_memory_of_another_layer_is_refused(build, tmp_path):
     path, model = str(tmp_path / "memory"), build()
     read(model, document(1, SEGMENT))
     model.decoder.memory.save(path, training=False)
-    backbone = model.decoder.memory.bank.fingerprint[:16]
+    backbone = model.decoder.memory.bank.layout.fingerprint[:16]
     with pytest.raises(ValueError) as error:
         build(retrieval_layer_index=1).decoder.memory.load(path, training=False)
     assert str(error.value) == (

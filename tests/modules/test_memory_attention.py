@@ -187,7 +187,7 @@ def test_weights_are_those_of_the_attention(missing):
     assert_close(attended, memory_attention(queries, found))
     assert_close(weights.sum(dim=-1), torch.ones(1, HEADS, 3))
     assert (weights[..., 4 - missing :] == 0).all()
-    expected = queries @ bank.chunk_keys[:, :, : 4 - missing].transpose(2, 3)
+    expected = queries @ bank.ring.chunk_keys[:, :, : 4 - missing].transpose(2, 3)
     expected = expected.sort(dim=-1, descending=True).values
     assert_close(scores[..., : 4 - missing], expected)
 

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from longmem_fairseq.modules import ConstantPointer, Pointer, TrainedPointer, log_probs_of
-from longmem_fairseq.modules.pointer import PointerValues
+from longmem_fairseq.modules.pointer import PointerValues, contexts_of, share_of_token
 
 PAD, VOCABULARY, EMBED_DIM = 1, 11, 5
 VALUES = PointerValues()
@@ -24,6 +24,7 @@ class Found(NamedTuple):
 
     scores: torch.Tensor
     token_ids: torch.Tensor
+    matches: torch.Tensor
     store: Store = Store(CHUNK_SIZE)
 
 
@@ -45,7 +46,8 @@ def found(missing="some"):
     else:
         gone = torch.full(shape, missing == "all")
     gone_ids = gone.repeat_interleave(CHUNK_SIZE, dim=-1)
-    return Found(scores.masked_fill(gone, -math.inf), ids.masked_fill(gone_ids, -1))
+    matches = torch.randint(0, 40, ids.shape, generator=generator)
+    return Found(scores.masked_fill(gone, -math.inf), ids.masked_fill(gone_ids, -1), matches)
 
 
 def inputs(seed=2, dtype=torch.float32):
@@ -56,9 +58,9 @@ def inputs(seed=2, dtype=torch.float32):
     return logits.requires_grad_(), features.requires_grad_()
 
 
-def asked(found, features, logits):
-    """What a pointer takes."""
-    return found, features, log_probs_of(logits, found.token_ids.clamp(min=0))
+def asked(retrieved, features, logits):
+    """Arguments of a pointer."""
+    return retrieved, features, log_probs_of(logits, retrieved.token_ids.clamp(min=0))
 
 
 def trained(seed=3):
@@ -127,20 +129,39 @@ def test_shares_and_weight_of_a_constant_pointer_by_hand():
     scores = torch.tensor([[[0.9, 0.4]]])
     ids = torch.tensor([[[4, 6]]])
     probs = torch.tensor([[[0.1, 0.1, 0.1, 0.1, 0.4, 0.1, 0.1]]])
-    one = Found(scores, ids, Store(1))
+    one = Found(scores, ids, torch.tensor([[[3, 0]]]), Store(1))
     pointer = ConstantPointer()(*asked(one, torch.zeros(1, 1, 2), probs.log()))
     parts = [
-        math.exp(s / math.exp(VALUES.log_t)) * p**VALUES.trust for s, p in ((0.9, 0.4), (0.4, 0.1))
+        math.exp(VALUES.sharpness * s + match) * p**VALUES.trust
+        for s, p, match in ((0.9, 0.4, VALUES.match[2]), (0.4, 0.1, 0.0))
     ]
     shares = torch.tensor([[[parts[0] / sum(parts), parts[1] / sum(parts)]]])
     assert_close(pointer.shares, shares)
-    weight = 1 / (1 + math.exp(-VALUES.slope * (0.9 - VALUES.half)))
+    odds = VALUES.bias + VALUES.slope * 0.9 + VALUES.agreement * shares[0, 0, 0].item()
+    weight = 1 / (1 + math.exp(-odds - VALUES.weight_match[2]))
     assert_close(pointer.log_weight.exp(), torch.tensor([[weight]]))
     assert_close(pointer.log_rest.exp(), torch.tensor([[1 - weight]]))
     expected = (1 - weight) * probs
     expected[0, 0, 4] += weight * shares[0, 0, 0]
     expected[0, 0, 6] += weight * shares[0, 0, 1]
     assert_close(pointer.mixed(probs.log()).exp(), expected)
+
+
+def test_equal_tokens_share():
+    ids = torch.tensor([5, 3, 5, 7, 3, 5])
+    shares = torch.tensor([0.1, 0.2, 0.15, 0.25, 0.05, 0.25])
+    sums, repeated = share_of_token(ids, shares)
+    assert_close(sums, torch.tensor([0.5, 0.25, 0.5, 0.25, 0.25, 0.5]))
+    assert repeated.tolist() == [False, False, True, False, True, True]
+
+
+def test_contexts_are_the_tokens_before():
+    tokens = torch.tensor([[7, 8, 9]])
+    expected = [[7, -1, -1, -1], [8, 7, -1, -1], [9, 8, 7, -1]]
+    assert contexts_of(tokens, None, 4).tolist() == [expected]
+    expected = [[7, 6, 5, -1], [8, 7, 6, 5], [9, 8, 7, 6]]
+    assert contexts_of(tokens, torch.tensor([[5, 6]]), 4).tolist() == [expected]
+    assert contexts_of(tokens, torch.tensor([[5, 6]]), 1).tolist() == [[[7], [8], [9]]]
 
 
 def test_a_trained_pointer_starts_as_the_constant_one():

@@ -161,7 +161,7 @@ def test_corpus_json_and_idempotence(tmp_path, capsys):
     make(dest, "--values", "10")
     assert capsys.readouterr().out == f"{dest}: up to date\n"
     assert (dest / "train.jsonl").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="--overwrite"):
+    with pytest.raises(ValueError, match="or overwrite to replace it"):
         make(dest, "--values", "11")
     make(dest, "--values", "11", "--overwrite")
     assert json.loads((dest / "corpus.json").read_text())["chance"] == 1 / 11

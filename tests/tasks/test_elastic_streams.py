@@ -35,8 +35,9 @@ class Ranks:
     memory: of each rank and row, the tokens read since the last new document
     """
 
-    def __init__(self, data, documents, ranks, batch_size, span, seed=1, memory_size=0):
-        cfg = LongMemLanguageModelingConfig(data=str(data), tokens_per_sample=5, stream_span=span)
+    def __init__(self, data, documents, ranks, batch_size, span, seed=1, memory_size=0, overlap=0):
+        segments = {"tokens_per_sample": 5 + overlap, "segment_overlap": overlap}
+        cfg = LongMemLanguageModelingConfig(data=str(data), stream_span=span, **segments)
         task = LongMemLanguageModelingTask(cfg)
         task.datasets["train"], task.memory_size = documents, memory_size
         options = {"max_sentences": batch_size, "num_shards": ranks, "data_buffer_size": 0}
@@ -79,7 +80,8 @@ class Ranks:
             for row, tokens in enumerate(segment["src_tokens"]):
                 if segment["new_document"][row]:
                     memory[row].clear()
-                memory[row] += (tokens[tokens != PAD] + 1).tolist()  # what comes after each
+                new = tokens[segment["overlap"][row] :]
+                memory[row] += (new[new != PAD] + 1).tolist()  # what comes after each
         source, flags = batch["net_input"]["src_tokens"], batch["net_input"]["new_document"]
         for row, tokens in enumerate(batch["target"]):
             tokens = tokens[tokens != PAD].tolist()
@@ -89,7 +91,8 @@ class Ranks:
             if flags[row]:
                 memory[row].clear()
             else:  # goes on where its memory ends
-                assert memory[row][-1] == tokens[0] - 1 == source[row, 0]
+                before = int(batch["net_input"]["overlap"][row])
+                assert memory[row][-1] == tokens[0] - 1 == source[row, before]
             memory[row] += tokens
             predicted += tokens
         return predicted
@@ -127,14 +130,15 @@ LAYOUTS = st.lists(
     layouts=LAYOUTS,
     span=st.sampled_from([0, 3]),
     seed=st.integers(0, 99),
+    overlap=st.sampled_from([0, 2, 7]),
 )
-def test_ranks_that_change_in_an_epoch(data, sizes, layouts, span, seed):
+def test_ranks_that_change_in_an_epoch(data, sizes, layouts, span, seed, overlap):
     """Each layout: ranks, streams of each, updates until the run is resumed with the next, and their
     --update-freq."""
     documents = Documents([*sizes, 9])
     run, predicted = None, []
     for ranks, batch_size, updates, update_freq in layouts:
-        former, run = run, Ranks(data, documents, ranks, batch_size, span, seed=seed)
+        former, run = run, Ranks(data, documents, ranks, batch_size, span, seed, 0, overlap)
         if former is not None:
             run.go_on(former)
         predicted += run.read(updates, update_freq)
@@ -158,22 +162,30 @@ def test_as_many_streams_go_on_as_if_nothing_had_happened(data, ranks):
     assert by_stream == one.memory[0]
 
 
+@pytest.mark.parametrize("overlap", [0, 2])
 @pytest.mark.parametrize("memory_size, remembered", [(0, 0), (12, 15), (99, 20)])
-def test_those_that_are_too_many_read_again_what_they_remembered(data, memory_size, remembered):
-    """In whole segments of 5 tokens, from where the document began at the earliest."""
+def test_those_that_are_too_many_read_again_what_they_remembered(
+    data, memory_size, remembered, overlap
+):
+    """In whole segments of 5 new tokens, from where the document began at the earliest."""
     documents = Documents([35, 30, 25])
-    three = Ranks(data, documents, 1, 3, 0)
+    three = Ranks(data, documents, 1, 3, 0, overlap=overlap)
     predicted = three.read(4)
-    run = Ranks(data, documents, 1, 1, 0, memory_size=memory_size)
+    run = Ranks(data, documents, 1, 1, 0, memory_size=memory_size, overlap=overlap)
     run.go_on(three)
     batches = list(run.iterators[0].next_epoch_itr(shuffle=True))
-    again = [sum(len(s["src_tokens"][0]) for s in batch["earlier"]) for batch in batches]
+    again = [
+        sum(len(s["src_tokens"][0]) - int(s["overlap"][0]) for s in batch["earlier"])
+        for batch in batches
+    ]
     assert [count for count in again if count] == ([remembered] * 2 if remembered else [])
     for batch in batches:
         if batch["earlier"]:  # the main segment goes on behind it
             assert not batch["net_input"]["new_document"].any()
             last = batch["earlier"][-1]["src_tokens"][0, -1] + 1
-            assert last == batch["net_input"]["src_tokens"][0, 0] == batch["target"][0, 0] - 1
+            assert batch["net_input"]["overlap"].tolist() == [overlap]
+            first = batch["net_input"]["src_tokens"][0, overlap]
+            assert last == first == batch["target"][0, overlap] - 1
         predicted += run._remember(run.memory[0], batch)
     assert sorted(predicted) == expected(documents)
 

@@ -41,6 +41,7 @@ ADVICE = (
     "option, value, saved",
     [
         ("--tokens-per-sample", 16, 8),
+        ("--segment-overlap", 2, 0),
         ("--stream-span", 0, 9),
         ("--seed", 2, 1),
     ],
@@ -68,10 +69,10 @@ def test_another_batch_size_finishes_the_epoch(
     """
     again, memorise = [], MemoryDecoder.memorise
 
-    def counted(decoder, src_tokens, new_document):
+    def counted(decoder, src_tokens, new_document, overlap):
         assert decoder.training and new_document.tolist().count(True) == (not again)
         again.append(int(src_tokens.ne(decoder.padding_idx).sum()))
-        memorise(decoder, src_tokens, new_document)
+        memorise(decoder, src_tokens, new_document, overlap)
 
     monkeypatch.setattr(MemoryDecoder, "memorise", counted)
     caplog.set_level("INFO")

@@ -92,8 +92,7 @@ def test_eval_lm_refuses_a_context_window(corpus):
     with pytest.raises(ValueError) as error:
         task.eval_lm_dataloader(task.dataset("test"), batch_size=1, context_window=4)
     assert str(error.value) == (
-        "--context-window (4) does not go with document streams, whose context is the memory: "
-        "leave it out"
+        "--context-window (4) does not go with document streams: give --segment-overlap instead"
     )
 
 
@@ -202,6 +201,14 @@ def test_the_task_refuses_what_would_drop_tokens(corpus):
     [
         ({"tokens_per_sample": 0}, "--tokens-per-sample (0) must be at least 1"),
         ({"stream_span": -1}, "--stream-span (-1) must not be negative"),
+        *(
+            (
+                {"tokens_per_sample": 8, "segment_overlap": overlap},
+                f"--segment-overlap ({overlap}) must be at least 0 and less than "
+                "--tokens-per-sample (8)",
+            )
+            for overlap in (-1, 8)
+        ),
     ],
 )
 def test_sizes_of_the_task(corpus, options, message):

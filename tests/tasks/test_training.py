@@ -42,7 +42,7 @@ def test_bfloat16_is_close_to_float32(build, config):
     logits = read(rounded, tokens).float()
     error = (logits - exact).pow(2).mean().sqrt() / exact.std()
     assert 1e-4 < error < 0.03
-    assert rounded.decoder.memory.bank.store.keys.dtype == torch.bfloat16
+    assert rounded.decoder.memory.bank.ring.store.keys.dtype == torch.bfloat16
     trained = {p.dtype for p in rounded.parameters() if p.requires_grad}
     assert trained == {torch.float32}
     if config is LongMemConfig:

@@ -1,20 +1,57 @@
-"""Approximate search by any index that faiss.index_factory knows, for banks of millions of tokens.
+"""Search by faiss: exact, or approximate for banks of millions of tokens.
 
 N banks, H heads, Q queries, S slots, D head_dim, R chunks to retrieve.
 """
 
+import functools
+import logging
 import re
+import threading
 from typing import Dict, List
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from longmem_fairseq.memory.search import ChunkIndex, FlatIndex, TorchIndex, import_faiss
+from longmem_fairseq.memory.search import ChunkIndex, TorchIndex
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 # faiss asks for at least so many vectors for each k-means centroid (ClusteringParameters), and a
 # product quantizer has 256 centroids
 POINTS_PER_CENTROID = 39
+GPU_LOCK = threading.Lock()  # the resources of a GPU may be used by one thread at a time
+
+
+class FlatIndex(ChunkIndex):
+    """``faiss.knn`` on a CPU, ``faiss.knn_gpu`` on a GPU, for one head at a time."""
+
+    def __init__(self, chunk_keys: Tensor):
+        super().__init__(chunk_keys)
+        self.faiss = import_faiss()
+        self.resources = gpu_resources(chunk_keys.device) if chunk_keys.is_cuda else None
+
+    def _search(self, bank: int, queries: Tensor, stored: int, out: Tensor) -> None:
+        metric = self.faiss.METRIC_INNER_PRODUCT
+        for head in range(queries.size(0)):
+            of_head = queries[head].contiguous()
+            keys = self.chunk_keys[bank, head, :stored]
+            if queries.is_cuda:
+                knn = self.faiss.knn_gpu  # on the current device, in PyTorch's stream there
+                with GPU_LOCK, torch.cuda.device(queries.device):
+                    slots = knn(self.resources, of_head, keys, out.size(-1), metric=metric)[1]
+                out[head] = slots
+            else:
+                knn = self.faiss.knn
+                slots = knn(of_head.numpy(), keys.numpy(), out.size(-1), metric=metric)[1]
+                out[head] = torch.from_numpy(slots)
+
+
+class TooFewChunksError(ArgumentError):
+    """A bank is too small for its index ever to be trained."""
+
+
+class DamagedIndexError(ValueError):
+    """A saved index is not that of the chunks beside it."""
 
 
 class FactoryIndex(ChunkIndex):
@@ -22,14 +59,14 @@ class FactoryIndex(ChunkIndex):
 
     Args:
         chunk_keys: N x H x S x D, float32
-        num_slots: that a bank may come to have; those in a file end with what is stored
+        num_slots: of a full bank; *chunk_keys* in a file may have fewer
         description: for ``faiss.index_factory``, such as ``IVF1024,Flat`` or ``HNSW32``, see
             https://github.com/facebookresearch/faiss/wiki/The-index-factory
         parameters: for ``faiss.ParameterSpace``, such as ``nprobe=32`` or ``efSearch=64``
 
     Raises:
-        ValueError: faiss does not know the description or a parameter, the index is not one that
-            grows, or the bank is too small for the index ever to be trained
+        ArgumentError: faiss does not know the description or a parameter, or the index cannot grow
+        TooFewChunksError: the bank is too small for the index ever to be trained
     """
 
     def __init__(self, chunk_keys: Tensor, num_slots: int, description: str, parameters: str = ""):
@@ -47,9 +84,10 @@ class FactoryIndex(ChunkIndex):
             try:
                 index.add_with_ids(np.zeros((1, head_dim), dtype=np.float32), np.zeros(1, np.int64))
             except RuntimeError as error:  # NSG, which is built of all vectors at once
-                raise ValueError(
-                    f"--memory-index ({self.description}) cannot take one chunk after another: choose "
-                    "an index that can (torch, IVF..., HNSW...)"
+                raise ArgumentError(
+                    "{index} ({}) cannot take one chunk after another: choose an index that can "
+                    "(torch, IVF..., HNSW...)",
+                    self.description,
                 ) from error
         else:
             centroids = 256 if "PQ" in self.description or "IVF" not in self.description else 1
@@ -58,9 +96,12 @@ class FactoryIndex(ChunkIndex):
                 centroids = max(centroids, ivf.nlist)
             needed = POINTS_PER_CENTROID * centroids
         if needed > slots:
-            raise ValueError(
-                f"--memory-index ({self.description}) needs {needed:,} chunks to be trained, but "
-                f"--memory-size holds {slots:,}: make it larger, or the index coarser"
+            raise TooFewChunksError(
+                "{index} ({}) needs {:,} chunks to be trained, but {memory_size} holds {:,}: make it "
+                "larger, or the index coarser",
+                self.description,
+                needed,
+                slots,
             )
         try:
             index.remove_ids(np.empty(0, dtype=np.int64))
@@ -75,15 +116,17 @@ class FactoryIndex(ChunkIndex):
                 raise RuntimeError("HNSW0 ends the process when it is searched")
             index = faiss.index_factory(head_dim, self.description, faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as error:
-            raise ValueError(
-                f"--memory-index ({self.description}) is neither torch nor flat nor an index that "
-                f"faiss can make for {head_dim} dimensions, such as IVF1024,Flat"
+            raise ArgumentError(
+                "{index} ({}) is neither torch nor flat nor an index that faiss can make for {} "
+                "dimensions, such as IVF1024,Flat",
+                self.description,
+                head_dim,
             ) from error
         self._set_parameters(index)
         ivf = faiss.try_extract_index_ivf(index)
         for quantized in (index, ivf):
             if hasattr(quantized, "do_polysemous_training"):
-                # takes seconds for each of a product quantizer's parts, for a filter nobody asked for
+                # for a filter that nothing uses it takes seconds for each part of a product quantizer
                 quantized.do_polysemous_training = False
         if isinstance(index, faiss.IndexRefine) or (
             ivf is None and not isinstance(index, faiss.IndexIDMap)
@@ -100,24 +143,32 @@ class FactoryIndex(ChunkIndex):
                 raise ValueError("less than 1")
             self.faiss.ParameterSpace().set_index_parameters(index, self.parameters)
         except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"--memory-index-parameters ({self.parameters}) do not fit --memory-index "
-                f"{self.description}, for which nprobe=32 (IVF) or efSearch=64 (HNSW) are known"
+            raise ArgumentError(
+                "{index_parameters} ({}) do not fit {index} {}, for which nprobe=32 (IVF) or "
+                "efSearch=64 (HNSW) are known",
+                self.parameters,
+                self.description,
             ) from error
 
     def search(self, bank: int, queries: Tensor, num_stored: int, num_chunks: int) -> Tensor:
-        found = super().search(bank, queries.to(self.chunk_keys.device), num_stored, num_chunks)
-        return found.to(queries.device)
+        """See :meth:`ChunkIndex.search`; on the CPU, wherever the queries are."""
+        out = super().search(bank, queries.to(self.chunk_keys.device), num_stored, num_chunks)
+        return out.to(queries.device)
 
-    def _search(self, bank: int, queries: Tensor, stored: int, found: Tensor) -> None:
+    def _search(self, bank: int, queries: Tensor, stored: int, out: Tensor) -> None:
         if bank not in self.indices:
-            self.exact._search(bank, queries, stored, found)
+            self.exact._search(bank, queries, stored, out)
             return
         for head, index in enumerate(self.indices[bank]):
-            slots = index.search(queries[head].contiguous().numpy(), found.size(-1))[1]
-            found[head] = torch.from_numpy(slots)
+            slots = index.search(queries[head].contiguous().numpy(), out.size(-1))[1]
+            out[head] = torch.from_numpy(slots)
 
     def write(self, bank: int, slots: Tensor, stored_before: int, num_stored: int) -> None:
+        """Adds the chunks to the bank's indices, which are built once there are enough.
+
+        Raises:
+            ArgumentError: the index cannot be trained
+        """
         if bank in self.indices:
             self._add(bank, slots, slots[slots < stored_before])
         elif num_stored >= self.num_needed:
@@ -140,9 +191,8 @@ class FactoryIndex(ChunkIndex):
             index.train(keys.numpy())
         except RuntimeError as error:  # more dimensions after a PCA than before
             reason = str(error).split("failed: ")[-1].strip()
-            raise ValueError(
-                f"--memory-index ({self.description}) cannot be trained: {reason}"
-            ) from error
+            text = "{index} ({}) cannot be trained: {}"
+            raise ArgumentError(text, self.description, reason) from error
 
     def _add(self, bank: int, slots: Tensor, overwritten: Tensor) -> None:
         for head, index in enumerate(self.indices[bank]):
@@ -151,12 +201,13 @@ class FactoryIndex(ChunkIndex):
             index.add_with_ids(self.chunk_keys[bank, head, slots].numpy(), slots.numpy())
 
     def reset(self, bank: int) -> None:
-        # trained it stays: the keys of the next document come from the same frozen layer
+        """Empties the bank's indices."""
+        # they stay trained: the keys of the next document come from the same frozen layer
         for index in self.indices.get(bank, ()):
             index.reset()
 
     def state_dict(self) -> Dict[str, Tensor]:
-        """Every faiss index, serialised: another training would find other neighbours."""
+        """Every faiss index, serialized: another training would find other neighbors."""
         return {
             f"{self.description}/{bank}/{head}": torch.from_numpy(self.faiss.serialize_index(index))
             for bank, heads in self.indices.items()
@@ -164,12 +215,17 @@ class FactoryIndex(ChunkIndex):
         }
 
     def copy_bank(self, bank: int, other: "FactoryIndex", other_bank: int) -> None:
+        """Makes a bank's indices those of a bank of *other*, which has the same description."""
         self.indices.pop(bank, None)
         if other_bank in other.indices:
             self.indices[bank] = [self.faiss.clone_index(i) for i in other.indices[other_bank]]
 
     def load_state_dict(self, state: Dict[str, Tensor], num_stored: List[int]) -> None:
-        """Indices of another description are built anew."""
+        """Takes the indices of :meth:`state_dict`; those of another description are built anew.
+
+        Raises:
+            DamagedIndexError: one is missing, damaged, or of other chunks
+        """
         self.indices = {}
         heads, head_dim = self.chunk_keys.size(1), self.chunk_keys.size(3)
         for bank, stored in enumerate(num_stored):
@@ -177,7 +233,9 @@ class FactoryIndex(ChunkIndex):
             if names[0] in state:
                 self.indices[bank] = [self._deserialize(state, name) for name in names]
                 if any((i.d, i.ntotal) != (head_dim, stored) for i in self.indices[bank]):
-                    raise ValueError(f"the index {self.description} is not of the stored chunks")
+                    raise DamagedIndexError(
+                        f"the index {self.description} is not of the stored chunks"
+                    )
             elif stored >= max(self.num_needed, 1):
                 self._build(bank, stored)
 
@@ -185,7 +243,7 @@ class FactoryIndex(ChunkIndex):
         try:
             index = self.faiss.deserialize_index(state[name].numpy())
         except (KeyError, RuntimeError) as error:
-            raise ValueError(f"the index {name} is missing or damaged") from error
+            raise DamagedIndexError(f"the index {name} is missing or damaged") from error
         self._set_parameters(index)
         return index
 
@@ -194,18 +252,42 @@ def make_index(chunk_keys: Tensor, num_slots: int, name: str, parameters: str = 
     """The index called *name*: ``torch``, ``flat``, or a description for :class:`FactoryIndex`.
 
     Raises:
-        ValueError: see :class:`FactoryIndex`
+        ArgumentError: see :class:`FactoryIndex`
     """
     if name in ("torch", "flat"):
         if parameters:
-            raise ValueError(
-                f"--memory-index-parameters ({parameters}) do not go with --memory-index {name}, "
-                "which is exact"
-            )
+            text = "{index_parameters} ({}) do not go with {index} {}, which is exact"
+            raise ArgumentError(text, parameters, name)
         return TorchIndex(chunk_keys) if name == "torch" else FlatIndex(chunk_keys)
     return FactoryIndex(chunk_keys, num_slots, name, parameters)
 
 
 def check_index(name: str, parameters: str, head_dim: int, num_slots: int) -> None:
-    """Raises what :func:`make_index` would, without a bank; takes no memory."""
+    """Raises an ArgumentError where :func:`make_index` would, without the memory of a bank."""
     make_index(torch.empty(1, 1, 0, head_dim), num_slots, name, parameters)
+
+
+@functools.cache
+def gpu_resources(device: torch.device):
+    """The resources of a GPU that faiss takes, up to 1.5 GiB of its memory, for all banks."""
+    import faiss.contrib.torch_utils  # noqa: F401  (lets faiss read CUDA tensors in place)
+
+    return import_faiss().StandardGpuResources()
+
+
+def import_faiss():
+    """The module faiss.
+
+    Raises:
+        ImportError: it is not installed; names the extras that hold it
+    """
+    # it lists the instruction sets that its wheel was not built for
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(
+            "every index but torch needs faiss: pip install 'longmem-fairseq[cpu]' or "
+            "'longmem-fairseq[gpu]'"
+        ) from error
+    return faiss
