@@ -315,7 +315,8 @@ def store_by_inputs(linear: nn.Linear) -> None:
     """Lays a matrix with many more rows than columns out column by column; its values stay.
 
     One token's product with it then adds up long columns instead of multiplying short rows: 9.4 ms
-    instead of 16.7 with 49,152 x 576 numbers (docs/performance.md). Many tokens' takes as long as before.
+    instead of 16.7 with 49,152 x 576 numbers (docs/performance.md). That of many tokens takes as long
+    as before.
     """
     weight = linear.weight
     if weight.size(0) >= 2 * weight.size(1):
