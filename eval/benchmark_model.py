@@ -15,7 +15,6 @@ time it took. Ends with the project's goals; the exit code is 0 whether they are
 
 import argparse
 from copy import copy
-from functools import partial
 from pathlib import Path
 from typing import Dict, List
 
@@ -28,15 +27,12 @@ from eval.common.speed_report import Check, write_report
 from eval.common.timed_model import (
     BACKBONE,
     LONGMEM,
-    MODEL_STREAMS,
-    MODEL_TOKENS,
     MODES,
     PRESETS,
-    backbone_config,
-    model_config,
+    add_step_options,
+    check_step_options,
     sizes_of,
 )
-from longmem_fairseq.memory import check_sizes
 from longmem_fairseq.models.backbone import COMPUTE_DTYPES
 from longmem_fairseq.utils.cli import run
 
@@ -59,23 +55,7 @@ def get_parser() -> Parser:
     dtype_list = several(str, COMPUTE_DTYPES)
     add("--compute-dtype", type=dtype_list, default="float32,bfloat16", help=f"some of {dtypes}")
     add("--mode", type=several(str, MODES), default=modes, help=f"some of {modes}")
-    number = partial(add, type=positive)
-    number("--memory-size", default=65536, help="tokens of the memory bank")
-    number("--chunk-size", default=4, help="tokens per chunk")
-    number("--k", default=64, help="tokens retrieved per query and head")
-    add(
-        "--model-option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="any field of LongMemConfig, such as memory_index=torch; may be repeated",
-    )
-    model = f"of --model {MODEL_STREAMS} x {MODEL_TOKENS}"
-    number("--tokens-per-sample", help=f"tokens of a segment, if not the preset's ({model})")
-    number("--batch-size", help="streams, if not the preset's")
-    number("--prompts", default=1, help="that are continued side by side in generation")
-    number("--prompt-tokens", default=512, help="tokens of a prompt")
-    number("--new-tokens", default=32, help="tokens that are generated after it")
+    add_step_options(parser)
     add(
         "--window-contexts",
         type=several(positive),
@@ -93,22 +73,7 @@ def read_options() -> argparse.Namespace:
         ValueError, FileNotFoundError: naming the option
     """
     args = get_parser().read()
-    streams, tokens = MODEL_STREAMS, MODEL_TOKENS
-    if args.model is None:
-        streams, tokens = PRESETS[args.preset].streams, PRESETS[args.preset].tokens
-    args.tokens_per_sample = args.tokens_per_sample or tokens
-    args.batch_size = args.batch_size or streams
-    length = args.prompt_tokens + args.new_tokens
-    if "generation" in args.mode and length > args.tokens_per_sample:
-        raise ValueError(
-            f"--prompt-tokens and --new-tokens ({length} together) must not exceed "
-            f"--tokens-per-sample ({args.tokens_per_sample}): leaving the window is another measurement"
-        )
-    backbone_config(args.preset, args.model)
-    config = model_config(args)
-    check_sizes(config.memory_size, config.chunk_size, config.k)
-    if config.no_memory:
-        raise ValueError("--model-option: keep the memory; the model without it is measured anyway")
+    check_step_options(args)
     return args
 
 

@@ -25,7 +25,14 @@ def faiss_wheels(requirements):
 
 
 def test_extras_are_the_documented_ones(setup_arguments):
-    assert set(setup_arguments["extras_require"]) == {*WITH_FAISS, "hf", "serve", "harness", "fuzz"}
+    assert set(setup_arguments["extras_require"]) == {
+        *WITH_FAISS,
+        "hf",
+        "serve",
+        "harness",
+        "fuzz",
+        "peers",
+    }
 
 
 @pytest.mark.parametrize("extra", sorted(WITH_FAISS))

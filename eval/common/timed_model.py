@@ -7,7 +7,7 @@ B streams, T tokens.
 
 from argparse import Namespace
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -19,7 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from eval.common.necessary import Sizes, block_sizes
+from eval.common.speed_options import Parser, positive
 from eval.common.timing import Step
+from longmem_fairseq.memory import check_sizes
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.checkpoints import load_backbone, read_backbone
 from longmem_fairseq.models.decoder_config import DecoderConfig
@@ -48,6 +50,50 @@ PRESETS = {
     "gpt2_medium": Preset(24, 1024, 16, 1024, 1, 51200),
 }
 MODEL_STREAMS, MODEL_TOKENS = 4, 1024  # of the segments of a converted model
+
+
+def add_step_options(parser: Parser) -> None:
+    """Options of the model's memory, and of the segments and prompts that are read."""
+    number = partial(parser.add_argument, type=positive)
+    number("--memory-size", default=65536, help="tokens of the memory bank")
+    number("--chunk-size", default=4, help="tokens per chunk")
+    number("--k", default=64, help="tokens retrieved per query and head")
+    parser.add_argument(
+        "--model-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any field of LongMemConfig, such as memory_index=torch; may be repeated",
+    )
+    converted = f"of a converted model {MODEL_STREAMS} x {MODEL_TOKENS}"
+    number("--tokens-per-sample", help=f"tokens of a segment, if not the preset's ({converted})")
+    number("--batch-size", help="streams, if not the preset's")
+    number("--prompts", default=1, help="prompts that are continued side by side")
+    number("--prompt-tokens", default=512, help="tokens of a prompt")
+    number("--new-tokens", default=32, help="tokens that are generated after it")
+
+
+def check_step_options(args: Namespace) -> None:
+    """Completes the options, and checks them against the model.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the option
+    """
+    streams, tokens = MODEL_STREAMS, MODEL_TOKENS
+    if args.model is None:
+        streams, tokens = PRESETS[args.preset].streams, PRESETS[args.preset].tokens
+    args.tokens_per_sample = args.tokens_per_sample or tokens
+    args.batch_size = args.batch_size or streams
+    length = args.prompt_tokens + args.new_tokens
+    if "generation" in args.mode and length > args.tokens_per_sample:
+        raise ValueError(
+            f"--prompt-tokens and --new-tokens ({length} together) must not exceed "
+            f"--tokens-per-sample ({args.tokens_per_sample}): leaving the window is another measurement"
+        )
+    config = model_config(args)
+    check_sizes(config.memory_size, config.chunk_size, config.k)
+    if config.no_memory:
+        raise ValueError("--model-option: keep the memory; the model without it is measured anyway")
 
 
 @lru_cache(maxsize=1)
