@@ -126,7 +126,6 @@ def _block(
             grad_logits[start:stop] = probs.masked_fill_(padding.unsqueeze(-1), 0)
             start = stop
     log_probs = plain.gather(-1, ids).float() - torch.cat(totals)
-    gradient = None
     if grad_logits is not None:
-        (gradient,) = torch.autograd.grad(logits, x, grad_logits)
-    return torch.cat(losses), log_probs, gradient
+        logits.backward(grad_logits)  # only *x* takes a gradient: the head is frozen
+    return torch.cat(losses), log_probs, x.grad
