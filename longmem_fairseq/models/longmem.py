@@ -157,6 +157,7 @@ class SideNetDecoder(MemoryDecoder):
         self.backbone, self.int8_once_loaded = backbone, False
         self.register_state_dict_post_hook(_drop_backbone)
         self.register_load_state_dict_pre_hook(_keep_backbone)
+        self.register_load_state_dict_post_hook(_miss_no_backbone)
         self.register_load_state_dict_post_hook(lambda module, keys: module.identify_memory())
         self.identify_memory()
 
@@ -182,7 +183,8 @@ class SideNetDecoder(MemoryDecoder):
 
     def _take_search_keys(self, backbone: BackboneDecoder) -> None:
         """Those that were fitted when the backbone was converted, if they are of the same layer."""
-        if backbone.cfg.fitted_search_layer == self.search_layer:
+        fitted = backbone.cfg.fitted_search_layer == self.search_layer
+        if fitted and not backbone.search_mean.is_meta:
             self.search_keys.mean.copy_(backbone.search_mean)
 
     @torch.no_grad()
@@ -301,14 +303,15 @@ def _drop_backbone(module: SideNetDecoder, state_dict, prefix: str, metadata) ->
 
 
 def _keep_backbone(module: SideNetDecoder, state_dict, prefix: str, *unused) -> None:
-    """Refuses the SideNet of another backbone; lets a strict load find the backbone in place.
+    """Refuses the SideNet of another backbone.
 
     Of a backbone's own checkpoint, without a SideNet, it is the backbone that is loaded.
     """
     if prefix + "embed_tokens.weight" in state_dict:
         own = [name for name in state_dict if name.startswith(prefix)]
         weights = {name.removeprefix(prefix): state_dict.pop(name) for name in own}
-        module.backbone.load_state_dict(weights)
+        module.backbone.load_state_dict(weights, assign=True)
+        module.backbone.tie_head()
         module.backbone.freeze(int8=module.int8_once_loaded)
         module.backbone_fingerprint.copy_(sha256_of(weights))
         module._take_search_keys(module.backbone)
@@ -325,8 +328,12 @@ def _keep_backbone(module: SideNetDecoder, state_dict, prefix: str, *unused) -> 
         if getattr(module, name) is None:
             for unused in [key for key in state_dict if key.startswith(f"{prefix}{name}.")]:
                 del state_dict[unused]
-    for name, tensor in module.backbone.state_dict().items():
-        state_dict[prefix + "backbone." + name] = tensor
+
+
+def _miss_no_backbone(module: SideNetDecoder, incompatible) -> None:
+    """Lets a strict load find the backbone in place."""
+    missing = incompatible.missing_keys
+    missing[:] = [name for name in missing if "backbone" not in name.split(".")[:-1]]
 
 
 @register_model("longmem", dataclass=LongMemConfig)
@@ -376,7 +383,10 @@ class LongMem(FairseqLanguageModel):
         cfg = OmegaConf.merge(OmegaConf.structured(cfg), options)
         cfg.retrieval_layer_index = 0  # a default that any backbone has
         backbone_cfg.compute_dtype = cfg.compute_dtype
-        backbone = BackboneDecoder(backbone_cfg, task.source_dictionary, task.cfg.tokens_per_sample)
+        with torch.device("meta"):  # no time for weights that are replaced at once
+            backbone = BackboneDecoder(
+                backbone_cfg, task.source_dictionary, task.cfg.tokens_per_sample
+            )
         int8, cfg.backbone_dtype = str(cfg.backbone_dtype) == "int8", "compute"
         decoder = SideNetDecoder(cfg, backbone, torch.zeros(32, dtype=torch.uint8))
         decoder.int8_once_loaded = int8
