@@ -250,13 +250,13 @@ def test_evaluation_says_what_the_pointer_is_worth(folder, tmp_path, monkeypatch
     results = tmp_path / "results.jsonl"
     for name, options in {
         "backbone": "--pointer none",
-        "own": "--pointer constant",
-        "empty": "--pointer constant --memory empty",
-        "other": "--pointer constant --memory other",
+        "own": f"--pointer constant --k {K}",
+        "empty": f"--pointer constant --k {K} --memory empty",
+        "other": f"--pointer constant --k {K} --memory other",
     }.items():
         arguments = (
             f"evaluate {folder.parent}/data --path {folder}/checkpoint.pt --name {name} --batch-size 2 "
-            f"--tokens-per-sample {WINDOW} --k {K} --results {results} {options}"
+            f"--tokens-per-sample {WINDOW} --results {results} {options}"
         )
         monkeypatch.setattr(sys, "argv", arguments.split())
         evaluate.main()
