@@ -249,13 +249,13 @@ def test_evaluation_says_what_the_pointer_is_worth(folder, tmp_path, monkeypatch
     """Without it, in the same pass: the backbone alone, which is also the model of an empty memory."""
     results = tmp_path / "results.jsonl"
     for name, options in {
-        "backbone": "--pointer none",
+        "backbone": "",
         "own": f"--pointer constant --k {K}",
         "empty": f"--pointer constant --k {K} --memory empty",
         "other": f"--pointer constant --k {K} --memory other",
     }.items():
         arguments = (
-            f"evaluate {folder.parent}/data --path {folder}/checkpoint.pt --name {name} --batch-size 2 "
+            f"evaluate {folder.parent}/data --path {folder}/checkpoint.pt --name {name} --batch-size 3 "
             f"--tokens-per-sample {WINDOW} --results {results} {options}"
         )
         monkeypatch.setattr(sys, "argv", arguments.split())
