@@ -44,6 +44,11 @@ class ShardedRing:
         check_divisible(layout.memory_size, layout.chunk_size, self.num_shards)
         self.part = ChunkRing(layout, layout.num_slots // self.num_shards, **options)
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the part that is here; see :meth:`ChunkRing.num_bytes`."""
+        return self.part.num_bytes
+
     def _num_here(self, num_written: int) -> int:
         """How many of the first chunks are kept here."""
         return len(range(self.shard, num_written, self.num_shards))
