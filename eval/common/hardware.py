@@ -1,4 +1,4 @@
-"""What the machine is and can do: its own rates, and the memory of this process."""
+"""The machine and its rates, and the memory of this process."""
 
 import os
 import platform
@@ -30,13 +30,14 @@ def copy_rate(device: torch.device) -> float:
 
 
 class Rates(NamedTuple):
-    """What the machine can do: FLOP/s by the name of a dtype, bytes/s."""
+    """The machine's rates: FLOP/s by the name of a dtype, and bytes/s."""
 
     matmul_flops_per_second: Dict[str, float]
     copy_bytes_per_second: float
 
     @classmethod
     def measure(cls, dtypes: Iterable[str], device: torch.device) -> "Rates":
+        """Measures them, matrix products in each of *dtypes*."""
         matmul = {dtype: matmul_rate(getattr(torch, dtype), device) for dtype in dtypes}
         return cls(matmul, copy_rate(device))
 
@@ -49,7 +50,7 @@ class Rates(NamedTuple):
 
 
 def reset_peak(device: torch.device) -> None:
-    """Forgets what :func:`peak_bytes` has seen (on Linux, where /proc may be written)."""
+    """Starts :func:`peak_bytes` anew (on Linux, where /proc may be written)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -59,7 +60,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> Optional[int]:
-    """Most memory this process has held: of the GPU, or resident (all its libraries included).
+    """Peak memory of this process: of the GPU, or resident (all its libraries included).
 
     To measure one thing give it a fresh process. Not ``ru_maxrss``, which a child inherits from its
     parent. None where there is no /proc.
@@ -70,7 +71,7 @@ def peak_bytes(device: torch.device) -> Optional[int]:
 
 
 def resident_bytes() -> Optional[int]:
-    """What this process holds in main memory now. None where there is no /proc."""
+    """Main memory that this process holds now. None where there is no /proc."""
     return _process_bytes("VmRSS")
 
 
@@ -82,14 +83,23 @@ def _process_bytes(name: str) -> Optional[int]:
     return 1024 * int(line.split()[1])
 
 
+def matrix_kind() -> str:
+    """The CPU's instructions for matrix products in bfloat16."""
+    capabilities = torch.cpu.get_capabilities()
+    for name, words in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512-bf16")):
+        if capabilities.get(name, False):
+            return words
+    return "neither AMX nor AVX-512-bf16"
+
+
 def describe_hardware(device: torch.device) -> str:
-    """One line: CPU, cores used, GPU, torch."""
+    """One line: CPU, its matrix instructions, cores used, GPU, torch."""
     cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0].split(":", 1)[1].strip() if names else cpu
-    words = [f"{cpu}, {torch.get_num_threads()} of {os.cpu_count()} cores"]
+    words = [f"{cpu}, {torch.get_num_threads()} of {os.cpu_count()} cores", matrix_kind()]
     if device.type == "cuda":
         words.append(torch.cuda.get_device_name(device))
     return ", ".join([*words, f"torch {torch.__version__}"])

@@ -72,7 +72,7 @@ class ContextReader:
         self.prompts.forget()
         if self.has_memory:
             tokens = self.prompts.tokens(context)
-            self.prompts.memorise(torch.cat([self.prompts.start, tokens]))
+            self.prompts.memorize(torch.cat([self.prompts.start, tokens]))
 
     def window(self, question: Question) -> Tensor:
         """What the window holds before the answer, T.
@@ -102,7 +102,13 @@ class ContextReader:
             stream.push(token.index)
             return self.rules.complete(question, stream.text)
 
-        decode(self.lm, [self.window(question)], self.rules.max_new_tokens, on_token)
+        decode(
+            self.lm.decoder,
+            self.lm.tokenizer,
+            [self.window(question)],
+            self.rules.max_new_tokens,
+            on_token,
+        )
         stream.finish()
         return stream.text
 

@@ -1,4 +1,4 @@
-"""Cross-entropy, with what there is to know about the memory beside it."""
+"""Cross-entropy, and measurements of the memory beside it."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,16 +10,17 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 
 from longmem_fairseq.models.memory_decoder import unwrapped
-from longmem_fairseq.modules import token_losses
 
 
 @dataclass
 class LongMemCrossEntropyConfig(FairseqDataclass):
+    """The options of the criterion."""
+
     memory_gain_interval: int = field(
         default=10,
         metadata={
-            "help": "every so many updates, one stream is also read without memory, which shows in "
-            "memory_gain what memory is worth; 0: never"
+            "help": "every so many updates, one stream is also read without memory, for memory_gain, "
+            "the worth of memory in nats per token; 0: never"
         },
     )
 
@@ -43,13 +44,12 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
             )
         self.memory_gain_interval = memory_gain_interval
         self.num_updates = 0  # so far; the task says so
-        self.losses = None  # of the last batch, B x T, to find what is not finite
+        self.losses = None  # of the last batch, B x T, to find one that is not finite
 
     def forward(self, model, sample, reduce=True):
-        logits, extra = model(**sample["net_input"])
-        losses = token_losses(logits, sample["target"], self.padding_idx)
-        if extra.get("pointer") is not None:
-            losses = extra["pointer"].losses(losses, sample["target"], self.padding_idx)
+        """The loss of a batch, its number of targets, and the measurements to log."""
+        _, extra = model(**sample["net_input"], target=sample["target"])
+        losses = extra["losses"]
         self.losses = losses.detach()
         loss = losses.sum() if reduce else losses.flatten()
         sample_size = sample["ntokens"]
@@ -75,7 +75,7 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
 
     @torch.no_grad()
     def _memory_gain(self, model, sample) -> Dict:
-        """What memory is worth to one stream of this batch, now and then."""
+        """The worth of memory to one stream of this batch, every so many updates."""
         if not (model.training and self.memory_gain_interval):
             return {}
         turn, rest = divmod(self.num_updates, self.memory_gain_interval)
@@ -86,13 +86,14 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
         one = slice(row, row + 1)
         devices = [source.device] if source.is_cuda else []
         with torch.random.fork_rng(devices):  # dropout of what is trained stays as it would be
-            logits = unwrapped(model).decoder.read(source[one]).logits
-        without = token_losses(logits, target[one], self.padding_idx)
+            without = unwrapped(model).decoder.read(source[one], target=target[one]).losses
         tokens = target[one].ne(self.padding_idx).sum()
         return {"gain": (without - self.losses[one]).sum(), "gain_tokens": tokens}
 
     @staticmethod
     def reduce_metrics(logging_outputs) -> None:
+        """Logs the means over all batches of an update."""
+
         def total(name):
             return sum(log.get(name, 0) for log in logging_outputs)
 
@@ -114,4 +115,5 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
+        """True: all are sums."""
         return True

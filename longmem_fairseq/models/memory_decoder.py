@@ -3,13 +3,24 @@
 B streams or hypotheses, T tokens, H heads, D head_dim, V vocabulary, W window.
 """
 
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import torch
 from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor
 
-from longmem_fairseq.memory import ExternalMemory, MemoryFork, Retrieved
+from longmem_fairseq.memory import ExternalMemory, MemoryBank, MemoryFork, Retrieved
 from longmem_fairseq.modules import LocalCache, Pointer
 from longmem_fairseq.modules.rotary_scaling import Rule, length_that_counts
 from longmem_fairseq.utils.allocator import give_back_freed_memory
@@ -68,16 +79,18 @@ class Lookup:
 class Reading(NamedTuple):
     """What a model makes of T tokens.
 
-    logits: B x T x V, before the pointer
+    logits: B x T x V, before the pointer; None where targets were given
     entries: to be memorized; None without memory
     pointer: what memory adds to the prediction; None where it adds nothing
     lookup: what was found in memory; None where it was not searched
+    losses: of the targets (nats, B x T), the pointer mixed in; None without targets
     """
 
-    logits: Tensor
+    logits: Optional[Tensor]
     entries: Optional[Entries] = None
     pointer: Optional[Pointer] = None
     lookup: Optional[Lookup] = None
+    losses: Optional[Tensor] = None
 
     @property
     def scores(self) -> Tensor:
@@ -131,14 +144,16 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         caches: Optional[List[LocalCache]] = None,
         first: int = 0,
         before: Optional[Tensor] = None,
+        target: Optional[Tensor] = None,
     ) -> Reading:
         """Predicts the next token of every one of B x T.
 
         Args:
             retrieve: see :meth:`JointAttention.forward`
             caches: of the tokens before these, one for each attention layer
-            first: token that the logits begin with; -1 for those of the last alone
+            first: token that the prediction begins with; -1 for that of the last alone
             before: the tokens in *caches*, B x P
+            target: B x (T - first), of which to compute the losses alone, instead of all logits
         """
         raise NotImplementedError
 
@@ -185,47 +200,80 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         incremental_state: Optional[Dict] = None,
         last_only: bool = True,
         overlap: Optional[Tensor] = None,
+        target: Optional[Tensor] = None,
         **unused,
-    ):
-        """Reads a segment of every stream, predicts, and memorises it; or goes on generating.
+    ) -> Tuple[Optional[Tensor], Dict]:
+        """Reads a segment of every stream, predicts, and memorizes it; or goes on generating.
 
         Args:
             src_tokens: B x T, padded on the right; with *incremental_state* everything since it was
                 empty, of which what is new is read
             new_document: B, True for rows whose memory is to be forgotten first
             incremental_state: fairseq's, for generation: tokens go into a local window, and out of it
-                into a memory of the hypothesis; what evaluation memorised is read, not changed
+                into a memory of the hypothesis; what evaluation memorized is read, not changed
             last_only: with *incremental_state*: predict only what follows the last token, which is all
                 that a generation asks for, and not what follows every new one
             overlap: B, how many of a row's first tokens were in the segment before, and are not
                 memorized again (default: none)
+            target: B x T, without *incremental_state*: the losses of these are wanted, no logits
 
         Returns:
-            logits B x T x V, and beside them :class:`Pointer` as "pointer" (or None), which
-            :meth:`get_normalized_probs` mixes in, and :meth:`ExternalMemory.statistics`; with
-            *incremental_state* B x 1 x V, or those of the last tokens, at least of the new ones
+            logits B x T x V, with *incremental_state* B x 1 x V or those of the last tokens, at least
+            of the new ones, and None with *target*; and a dictionary of
+
+            - ``losses``: of the targets (nats, B x T, 0 for padding), or None
+            - ``pointer``: :class:`Pointer` or None; the losses have it mixed in, the logits have not,
+              which :meth:`get_normalized_probs` does
+            - ``lookup``: :class:`Lookup` or None
+            - ``attn``: None, which fairseq's generators look for
+            - with a memory, but without *incremental_state*, :meth:`ExternalMemory.statistics`
         """
         if incremental_state is not None:
-            reading = self._go_on(src_tokens, incremental_state, last_only)
-            extra = {"attn": None, "pointer": reading.pointer, "lookup": reading.lookup}
-            return reading.logits, extra
+            return _output(self._go_on(src_tokens, incremental_state, last_only))
         if self.memory is None:
-            return self.read(src_tokens).logits, {}
+            return _output(self.read(src_tokens, target=target))
         self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
-        reading = self.read(src_tokens, self.memory.retrieve)
-        extra = {**self.memory.statistics(self.gate), "pointer": reading.pointer}
+        reading = self.read(src_tokens, self.memory.retrieve, target=target)
+        logits, extra = _output(reading)
+        extra.update(self.memory.statistics(self.gate))
         valid = self._to_memorize(src_tokens, overlap)
         self.memory.write(**reading.entries._asdict(), valid=valid, token_ids=src_tokens)
-        return reading.logits, extra
+        return logits, extra
 
     @torch.no_grad()
-    def memorise(
+    def memorize(
+        self,
+        segments: Iterable[Tuple[Tensor, int]],
+        memory: Union[MemoryBank, MemoryFork],
+        on_segment: Callable[[int], None] = lambda num_tokens: None,
+    ) -> None:
+        """Reads segments into a memory of B streams, and predicts nothing.
+
+        Args:
+            segments: B x T tokens, and the number of first ones that are in memory already; see
+                :meth:`segments`
+            on_segment: takes the number of tokens that each segment added
+        """
+        for tokens, overlap in segments:
+            new = slice(overlap, None)
+            memory.write(**self.entries(tokens).of_tokens(new)._asdict(), token_ids=tokens[:, new])
+            on_segment(tokens.size(1) - overlap)
+
+    @torch.no_grad()
+    def memorize_streams(
         self, src_tokens: Tensor, new_document: Tensor, overlap: Optional[Tensor] = None
     ) -> None:
-        """Memorises a segment of every stream and predicts nothing; arguments as :meth:`forward`."""
+        """Memorizes a segment of every stream and predicts nothing; arguments as :meth:`forward`."""
         self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
         entries, valid = self.entries(src_tokens), self._to_memorize(src_tokens, overlap)
         self.memory.write(**entries._asdict(), valid=valid, token_ids=src_tokens)
+
+    def identify_memory(self) -> None:
+        """Gives the memory the fingerprint of this model, which its files have to bear.
+
+        Called once the weights are final. A memory of attention keys has the backbone's from the
+        start, so that most models have nothing to do here.
+        """
 
     def _to_memorize(self, src_tokens: Tensor, overlap: Optional[Tensor]) -> Tensor:
         """Which of B x T tokens are neither padding nor in memory already, B x T."""
@@ -250,13 +298,11 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         # with the rules dynamic and longrope a longer text is another one from its first token on
         if not window.caches or tokens.size(1) > self.window or turned != turns:
             # the oldest half makes room, and what stays is read anew as a segment of its own: so every
-            # token sees what it would if the text before it had been memorised in such halves
-            half, past = self._half, self.left_behind(tokens.size(1))
-            if window.memory is not None:
-                for segment in tokens[:, :past].split(half, dim=1):
-                    if segment.size(1) > 0:
-                        entries = self.entries(segment)._asdict()
-                        window.memory.write(**entries, token_ids=segment)
+            # token sees what it would if the text before it had been memorized in such halves
+            past = self.left_behind(tokens.size(1))
+            if window.memory is not None and past > 0:
+                halves = tokens[:, :past].split(self._half, dim=1)
+                self.memorize(((half, 0) for half in halves), window.memory)
             new = tokens = tokens[:, past:]
             before = tokens[:, :0]
             window.caches = [LocalCache(self.window) for _ in range(self.num_attention_layers)]
@@ -301,6 +347,12 @@ class MemoryDecoder(FairseqIncrementalDecoder):
 
     def max_positions(self) -> int:
         return 10**9  # a stream has no limit
+
+
+def _output(reading: Reading) -> Tuple[Optional[Tensor], Dict]:
+    """What :meth:`MemoryDecoder.forward` returns of a reading."""
+    extra = {name: getattr(reading, name) for name in ("losses", "pointer", "lookup")}
+    return reading.logits, {**extra, "attn": None}
 
 
 def unwrapped(model):

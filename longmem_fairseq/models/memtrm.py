@@ -9,7 +9,12 @@ from fairseq.models import FairseqLanguageModel, register_model
 from torch import Tensor
 
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
-from longmem_fairseq.models.checkpoints import load_backbone, read_backbone
+from longmem_fairseq.models.checkpoints import (
+    fingerprint,
+    hexadecimal,
+    load_backbone,
+    read_backbone,
+)
 from longmem_fairseq.models.decoder_config import DecoderConfig
 from longmem_fairseq.models.memory_config import (
     MemoryConfig,
@@ -52,12 +57,22 @@ class MemTRMDecoder(BackboneDecoder):
         """Weight of memory, H numbers in (0, 1)."""
         return self.layers[self.memory_layer].self_attn.gate
 
-    def read(self, src_tokens, retrieve=None, caches=None, first=0, before=None) -> Reading:
+    def read(
+        self, src_tokens, retrieve=None, caches=None, first=0, before=None, target=None
+    ) -> Reading:
         lookup = None if retrieve is None else Lookup(retrieve)
         with self.autocast(src_tokens.device):
-            encoded = self.encode(src_tokens, self.memory_layer, retrieve=lookup, caches=caches)
-            logits = self.output_layer(self.layer_norm(encoded.hidden_states[-1][:, first:]))
-            return Reading(logits, Entries(encoded.keys, encoded.values), lookup=lookup)
+            encoded = self.encode(
+                src_tokens, self.memory_layer, keep=(), retrieve=lookup, caches=caches
+            )
+            prediction = self.predict(self.layer_norm(encoded.hidden_states[-1][:, first:]), target)
+        entries = Entries(encoded.keys, encoded.values)
+        return Reading(prediction.logits, entries, lookup=lookup, losses=prediction.losses)
+
+    def identify_memory(self) -> None:
+        """A MemTRM is its own backbone: once it is not trained any more, its memories are its own."""
+        if self.memory is not None and not self.memory.options["fingerprint"]:
+            self.memory.options["fingerprint"] = hexadecimal(fingerprint(self.state_dict()))
 
     def entries(self, src_tokens) -> Entries:
         return Entries(*self.layer_keys_values(src_tokens, self.memory_layer))

@@ -3,7 +3,7 @@
 import json
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, List
+from typing import List
 
 import numpy as np
 from fairseq.data import Dictionary
@@ -60,9 +60,11 @@ class HFTokenizer(Tokenizer):
             raise ValueError(f"{path} has other ids than {folder / IDS_FILE} ({error})") from None
 
     def encode(self, text: str) -> np.ndarray:
+        """The checkpoint's ids of a text; a spelled-out special token is text."""
         return self._encode(text, special_tokens_are_text=True)
 
     def encode_spelled(self, text: str) -> np.ndarray:
+        """The checkpoint's ids of a text in which special tokens are spelled out."""
         return self._encode(text, special_tokens_are_text=False)
 
     def _encode(self, text: str, special_tokens_are_text: bool) -> np.ndarray:
@@ -71,7 +73,7 @@ class HFTokenizer(Tokenizer):
         return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
     def spelled(self, text: str) -> str:
-        """The text as normalised (NFC in some), and with the space that some put before it."""
+        """The text as normalized (NFC in some), and with the space that some put before it."""
         if self.tokenizer.normalizer is not None:
             text = self.tokenizer.normalizer.normalize_str(text)
         if not self.is_byte_level:
@@ -81,19 +83,21 @@ class HFTokenizer(Tokenizer):
         return " " + text if adds_space else text
 
     def save(self, folder: Path) -> None:
+        """Writes tokenizer.json and ids.json to a folder."""
         (folder / TOKENIZER_FILE).write_text(self.text, encoding="utf-8")
         self.ids.save(folder)
 
     def _token_bytes(self) -> List[bytes]:
         table = [b""] * self.ids.num_ids
-        byte_of: Dict[str, int] = {c: byte for byte, c in bytes_to_unicode().items()}
+        alphabet = {character: chr(byte) for byte, character in bytes_to_unicode().items()}
+        characters, to_latin1 = set(alphabet), str.maketrans(alphabet)
         for piece, id_ in self.tokenizer.get_vocab(with_added_tokens=False).items():
             if not self.is_byte_level:
                 is_byte = len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
                 spelled = piece.replace(SPACE_PIECE, " ").encode()
                 table[id_] = bytes([int(piece[3:5], 16)]) if is_byte else spelled
-            elif all(c in byte_of for c in piece):
-                table[id_] = bytes(byte_of[c] for c in piece)
+            elif characters.issuperset(piece):
+                table[id_] = piece.translate(to_latin1).encode("latin-1")
         for id_, token in self.tokenizer.get_added_tokens_decoder().items():
             table[id_] = b"" if token.special else token.content.encode()
         return table

@@ -109,14 +109,15 @@ def test_a_folder_without_a_model_is_one_line(script, model):
 
 
 def test_efficiency_measures_and_reports(script, tmp_path):
-    settings = {"RESULTS_DIR": str(tmp_path / "r"), "PRESET": "tiny"}
-    found, (measured, report) = script("eval/efficiency.sh", "--contexts", "512", **settings)
+    arguments = ("--preset", "tiny", "--contexts", "512")
+    found, calls = script("eval/efficiency.sh", *arguments, RESULTS_DIR=str(tmp_path / "r"))
+    measured, report = calls
     assert found.returncode == 0, found.stderr
     assert (
         measured.split()[3:]
         == (
-            f"--preset tiny --contexts 4096,8192 --compute-dtype bfloat16 --results {tmp_path}/r/"
-            "efficiency.jsonl --contexts 512"
+            "--preset gpt2_medium --contexts 4096,8192 --compute-dtype bfloat16 "
+            f"--results {tmp_path}/r/efficiency.jsonl --preset tiny --contexts 512"
         ).split()
     )
     plot = ["--plot", f"{tmp_path}/r/efficiency.png"]
