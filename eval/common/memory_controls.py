@@ -2,7 +2,7 @@
 
 from typing import Optional
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from longmem_fairseq.memory import ExternalMemory, Retrieved
@@ -25,25 +25,26 @@ class ControlledMemory(ExternalMemory):
         super().__init__(memory.num_heads, memory.head_dim, memory.bank_class, **memory.options)
         self.reads, self.writer = reads, writer
 
-    def retrieve(self, queries: Tensor) -> Optional[Retrieved]:
+    def retrieve(self, queries: Tensor, contexts: Optional[Tensor] = None) -> Optional[Retrieved]:
         """See :meth:`ExternalMemory.retrieve`."""
         if self.reads == "empty":
             return None
-        return super().retrieve(queries) if self.reads == "own" else self._of_next_stream(queries)
-
-    def _of_next_stream(self, queries: Tensor) -> Optional[Retrieved]:
+        if self.reads == "own":
+            return super().retrieve(queries, contexts)
         # Streams that have run out of documents are still in the bank, full of their last one.
-        missing = self.bank.layout.num_streams - queries.size(0)
-        queries = F.pad(queries, (0, 0, 0, 0, 0, 0, 0, missing)).roll(1, dims=0)
-        retrieved = super().retrieve(queries)
+        num_streams, num_rows = self.bank.layout.num_streams, queries.size(0)
+        queries = _to_next_stream(queries, num_streams)
+        if contexts is not None:
+            contexts = _to_next_stream(contexts, num_streams)
+        retrieved = super().retrieve(queries, contexts)
         if retrieved is None:
             return None
-        shifted = {
-            name: tensor.roll(-1, dims=0)[: queries.size(0) - missing]
+        of_rows = {
+            name: tensor.roll(-1, dims=0)[:num_rows]
             for name, tensor in retrieved._asdict().items()
             if isinstance(tensor, Tensor)
         }
-        return retrieved._replace(**shifted)
+        return retrieved._replace(**of_rows)
 
     def write(
         self,
@@ -57,6 +58,12 @@ class ControlledMemory(ExternalMemory):
         if self.writer is not None:
             keys, values, search_keys = self.writer.entries(token_ids)
         super().write(keys, values, valid, token_ids, search_keys)
+
+
+def _to_next_stream(rows: Tensor, num_streams: int) -> Tensor:
+    """B x ... as num_streams x ..., in which row b stands at stream b + 1."""
+    missing = rows.new_zeros(num_streams - rows.size(0), *rows.shape[1:])
+    return torch.cat([rows, missing]).roll(1, dims=0)
 
 
 def control_memory(model, reads: str = "own", writer=None) -> None:
