@@ -2,7 +2,7 @@
 
 from typing import Optional
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from longmem_fairseq.memory import ExternalMemory, Retrieved
@@ -31,20 +31,23 @@ class ControlledMemory(ExternalMemory):
             return None
         if self.reads == "own":
             return super().retrieve(queries, contexts)
+        return self._of_next_stream(queries, contexts)
+
+    def _of_next_stream(self, queries: Tensor, contexts: Optional[Tensor]) -> Optional[Retrieved]:
         # Streams that have run out of documents are still in the bank, full of their last one.
-        num_streams, num_rows = self.bank.layout.num_streams, queries.size(0)
-        queries = _to_next_stream(queries, num_streams)
+        missing = self.bank.layout.num_streams - queries.size(0)
+        queries = F.pad(queries, (0, 0, 0, 0, 0, 0, 0, missing)).roll(1, dims=0)
         if contexts is not None:
-            contexts = _to_next_stream(contexts, num_streams)
+            contexts = F.pad(contexts, (0, 0, 0, 0, 0, missing)).roll(1, dims=0)
         retrieved = super().retrieve(queries, contexts)
         if retrieved is None:
             return None
-        of_rows = {
-            name: tensor.roll(-1, dims=0)[:num_rows]
+        shifted = {
+            name: tensor.roll(-1, dims=0)[: queries.size(0) - missing]
             for name, tensor in retrieved._asdict().items()
             if isinstance(tensor, Tensor)
         }
-        return retrieved._replace(**of_rows)
+        return retrieved._replace(**shifted)
 
     def write(
         self,
@@ -58,12 +61,6 @@ class ControlledMemory(ExternalMemory):
         if self.writer is not None:
             keys, values, search_keys = self.writer.entries(token_ids)
         super().write(keys, values, valid, token_ids, search_keys)
-
-
-def _to_next_stream(rows: Tensor, num_streams: int) -> Tensor:
-    """B x ... as num_streams x ..., in which row b stands at stream b + 1."""
-    missing = rows.new_zeros(num_streams - rows.size(0), *rows.shape[1:])
-    return torch.cat([rows, missing]).roll(1, dims=0)
 
 
 def control_memory(model, reads: str = "own", writer=None) -> None:
