@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from eval.common.memory_controls import control_memory
 from longmem_fairseq.criterions import LongMemCrossEntropyCriterion
 from longmem_fairseq.modules import ConstantPointer, TrainedPointer, token_losses
 from tests.helpers.hidden_models import KINDS, read
@@ -44,6 +45,23 @@ def test_an_empty_memory_is_none(make, model):
     expected, found = read(without, tokens), read(model, tokens)
     assert torch.equal(found[:, :SEGMENT], expected[:, :SEGMENT])
     assert differ(found[:, SEGMENT:], expected[:, SEGMENT:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_controls_read_an_empty_memory_and_that_of_the_next_stream(make, kind):
+    tokens = document(1, 2 * SEGMENT, rows=3)
+    model, empty, other, swapped = (make(**KINDS[kind]) for _ in range(4))
+    expected = read(model, tokens)
+    control_memory(empty, "empty")
+    alone = torch.cat([read(model, part) for part in tokens.split(SEGMENT, dim=1)], dim=1)
+    assert_close(read(empty, tokens), alone, rtol=0, atol=1e-5)
+    control_memory(other, "other")
+    output = read(other, tokens)
+    read(swapped, tokens[:, :SEGMENT].roll(-1, dims=0))
+    assert_close(
+        output[:, SEGMENT:], read(swapped, tokens[:, SEGMENT:], fresh=False), rtol=0, atol=1e-4
+    )
+    assert differ(output[:, SEGMENT:], expected[:, SEGMENT:])
 
 
 def test_the_first_row_may_remember_and_the_second_not(model):
