@@ -1,9 +1,9 @@
-"""Models with random weights and a full memory, and what they have to compute.
+"""Models with random weights and a full memory, and the work that they need.
 
 B streams, T tokens, C embed_dim, L backbone layers, S SideNet layers, V vocabulary, M memory_size,
 c chunk_size, K retrieved tokens.
 
-``args``, here and there: the options of eval/benchmark_model.py.
+``args``: the options of eval/benchmark_model.py.
 """
 
 from argparse import Namespace
@@ -26,6 +26,8 @@ SEARCH, READ = "search", "gather and memory attention"  # the stages of reading 
 
 
 class Preset(NamedTuple):
+    """Sizes of a model and of its batch; *retrieval_layer* is the one whose keys are cached."""
+
     layers: int
     embed_dim: int
     heads: int
@@ -43,8 +45,8 @@ PRESETS = {
 
 
 class Sizes(NamedTuple):
-    """What decides how much there is to compute; 0 sidenet_layers for the backbone alone, 0 chunks
-    and retrieved tokens without memory."""
+    """Sizes that determine the work; 0 sidenet_layers for the backbone alone, 0 chunks and retrieved
+    tokens without memory."""
 
     streams: int
     tokens: int
@@ -70,7 +72,7 @@ def necessary_flops(sizes: Sizes, training: bool = False) -> Dict[str, float]:
         memory attention 4 B T K C              scores and weighted values
         backward         2 S block              gradients of inputs and weights
                          + 2 B T C V            the head is frozen: gradient of its input alone
-                         + 4 B T K C            what was retrieved is constant: of the queries alone
+                         + 4 B T K C            the retrieved is constant: of the queries alone
     """
     queries = sizes.streams * sizes.tokens
     width = sizes.embed_dim
@@ -146,6 +148,7 @@ def build_model(args: Namespace, dtype: str, variant: str, backbone: BackboneDec
 
 
 def sizes_of(args: Namespace, variant: str) -> Sizes:
+    """The sizes of one of VARIANTS."""
     preset, config = PRESETS[args.preset], model_config(args)
     has_sidenet, has_memory = variant in (LONGMEM, NO_MEMORY), variant == LONGMEM
     return Sizes(
@@ -161,13 +164,14 @@ def sizes_of(args: Namespace, variant: str) -> Sizes:
 
 
 def no_stages(name: str):
+    """Stands for :class:`timing.Stages` where nothing is measured."""
     return nullcontext()
 
 
 def make_step(args: Namespace, model: nn.Module, training: bool) -> Callable:
     """Reading a segment and its loss, in training also the gradients and the update.
 
-    What is returned takes a :class:`machine.Stages`. A memory is full from the start, and no
+    The returned function takes a :class:`timing.Stages`. The memory is full from the start, and no
     document ends.
     """
     device, (streams, tokens) = args.device, (args.batch_size, args.tokens_per_sample)

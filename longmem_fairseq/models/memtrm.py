@@ -9,7 +9,12 @@ from fairseq.models import FairseqLanguageModel, register_model
 from torch import Tensor
 
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
-from longmem_fairseq.models.checkpoints import load_backbone, read_backbone
+from longmem_fairseq.models.checkpoints import (
+    fingerprint,
+    hexadecimal,
+    load_backbone,
+    read_backbone,
+)
 from longmem_fairseq.models.decoder_config import DecoderConfig
 from longmem_fairseq.models.memory_config import (
     MemoryConfig,
@@ -58,6 +63,11 @@ class MemTRMDecoder(BackboneDecoder):
             encoded = self.encode(src_tokens, self.memory_layer, retrieve=lookup, caches=caches)
             logits = self.output_layer(self.layer_norm(encoded.hidden_states[-1][:, first:]))
             return Reading(logits, Entries(encoded.keys, encoded.values), lookup=lookup)
+
+    def identify_memory(self) -> None:
+        """A MemTRM is its own backbone: once it is not trained any more, its memories are its own."""
+        if self.memory is not None and not self.memory.options["fingerprint"]:
+            self.memory.options["fingerprint"] = hexadecimal(fingerprint(self.state_dict()))
 
     def entries(self, src_tokens) -> Entries:
         return Entries(*self.layer_keys_values(src_tokens, self.memory_layer))

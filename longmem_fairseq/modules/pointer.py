@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from longmem_fairseq.memory import Retrieved
 
 SMALLEST = 1e-30  # a probability in the place of 0, whose logarithm is finite
+VALUE_RATE = 15.0
 MATCH_LENGTHS = (1, 2, 4, 8, 16, 32)  # tokens from which on a literal match counts for more
 
 
@@ -163,7 +164,8 @@ class TrainedPointer(nn.Module):
     """A pointer whose values are trained, and that also depends on the last hidden state: how much it
     weighs, and how much a literal match counts.
 
-    It starts as the constant one.
+    It starts as the constant one. Its values are stored divided by VALUE_RATE, so that Adam moves them
+    that many times faster than the vectors over the hidden state: they are larger than those.
 
     Args:
         embed_dim: C
@@ -172,7 +174,7 @@ class TrainedPointer(nn.Module):
     def __init__(self, embed_dim: int):
         super().__init__()
         for name, value in PointerValues()._asdict().items():
-            setattr(self, name, nn.Parameter(torch.tensor(value)))
+            setattr(self, name, nn.Parameter(torch.tensor(value) / VALUE_RATE))
         self.norm = nn.LayerNorm(embed_dim, elementwise_affine=False)
         self.weight = nn.Parameter(torch.zeros(embed_dim))
         self.literalness = nn.Parameter(torch.zeros(embed_dim))
@@ -184,8 +186,8 @@ class TrainedPointer(nn.Module):
             features: their last hidden states, B x T x C
             logits: of the model, B x T x V
         """
-        values = PointerValues(*(getattr(self, name) for name in PointerValues._fields))
+        values = (getattr(self, name) * VALUE_RATE for name in PointerValues._fields)
         with torch.autocast(features.device.type, enabled=False):
             states = self.norm(features.float())
             more, literalness = states @ self.weight, (states @ self.literalness).exp()
-        return point(retrieved, logits, values, more, literalness)
+        return point(retrieved, logits, PointerValues(*values), more, literalness)

@@ -53,7 +53,7 @@ def load(folder, **options):
 
 @pytest.fixture
 def lm(folder):
-    """Which remembers DOCUMENTS."""
+    """A bare backbone that remembers DOCUMENTS."""
     lm = load(folder)
     lm.memorize(DOCUMENTS.values(), names=list(DOCUMENTS), progress=False)
     return lm
