@@ -80,7 +80,7 @@ train() { # NAME [ARGUMENT ...]: until UPDATES or TRAIN_MINUTES
   local name=$1
   shift
   SAVE_DIR="$RUN_DIR/$name" LAUNCH=until_time_is_up once "train_$name" bash "$here/train_longmem.sh" \
-    "${device[@]}" --save-interval-updates 200 --keep-interval-updates 1 "${overlap[@]}" "$@"
+    "${device[@]}" "${overlap[@]}" --save-interval-updates 200 --keep-interval-updates 1 "$@"
 }
 export -f until_time_is_up
 export TRAIN_MINUTES

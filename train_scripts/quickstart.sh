@@ -65,8 +65,8 @@ export DATA_DIR=$RUN_DIR/data
 python -m preprocess.prepare_corpus --source "$TEXT_DIR" --dest "$DATA_DIR" --vocabulary "$MODEL_DIR" --workers 2
 
 if ((SIDENET)); then
-  train sidenet train_longmem.sh "${overlap[@]}" --no-memory
-  train longmem train_longmem.sh "${overlap[@]}" --no-save-memory "${hidden[@]}" --pointer trained
+  train sidenet train_longmem.sh --no-memory "${overlap[@]}"
+  train longmem train_longmem.sh --no-save-memory "${overlap[@]}" "${hidden[@]}" --pointer trained
 fi
 
 evaluate() { # NAME CHECKPOINT [ARGUMENT ...]

@@ -102,7 +102,13 @@ class ContextReader:
             stream.push(token.index)
             return self.rules.complete(question, stream.text)
 
-        decode(self.lm, [self.window(question)], self.rules.max_new_tokens, on_token)
+        decode(
+            self.lm.decoder,
+            self.lm.tokenizer,
+            [self.window(question)],
+            self.rules.max_new_tokens,
+            on_token,
+        )
         stream.finish()
         return stream.text
 
