@@ -83,6 +83,10 @@ setup(
         "serve": SERVE,
         "harness": HARNESS,
         "ruler": RULER,
+        "peers": [
+            *HF,
+            "accelerate>=1",
+        ],  # eval/benchmark_peers.py; llama-cpp-python beside, if wanted
         "fuzz": ["atheris>=3.0"],  # tests/fuzz.sh; on top of dev
         "test": FAISS_CPU + TEST_TOOLS,
         "test-gpu": FAISS_GPU + TEST_TOOLS,

@@ -29,7 +29,7 @@ from eval.common.speed_options import (
     several,
 )
 from eval.common.speed_report import Check, write_report
-from eval.common.timing import interleaved, seconds_of, timed
+from eval.common.timing import Step, interleaved, seconds_of, timed
 from longmem_fairseq.memory import (
     DTYPES,
     STORAGES,
@@ -139,7 +139,8 @@ def measure(
     segment = keys.draw(args.tokens_per_sample), keys.draw(args.tokens_per_sample)
     retrieved = bank.retrieve(queries)
     calls = {"search": lambda: bank.retrieve(queries), "bare": bare}
-    seconds = interleaved(calls, args.repeats, args.device)
+    steps = {name: Step(call) for name, call in calls.items()}
+    seconds = interleaved(steps, args.repeats, args.device)
     search, pairs = median(seconds["search"]), zip(*seconds.values(), strict=True)
     with torch.no_grad():
         read = timed(lambda: memory_attention(queries, retrieved), args.repeats, args.device).median

@@ -7,8 +7,8 @@ Example:
     python -m eval.efficiency --preset small --contexts 4096,8192 --results efficiency.jsonl
 
 Random weights, one stream, a memory that is full; each measurement in a process of its own, by the
-functions of eval/benchmark_model.py. Appends a JSON line to --results for each of them and prints one
-for people. Killed and started again, it goes on with those that are left.
+functions of eval/common/model_speed.py. Appends a JSON line to --results for each of them and prints
+one for people. Killed and started again, it goes on with those that are left.
 """
 
 import argparse
@@ -17,15 +17,15 @@ from typing import Dict, List, Optional, Sequence
 
 import torch
 
-from eval import benchmark_model
+from eval.common import model_speed
 from eval.common.hardware import describe_hardware
 from eval.common.item_log import ItemLog
 from eval.common.model_options import numbers
 from eval.common.provenance import code_hash, commit
-from eval.common.random_model import BACKBONE, LONGMEM, PRESETS, model_config
 from eval.common.results import append_result, check_results
 from eval.common.speed_options import set_up
 from eval.common.tables import PAPER_BACKBONE, PAPER_LONGMEM, markdown
+from eval.common.timed_model import BACKBONE, LONGMEM, PRESETS, model_config
 from longmem_fairseq.memory import check_sizes
 from longmem_fairseq.models.backbone import COMPUTE_DTYPES
 from longmem_fairseq.utils.cli import check_positive, run, script_parser
@@ -61,14 +61,14 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def options_of(args: argparse.Namespace, variant: str, context: int) -> argparse.Namespace:
-    """Options for the functions of eval/benchmark_model.py."""
+    """Options for the functions of eval/common/model_speed.py."""
     segment = PRESETS[args.preset].tokens
     if context < 2 * segment:
         raise ValueError(
             f"--contexts ({context}) must be at least {2 * segment}, two segments of --preset "
             f"{args.preset}: one to be read, one in memory"
         )
-    options = argparse.Namespace(**vars(args), batch_size=1, model_option=[])
+    options = argparse.Namespace(**vars(args), batch_size=1, model_option=[], model=None)
     options.device = torch.device(args.device)
     options.tokens_per_sample = segment if variant == LONGMEM else context
     options.memory_size = context - segment
@@ -117,7 +117,7 @@ def main() -> None:
         item = f"{variant} {context}"
         if item not in log.done:
             try:
-                seconds, peak = benchmark_model.alone(
+                seconds, peak = model_speed.alone(
                     options, args.compute_dtype, "evaluation", variant, args.repeats
                 )
             except RuntimeError as error:  # out of memory, or the process was killed for it

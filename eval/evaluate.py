@@ -29,7 +29,7 @@ from eval.common.results import append_result, check_results, read_json_lines
 from eval.common.stream_scoring import DocumentScores, load_model, score_group
 from eval.common.tables import decimal
 from eval.common.timing import Stopwatch
-from eval.perplexities import recall, summarize
+from eval.perplexities import by_position, perplexities, recall, summarize
 from longmem_fairseq.tasks.config import given_options
 from longmem_fairseq.utils.allocator import keep_freed_memory
 from longmem_fairseq.utils.cli import check_positive, run, script_parser
@@ -95,6 +95,10 @@ def main() -> None:
     chance = chance_of(read_json(manifest), manifest) if questions else None
     records = read_split(args, model, task, questions)
     result.update(summarize(records))
+    if getattr(model.decoder, "pointer", None) is not None:
+        # of a model without a SideNet that is the backbone, in the same pass
+        without = [{**record, **record["without_pointer"]} for record in records]
+        result["without_pointer"] = {**perplexities(without), "by_position": by_position(without)}
     questions = [question for question in questions if question["document"] < len(records)]
     if questions:
         result["chance"] = chance
@@ -149,21 +153,25 @@ def read_split(args: argparse.Namespace, model, task, questions: List[Dict]) -> 
 
 def record_of(scores: DocumentScores, questions: List[Dict]) -> Dict:
     """Sums of a document's negative log-likelihoods, and which of its answers were right."""
-    by_position = []
-    start, stop = 0, 1024
-    while start < len(scores.nll):
-        part = scores.nll[start:stop]
-        by_position.append([len(part), float(part.sum(dtype=np.float64))])
-        start, stop = stop, 2 * stop
     answers = [slice(q["position"], q["position"] + q["tokens"]) for q in questions]
     return {
         "name": scores.name,
         "tokens": len(scores.nll),
         "words": scores.words,
-        "nll": float(scores.nll.sum(dtype=np.float64)),
-        "by_position": by_position,
+        **sums(scores.nll),
+        "without_pointer": sums(scores.nll_without_pointer),
         "answers": [bool(scores.right[answer].all()) for answer in answers],
     }
+
+
+def sums(nll: np.ndarray) -> Dict:
+    """Of a document's tokens, and of those at 0 to 1k, 1k to 2k, 2k to 4k, ... with their number."""
+    parts, start, stop = [], 0, 1024
+    while start < len(nll):
+        part = nll[start:stop]
+        parts.append([len(part), float(part.sum(dtype=np.float64))])
+        start, stop = stop, 2 * stop
+    return {"nll": float(nll.sum(dtype=np.float64)), "by_position": parts}
 
 
 def describe(result: Dict) -> str:
@@ -172,6 +180,8 @@ def describe(result: Dict) -> str:
         f"{result['name']} (memory: {result['memory']}): {result['tokens']:,} tokens, "
         f"ppl {decimal(result['ppl'], 3)}, per word {decimal(result['word_ppl'], 2)}"
     )
+    if "without_pointer" in result:
+        line += f", without its pointer {decimal(result['without_pointer']['ppl'], 3)}"
     if "gate" in result:
         line += f", gate {' '.join(f'{gate:.2f}' for gate in result['gate'])}"
     if "recall" in result:

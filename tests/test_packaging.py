@@ -25,7 +25,7 @@ def faiss_wheels(requirements):
 
 
 def test_extras_are_the_documented_ones(setup_arguments):
-    others = {"hf", "serve", "harness", "ruler", "fuzz"}
+    others = {"hf", "serve", "harness", "ruler", "fuzz", "peers"}
     assert set(setup_arguments["extras_require"]) == {*WITH_FAISS, *others}
 
 

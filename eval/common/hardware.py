@@ -83,14 +83,23 @@ def _process_bytes(name: str) -> Optional[int]:
     return 1024 * int(line.split()[1])
 
 
+def matrix_kind() -> str:
+    """The CPU's instructions for matrix products in bfloat16."""
+    capabilities = torch.cpu.get_capabilities()
+    for name, words in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512-bf16")):
+        if capabilities.get(name, False):
+            return words
+    return "neither AMX nor AVX-512-bf16"
+
+
 def describe_hardware(device: torch.device) -> str:
-    """One line: CPU, cores used, GPU, torch."""
+    """One line: CPU, its matrix instructions, cores used, GPU, torch."""
     cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0].split(":", 1)[1].strip() if names else cpu
-    words = [f"{cpu}, {torch.get_num_threads()} of {os.cpu_count()} cores"]
+    words = [f"{cpu}, {torch.get_num_threads()} of {os.cpu_count()} cores", matrix_kind()]
     if device.type == "cuda":
         words.append(torch.cuda.get_device_name(device))
     return ", ".join([*words, f"torch {torch.__version__}"])

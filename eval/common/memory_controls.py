@@ -25,17 +25,21 @@ class ControlledMemory(ExternalMemory):
         super().__init__(memory.num_heads, memory.head_dim, memory.bank_class, **memory.options)
         self.reads, self.writer = reads, writer
 
-    def retrieve(self, queries: Tensor) -> Optional[Retrieved]:
+    def retrieve(self, queries: Tensor, contexts: Optional[Tensor] = None) -> Optional[Retrieved]:
         """See :meth:`ExternalMemory.retrieve`."""
         if self.reads == "empty":
             return None
-        return super().retrieve(queries) if self.reads == "own" else self._of_next_stream(queries)
+        if self.reads == "own":
+            return super().retrieve(queries, contexts)
+        return self._of_next_stream(queries, contexts)
 
-    def _of_next_stream(self, queries: Tensor) -> Optional[Retrieved]:
+    def _of_next_stream(self, queries: Tensor, contexts: Optional[Tensor]) -> Optional[Retrieved]:
         # Streams that have run out of documents are still in the bank, full of their last one.
         missing = self.bank.layout.num_streams - queries.size(0)
         queries = F.pad(queries, (0, 0, 0, 0, 0, 0, 0, missing)).roll(1, dims=0)
-        retrieved = super().retrieve(queries)
+        if contexts is not None:
+            contexts = F.pad(contexts, (0, 0, 0, 0, 0, missing)).roll(1, dims=0)
+        retrieved = super().retrieve(queries, contexts)
         if retrieved is None:
             return None
         shifted = {

@@ -23,13 +23,14 @@ from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModel
 
 @dataclass
 class DocumentScores:
-    """One document: for each of its tokens the negative log-likelihood (nats), and whether it alone was
-    the model's first choice."""
+    """One document: for each of its tokens the negative log-likelihood (nats), the same without the
+    model's pointer, if it has one, and whether the token alone was the model's first choice."""
 
     name: str
     words: int
     tokens: np.ndarray
     nll: np.ndarray
+    nll_without_pointer: np.ndarray
     right: np.ndarray
 
 
@@ -91,10 +92,14 @@ def score_group(
     for batch in batches:
         target = batch["target"].to(device)
         net_input = {name: tensor.to(device) for name, tensor in batch["net_input"].items()}
-        predicted = model.decoder.scores(model(**net_input))
+        output = model(**net_input)
         nll, right = (
-            scored.view_as(target).cpu().numpy() for scored in _score(predicted, target, pad)
+            scored.view_as(target).cpu().numpy()
+            for scored in _score(model.decoder.scores(output), target, pad)
         )
+        without = nll
+        if output[1].get("pointer") is not None:
+            without = token_losses(output[0], target, pad).cpu().numpy()
         target = target.cpu().numpy()
         for row, (number, start) in enumerate(zip(batch["id"], batch["position"], strict=True)):
             number, start = int(number), int(start)
@@ -108,6 +113,7 @@ def score_group(
                     described["words"],
                     np.empty(size, dtype=np.int32),
                     np.empty(size, dtype=np.float32),
+                    np.empty(size, dtype=np.float32),
                     np.empty(size, dtype=bool),
                 )
             scores = open_documents[number]
@@ -115,6 +121,7 @@ def score_group(
             places = start + columns
             scores.tokens[places] = target[row, columns]
             scores.nll[places] = nll[row, columns]
+            scores.nll_without_pointer[places] = without[row, columns]
             scores.right[places] = right[row, columns]
             bar.update(len(columns))
             if places[-1] + 1 == len(scores.tokens):

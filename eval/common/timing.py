@@ -4,7 +4,7 @@ import statistics
 import time
 from collections import defaultdict
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import Callable, Dict, Iterator, List, NamedTuple
 
 import torch
@@ -85,17 +85,38 @@ def timed(function: Callable, repeats: int, device: torch.device, warm_up: int =
     return Timing(statistics.median(seconds), min(seconds))
 
 
+class Step(NamedTuple):
+    """Something to be timed.
+
+    run: takes a :class:`Stages`, or nothing
+    prepare: is called before, and not timed
+    """
+
+    run: Callable
+    prepare: Callable = lambda: None
+
+    def seconds(self, device: torch.device, *stages: Stages) -> float:
+        """Seconds of one run."""
+        self.prepare()
+        return seconds_of(partial(self.run, *stages), device)
+
+
 def interleaved(
-    functions: Dict[str, Callable], repeats: int, device: torch.device
+    steps: Dict[str, Step], repeats: int, device: torch.device
 ) -> Dict[str, List[float]]:
-    """Seconds of every call, A B A B ... after one warm-up each.
+    """Seconds of every run, A B A B ... after one warm-up each.
 
     A disturbance of the machine then slows all of them: compare them round by round.
     """
-    for function in functions.values():
-        function()
-    seconds: Dict[str, List[float]] = {name: [] for name in functions}
+    for step in steps.values():
+        step.seconds(device)
+    seconds: Dict[str, List[float]] = {name: [] for name in steps}
     for _ in range(repeats):
-        for name, function in functions.items():
-            seconds[name].append(seconds_of(function, device))
+        for name, step in steps.items():
+            seconds[name].append(step.seconds(device))
     return seconds
+
+
+def pair_ratios(first: List[float], second: List[float]) -> List[float]:
+    """Seconds of *first* by those of *second*, round by round: how many times as fast the second is."""
+    return [a / b for a, b in zip(first, second, strict=True)]

@@ -72,7 +72,7 @@ def load_pretrained(
         reason = str(error).split("\n")[0]
         raise ValueError(f"{checkpoint} does not fit its own options ({reason})") from error
     model.decoder.identify_memory()
-    tokenizer = load_tokenizer(checkpoint.parent, ids_suffice=True)
+    tokenizer = load_tokenizer(checkpoint.parent, model.decoder.dictionary, ids_suffice=True)
     return model.to(_as_device(device)).eval(), tokenizer
 
 

@@ -10,7 +10,6 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 
 from longmem_fairseq.models.memory_decoder import unwrapped
-from longmem_fairseq.modules import token_losses
 
 
 @dataclass
@@ -49,10 +48,8 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
 
     def forward(self, model, sample, reduce=True):
         """The loss of a batch, its number of targets, and the measurements to log."""
-        logits, extra = model(**sample["net_input"])
-        losses = token_losses(logits, sample["target"], self.padding_idx)
-        if extra.get("pointer") is not None:
-            losses = extra["pointer"].losses(losses, sample["target"], self.padding_idx)
+        _, extra = model(**sample["net_input"], target=sample["target"])
+        losses = extra["losses"]
         self.losses = losses.detach()
         loss = losses.sum() if reduce else losses.flatten()
         sample_size = sample["ntokens"]
@@ -89,8 +86,7 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
         one = slice(row, row + 1)
         devices = [source.device] if source.is_cuda else []
         with torch.random.fork_rng(devices):  # dropout of what is trained stays as it would be
-            logits = unwrapped(model).decoder.read(source[one]).logits
-        without = token_losses(logits, target[one], self.padding_idx)
+            without = unwrapped(model).decoder.read(source[one], target=target[one]).losses
         tokens = target[one].ne(self.padding_idx).sum()
         return {"gain": (without - self.losses[one]).sum(), "gain_tokens": tokens}
 

@@ -157,6 +157,7 @@ class SideNetDecoder(MemoryDecoder):
         self.backbone, self.int8_once_loaded = backbone, False
         self.register_state_dict_post_hook(_drop_backbone)
         self.register_load_state_dict_pre_hook(_keep_backbone)
+        self.register_load_state_dict_post_hook(_miss_no_backbone)
         self.register_load_state_dict_post_hook(lambda module, keys: module.identify_memory())
         self.identify_memory()
 
@@ -182,7 +183,8 @@ class SideNetDecoder(MemoryDecoder):
 
     def _take_search_keys(self, backbone: BackboneDecoder) -> None:
         """Those that were fitted when the backbone was converted, if they are of the same layer."""
-        if backbone.cfg.fitted_search_layer == self.search_layer:
+        fitted = backbone.cfg.fitted_search_layer == self.search_layer
+        if fitted and not backbone.search_mean.is_meta:
             self.search_keys.mean.copy_(backbone.search_mean)
 
     @torch.no_grad()
@@ -204,7 +206,9 @@ class SideNetDecoder(MemoryDecoder):
             parts.append(f"search {self.search_layer} {found[:16]}")
             self.memory.options["fingerprint"] = " ".join(parts)
 
-    def read(self, src_tokens, retrieve=None, caches=None, first=0, before=None) -> Reading:
+    def read(
+        self, src_tokens, retrieve=None, caches=None, first=0, before=None, target=None
+    ) -> Reading:
         with self.backbone.autocast(src_tokens.device):
             # before these tokens are in the caches
             biases = self.backbone.biases(src_tokens, caches)
@@ -220,13 +224,20 @@ class SideNetDecoder(MemoryDecoder):
                 lookup = Lookup(partial(_already, found), found)
             x = self._run_sidenet(states, biases, lookup, caches)
             x = (self.layer_norm or self.backbone.layer_norm)(x[:, first:])
-            logits, pointer = self.backbone.output_layer(x), None
+            retrieved, pointer = None, None
             if self.pointer is not None and lookup is not None and lookup.found is not None:
-                pointer = self.pointer(lookup.found.from_query(first), x, logits)
+                retrieved = lookup.found.from_query(first)
+            ids = None if retrieved is None else retrieved.token_ids.clamp(min=0)
+            logits, losses, log_probs = self.backbone.predict(x, target, ids)
+            if retrieved is not None:
+                pointer = self.pointer(retrieved, x, log_probs)
+                if losses is not None:
+                    losses = pointer.losses(losses, target, self.padding_idx)
             elif self.pointer is not None and self.training:
                 # a gradient of zero, not none: see JointAttention.forward
-                logits = logits + 0 * sum(p.sum() for p in self.pointer.parameters())
-        return Reading(logits, entries, pointer, lookup)
+                zero = 0 * sum(p.sum() for p in self.pointer.parameters())
+                logits, losses = (None if t is None else t + zero for t in (logits, losses))
+        return Reading(logits, entries, pointer, lookup, losses)
 
     @property
     def _needed_states(self) -> Set[int]:
@@ -293,14 +304,15 @@ def _drop_backbone(module: SideNetDecoder, state_dict, prefix: str, metadata) ->
 
 
 def _keep_backbone(module: SideNetDecoder, state_dict, prefix: str, *unused) -> None:
-    """Refuses the SideNet of another backbone; lets a strict load find the backbone in place.
+    """Refuses the SideNet of another backbone.
 
     Of a backbone's own checkpoint, without a SideNet, it is the backbone that is loaded.
     """
     if prefix + "embed_tokens.weight" in state_dict:
         own = [name for name in state_dict if name.startswith(prefix)]
         weights = {name.removeprefix(prefix): state_dict.pop(name) for name in own}
-        module.backbone.load_state_dict(weights)
+        module.backbone.load_state_dict(weights, assign=True)
+        module.backbone.tie_head()
         module.backbone.freeze(int8=module.int8_once_loaded)
         module.backbone_fingerprint.copy_(sha256_of(weights))
         module._take_search_keys(module.backbone)
@@ -325,8 +337,12 @@ def _keep_backbone(module: SideNetDecoder, state_dict, prefix: str, *unused) -> 
             raise ValueError(
                 f"{option} needs a checkpoint that was trained with it: choose {other}, or train it"
             )
-    for name, tensor in module.backbone.state_dict().items():
-        state_dict[prefix + "backbone." + name] = tensor
+
+
+def _miss_no_backbone(module: SideNetDecoder, incompatible) -> None:
+    """Lets a strict load find the backbone in place."""
+    missing = incompatible.missing_keys
+    missing[:] = [name for name in missing if "backbone" not in name.split(".")[:-1]]
 
 
 @register_model("longmem", dataclass=LongMemConfig)
@@ -376,7 +392,10 @@ class LongMemModel(FairseqLanguageModel):
         cfg = OmegaConf.merge(OmegaConf.structured(cfg), options)
         cfg.retrieval_layer_index = 0  # a default that any backbone has
         backbone_cfg.compute_dtype = cfg.compute_dtype
-        backbone = BackboneDecoder(backbone_cfg, task.source_dictionary, task.cfg.tokens_per_sample)
+        with torch.device("meta"):  # no time for weights that are replaced at once
+            backbone = BackboneDecoder(
+                backbone_cfg, task.source_dictionary, task.cfg.tokens_per_sample
+            )
         int8, cfg.backbone_dtype = str(cfg.backbone_dtype) == "int8", "compute"
         decoder = SideNetDecoder(cfg, backbone, torch.zeros(32, dtype=torch.uint8))
         decoder.int8_once_loaded = int8

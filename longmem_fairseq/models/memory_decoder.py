@@ -79,16 +79,18 @@ class Lookup:
 class Reading(NamedTuple):
     """What a model makes of T tokens.
 
-    logits: B x T x V, before the pointer
+    logits: B x T x V, before the pointer; None where targets were given
     entries: to be memorized; None without memory
     pointer: what memory adds to the prediction; None where it adds nothing
     lookup: what was found in memory; None where it was not searched
+    losses: of the targets (nats, B x T), the pointer mixed in; None without targets
     """
 
-    logits: Tensor
+    logits: Optional[Tensor]
     entries: Optional[Entries] = None
     pointer: Optional[Pointer] = None
     lookup: Optional[Lookup] = None
+    losses: Optional[Tensor] = None
 
     @property
     def scores(self) -> Tensor:
@@ -142,14 +144,16 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         caches: Optional[List[LocalCache]] = None,
         first: int = 0,
         before: Optional[Tensor] = None,
+        target: Optional[Tensor] = None,
     ) -> Reading:
         """Predicts the next token of every one of B x T.
 
         Args:
             retrieve: see :meth:`JointAttention.forward`
             caches: of the tokens before these, one for each attention layer
-            first: token that the logits begin with; -1 for those of the last alone
+            first: token that the prediction begins with; -1 for that of the last alone
             before: the tokens in *caches*, B x P
+            target: B x (T - first), of which to compute the losses alone, instead of all logits
         """
         raise NotImplementedError
 
@@ -196,8 +200,9 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         incremental_state: Optional[Dict] = None,
         last_only: bool = True,
         overlap: Optional[Tensor] = None,
+        target: Optional[Tensor] = None,
         **unused,
-    ):
+    ) -> Tuple[Optional[Tensor], Dict]:
         """Reads a segment of every stream, predicts, and memorizes it; or goes on generating.
 
         Args:
@@ -210,24 +215,30 @@ class MemoryDecoder(FairseqIncrementalDecoder):
                 that a generation asks for, and not what follows every new one
             overlap: B, how many of a row's first tokens were in the segment before, and are not
                 memorized again (default: none)
+            target: B x T, without *incremental_state*: the losses of these are wanted, no logits
 
         Returns:
-            logits B x T x V, and beside them :class:`Pointer` as "pointer" (or None), which
-            :meth:`get_normalized_probs` mixes in, and :meth:`ExternalMemory.statistics`; with
-            *incremental_state* B x 1 x V, or those of the last tokens, at least of the new ones
+            logits B x T x V, with *incremental_state* B x 1 x V or those of the last tokens, at least
+            of the new ones, and None with *target*; and a dictionary of
+
+            - ``losses``: of the targets (nats, B x T, 0 for padding), or None
+            - ``pointer``: :class:`Pointer` or None; the losses have it mixed in, the logits have not,
+              which :meth:`get_normalized_probs` does
+            - ``lookup``: :class:`Lookup` or None
+            - ``attn``: None, which fairseq's generators look for
+            - with a memory, but without *incremental_state*, :meth:`ExternalMemory.statistics`
         """
         if incremental_state is not None:
-            reading = self._go_on(src_tokens, incremental_state, last_only)
-            extra = {"attn": None, "pointer": reading.pointer, "lookup": reading.lookup}
-            return reading.logits, extra
+            return _output(self._go_on(src_tokens, incremental_state, last_only))
         if self.memory is None:
-            return self.read(src_tokens).logits, {}
+            return _output(self.read(src_tokens, target=target))
         self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
-        reading = self.read(src_tokens, self.memory.retrieve)
-        extra = {**self.memory.statistics(self.gate), "pointer": reading.pointer}
+        reading = self.read(src_tokens, self.memory.retrieve, target=target)
+        logits, extra = _output(reading)
+        extra.update(self.memory.statistics(self.gate))
         valid = self._to_memorize(src_tokens, overlap)
         self.memory.write(**reading.entries._asdict(), valid=valid, token_ids=src_tokens)
-        return reading.logits, extra
+        return logits, extra
 
     @torch.no_grad()
     def memorize(
@@ -336,6 +347,12 @@ class MemoryDecoder(FairseqIncrementalDecoder):
 
     def max_positions(self) -> int:
         return 10**9  # a stream has no limit
+
+
+def _output(reading: Reading) -> Tuple[Optional[Tensor], Dict]:
+    """What :meth:`MemoryDecoder.forward` returns of a reading."""
+    extra = {name: getattr(reading, name) for name in ("losses", "pointer", "lookup")}
+    return reading.logits, {**extra, "attn": None}
 
 
 def unwrapped(model):

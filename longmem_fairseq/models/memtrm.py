@@ -57,12 +57,17 @@ class MemTRMDecoder(BackboneDecoder):
         """Weight of memory, H numbers in (0, 1)."""
         return self.layers[self.memory_layer].self_attn.gate
 
-    def read(self, src_tokens, retrieve=None, caches=None, first=0, before=None) -> Reading:
+    def read(
+        self, src_tokens, retrieve=None, caches=None, first=0, before=None, target=None
+    ) -> Reading:
         lookup = None if retrieve is None else Lookup(retrieve)
         with self.autocast(src_tokens.device):
-            encoded = self.encode(src_tokens, self.memory_layer, retrieve=lookup, caches=caches)
-            logits = self.output_layer(self.layer_norm(encoded.hidden_states[-1][:, first:]))
-            return Reading(logits, Entries(encoded.keys, encoded.values), lookup=lookup)
+            encoded = self.encode(
+                src_tokens, self.memory_layer, keep=(), retrieve=lookup, caches=caches
+            )
+            prediction = self.predict(self.layer_norm(encoded.hidden_states[-1][:, first:]), target)
+        entries = Entries(encoded.keys, encoded.values)
+        return Reading(prediction.logits, entries, lookup=lookup, losses=prediction.losses)
 
     def identify_memory(self) -> None:
         """A MemTRM is its own backbone: once it is not trained any more, its memories are its own."""

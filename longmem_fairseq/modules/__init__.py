@@ -7,6 +7,7 @@ from longmem_fairseq.modules.joint_attention import JointAttention, LocalCache
 from longmem_fairseq.modules.memory_attention import memory_attention, memory_weights
 from longmem_fairseq.modules.norms import NORMS, QK_NORMS, RMSNorm
 from longmem_fairseq.modules.pointer import ConstantPointer, Pointer, TrainedPointer
+from longmem_fairseq.modules.prediction import Prediction, log_probs_of, predict
 from longmem_fairseq.modules.rotary import Rotary
 from longmem_fairseq.modules.search_keys import SearchKeys
 from longmem_fairseq.modules.token_losses import row_blocks, token_losses
@@ -22,14 +23,17 @@ __all__ = [
     "LocalCache",
     "NORMS",
     "Pointer",
+    "Prediction",
     "QK_NORMS",
     "RMSNorm",
     "Rotary",
     "SearchKeys",
     "TrainedPointer",
     "alibi_slopes",
+    "log_probs_of",
     "memory_attention",
     "memory_weights",
+    "predict",
     "quantise",
     "row_blocks",
     "token_losses",

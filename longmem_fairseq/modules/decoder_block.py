@@ -90,7 +90,7 @@ class DecoderBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
-        attention_bias: Tensor,
+        attention_bias: Optional[Tensor] = None,
         retrieve: Optional[Callable[[Tensor], Optional[Retrieved]]] = None,
         cross_network_residual: Optional[Tensor] = None,
         cache: Optional[LocalCache] = None,
@@ -98,18 +98,17 @@ class DecoderBlock(nn.Module):
         """
         Args:
             x: B x T x C
-            attention_bias: H x T x (P + T) (or 1 instead of H), with P tokens in *cache*
-            retrieve, cache: see :meth:`JointAttention.forward`
+            attention_bias, retrieve, cache: see :meth:`JointAttention.forward`
             cross_network_residual: B x T x C, what the backbone added to its hidden states over the
                 layers that this SideNet layer stands beside
         """
-        normed = self.layer_norm(x)
+        normed = _computed(self.layer_norm(x))
         attention = self.self_attn(normed, attention_bias, retrieve, cache)
         attended = x + self._branch(self.attention_post_norm(attention.output))
         if self.block == "parallel":
             mlp_input = normed
         else:
-            mlp_input = self.mlp_norm(attended if self.block == "sequential" else x)
+            mlp_input = _computed(self.mlp_norm(attended if self.block == "sequential" else x))
         x = attended + self._branch(self.mlp_post_norm(self._mlp(mlp_input)))
         if cross_network_residual is not None:
             x = x + cross_network_residual
@@ -117,7 +116,7 @@ class DecoderBlock(nn.Module):
 
     def keys_values(self, x: Tensor) -> Tuple[Tensor, Tensor]:
         """The attention's keys and values alone, B x H' x T x D."""
-        return self.self_attn.keys_values(self.layer_norm(x))
+        return self.self_attn.keys_values(_computed(self.layer_norm(x)))
 
     @torch.no_grad()
     def silence(self) -> None:
@@ -133,8 +132,16 @@ class DecoderBlock(nn.Module):
     def _mlp(self, x: Tensor) -> Tensor:
         if self.gate_proj is None:
             return self.fc2(self.activation(self.fc1(x)))
-        return self.fc2(self.activation(self.gate_proj(x)) * self.fc1(x))
+        gate, units = self.activation(self.gate_proj(x)), self.fc1(x)
+        in_place = not (gate.requires_grad or units.requires_grad)
+        return self.fc2(gate.mul_(units) if in_place else gate * units)
 
     def _branch(self, x: Tensor) -> Tensor:
         x = F.dropout(x, self.dropout, self.training)
         return x if self.residual_scale == 1 else x * self.residual_scale
+
+
+def _computed(x: Tensor) -> Tensor:
+    """*x* in the type of the matrix products: once, where autocast would cast it for every one."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longmem_fairseq.memory import Retrieved
+from longmem_fairseq.modules.causal_bias import causal_mask
 from longmem_fairseq.modules.memory_attention import memory_attention
 from longmem_fairseq.modules.norms import QK_NORMS
 from longmem_fairseq.modules.rotary import Rotary
@@ -131,14 +132,14 @@ class JointAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        attention_bias: Tensor,
+        attention_bias: Optional[Tensor] = None,
         retrieve: Optional[Callable[[Tensor], Optional[Retrieved]]] = None,
         cache: Optional[LocalCache] = None,
     ) -> AttentionOutput:
         """
         Args:
             x: B x T x C, normalised
-            attention_bias: H x T x (P + T) (or 1 instead of H), additive, -inf for what is hidden
+            attention_bias: see :func:`causal_attention`
             retrieve: maps unscaled queries B x H' x n x D to :class:`Retrieved`, or to None where
                 nothing is memorised; only for a layer with memory
             cache: the P tokens before, to which these are added (default: there are none)
@@ -152,12 +153,8 @@ class JointAttention(nn.Module):
         positions = range(start, start + x.size(1))
         turned_keys = self._turned(keys, positions)
         past = (turned_keys, values) if cache is None else cache.extend(x, turned_keys, values)
-        attended = causal_attention(
-            self._turned(queries, positions),
-            *past,
-            attention_bias.to(queries.dtype),
-            softcap=self.softcap,
-        )
+        turned_queries = self._turned(queries, positions)
+        attended = causal_attention(turned_queries, *past, attention_bias, self.softcap)
         if retrieve is not None:
             if self.memory_distance > 0:
                 at = range(self.memory_distance, self.memory_distance + 1)
@@ -217,44 +214,60 @@ def _drop_gate(module: JointAttention, state_dict, prefix: str, *unused) -> None
 
 
 def causal_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, softcap: float = 0.0
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Optional[Tensor] = None,
+    softcap: float = 0.0,
 ) -> Tensor:
     """Attention of every token to itself and those before it.
 
-    PyTorch's kernels cannot skip what a dense mask hides. Queries go in blocks, so that most of the
-    future is not computed.
+    On a CPU queries go in blocks, so that most of the future is not computed: PyTorch's kernels cannot
+    skip what a mask hides, and with ``is_causal`` they skip blocks of 512 keys.
 
     Args:
         queries: B x H x T x D, of the last T tokens
         keys, values: B x H' x (P + T) x D; head h reads the keys of head h // G
-        bias: H x T x (P + T) (or 1 instead of H), additive
+        bias: H x T x (P + T) (or 1 instead of H), additive, -inf for what is hidden (default: every
+            token sees all up to itself)
         softcap: see :class:`JointAttention`
     """
+    num_tokens, num_before = queries.size(2), keys.size(2) - queries.size(2)
     if keys.size(1) != queries.size(1) and (keys.is_cuda or softcap > 0):
         # with a mask, few CUDA kernels know groups; the one that is always there writes out all scores
         group = queries.size(1) // keys.size(1)
         keys, values = (tensor.repeat_interleave(group, dim=1) for tensor in (keys, values))
-    blocks, num_before = [], keys.size(2) - queries.size(2)
-    for start in range(0, max(1, queries.size(2)), QUERY_BLOCK):
-        stop = start + QUERY_BLOCK
+    size = max(1, num_tokens) if keys.is_cuda and bias is None else QUERY_BLOCK
+    blocks = []
+    for start in range(0, max(1, num_tokens), size):
+        stop = min(start + size, num_tokens)
         last = num_before + stop
-        mask = bias[:, start:stop, :last].unsqueeze(0)
         block, past = queries[:, :, start:stop], (keys[:, :, :last], values[:, :, :last])
-        if softcap > 0:
-            blocks.append(_softcapped(block, *past, mask, softcap))
+        if bias is not None:
+            mask = bias[:, start:stop, :last].unsqueeze(0).to(queries.dtype)
+        elif softcap == 0 and stop - start in (1, last):  # the kernel's own
+            mask = None
         else:
-            grouped = keys.size(1) != queries.size(1)
-            blocks.append(
-                F.scaled_dot_product_attention(block, *past, attn_mask=mask, enable_gqa=grouped)
-            )
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
+            mask = causal_mask(size, keys.size(2), queries.dtype, queries.device)
+            mask = mask[size - (stop - start) :, -last:]
+        blocks.append(_attention(block, *past, mask, softcap))
+    if len(blocks) == 1:
+        return blocks[0]
+    # B x T x H x D in memory, as PyTorch's kernels write it and the output projection reads it
+    return torch.cat([block.transpose(1, 2) for block in blocks], dim=1).transpose(1, 2)
 
 
-def _softcapped(queries, keys, values, mask, softcap: float) -> Tensor:
-    # written out: PyTorch's attention adds a mask, and can do nothing else to the scores
-    scores = queries @ keys.transpose(-2, -1) * queries.size(-1) ** -0.5  # B x H x T x (P + T)
-    scores = softcap * torch.tanh(scores / softcap) + mask
-    return torch.softmax(scores, dim=-1).to(values.dtype) @ values
+def _attention(queries, keys, values, mask: Optional[Tensor], softcap: float) -> Tensor:
+    if softcap > 0:
+        # written out: PyTorch's attention adds a mask, and can do nothing else to the scores
+        scores = queries @ keys.transpose(-2, -1) * queries.size(-1) ** -0.5  # B x H x T x (P + T)
+        scores = softcap * torch.tanh(scores / softcap) + mask
+        return torch.softmax(scores, dim=-1).to(values.dtype) @ values
+    causal = mask is None and queries.size(2) > 1
+    grouped = keys.size(1) != queries.size(1)
+    return F.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=grouped
+    )
 
 
 def smear(x: Tensor, last: Optional[Tensor] = None) -> Tensor:

@@ -113,7 +113,7 @@ class PointerValues(NamedTuple):
 
 def point(
     retrieved: Retrieved,
-    logits: Tensor,
+    log_probs: Tensor,
     values: PointerValues,
     more: Optional[Tensor] = None,
     literalness: Optional[Tensor] = None,
@@ -121,16 +121,13 @@ def point(
     """A pointer to what the T tokens retrieved.
 
     Args:
-        logits: of the model, B x T x V
+        log_probs: by the model, of the retrieved tokens, B x T x K
         values: as tensors
         more: what is added to the logit of the weight, B x T
         literalness: factor of ``values.match``, B x T
     """
-    with torch.autocast(logits.device.type, enabled=False):
+    with torch.autocast(log_probs.device.type, enabled=False):
         scores, ids = similarities(retrieved), retrieved.token_ids.clamp(min=0)  # B x T x K
-        logits = logits.detach()
-        total = torch.cat([row.float().logsumexp(dim=-1).unsqueeze(0) for row in logits])
-        log_probs = logits.gather(-1, ids).float() - total.unsqueeze(-1)
         valid = scores.isfinite()
         scores = scores.masked_fill(~valid, -1.0)  # an infinity would make gradients NaN
         lengths = torch.tensor(MATCH_LENGTHS, device=ids.device)
@@ -154,10 +151,10 @@ def point(
 class ConstantPointer(nn.Module):
     """A pointer without training."""
 
-    def forward(self, retrieved: Retrieved, features: Tensor, logits: Tensor) -> Pointer:
+    def forward(self, retrieved: Retrieved, features: Tensor, log_probs: Tensor) -> Pointer:
         """See :class:`TrainedPointer`; *features* are not looked at."""
-        values = (torch.tensor(value, device=logits.device) for value in PointerValues())
-        return point(retrieved, logits, PointerValues(*values))
+        values = (torch.tensor(value, device=log_probs.device) for value in PointerValues())
+        return point(retrieved, log_probs, PointerValues(*values))
 
 
 class TrainedPointer(nn.Module):
@@ -179,15 +176,15 @@ class TrainedPointer(nn.Module):
         self.weight = nn.Parameter(torch.zeros(embed_dim))
         self.literalness = nn.Parameter(torch.zeros(embed_dim))
 
-    def forward(self, retrieved: Retrieved, features: Tensor, logits: Tensor) -> Pointer:
+    def forward(self, retrieved: Retrieved, features: Tensor, log_probs: Tensor) -> Pointer:
         """
         Args:
             retrieved: by the T tokens, with the lengths of literal matches
             features: their last hidden states, B x T x C
-            logits: of the model, B x T x V
+            log_probs: by the model, of the retrieved tokens, B x T x K, without a gradient
         """
         values = (getattr(self, name) * VALUE_RATE for name in PointerValues._fields)
         with torch.autocast(features.device.type, enabled=False):
             states = self.norm(features.float())
             more, literalness = states @ self.weight, (states @ self.literalness).exp()
-        return point(retrieved, logits, PointerValues(*values), more, literalness)
+        return point(retrieved, log_probs, PointerValues(*values), more, literalness)

@@ -59,24 +59,56 @@ class Rotary:
 
         The text ends where the positions do: with the rules dynamic and longrope that matters.
         """
-        cos, sin = cos_sin(self, positions, x.device)
-        half = self.num_channels // 2
-        first, second = x[..., :half], x[..., half : self.num_channels]
-        turned = [first * cos - second * sin, second * cos + first * sin]  # float32 or beyond
-        return torch.cat([*turned, x[..., self.num_channels :]], dim=-1).to(x.dtype)
+        cos, sin = cos_sin(self, positions, x.dtype, x.device)
+        if x.requires_grad:
+            return _Turned.apply(x, cos, sin, self.num_channels)
+        return turned(x, cos, sin, self.num_channels)
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor, num_channels: int) -> Tensor:
+    """B x H x T x D, turned by the angles of :func:`cos_sin`; no halves are joined."""
+    half = num_channels // 2
+    result = torch.empty_like(x)
+    torch.mul(x[..., :num_channels], cos, out=result[..., :num_channels])
+    result[..., :half].addcmul_(x[..., half:num_channels], sin, value=-1)
+    result[..., half:num_channels].addcmul_(x[..., :half], sin)
+    if num_channels < x.size(-1):
+        result[..., num_channels:] = x[..., num_channels:]
+    return result
+
+
+class _Turned(torch.autograd.Function):
+    """:func:`turned`, whose gradient is turned back."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor, num_channels: int) -> Tensor:
+        ctx.angles, ctx.num_channels = (cos, sin), num_channels
+        return turned(x, cos, sin, num_channels)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        cos, sin = ctx.angles
+        return turned(grad, cos, -sin, ctx.num_channels), None, None, None
 
 
 @functools.lru_cache(maxsize=8)  # a forward asks for at most six, and for each many times
-def cos_sin(rotary: Rotary, positions: range, device: torch.device) -> Tuple[Tensor, Tensor]:
-    """Of the angles by which *rotary* turns, T x n/2 each; with YaRN and LongRoPE also the factor by
-    which queries and keys grow."""
+def cos_sin(
+    rotary: Rotary, positions: range, dtype: torch.dtype, device: torch.device
+) -> Tuple[Tensor, Tensor]:
+    """Of the angles by which *rotary* turns: cosines, T x n (for both channels of a pair), and sines,
+    T x n/2.
+
+    With YaRN and LongRoPE they include the factor by which queries and keys grow. Angles are computed
+    in float32.
+    """
     rule = parse_scaling(rotary.scaling)
     length = length_that_counts(rule, positions.stop)
     with torch.inference_mode(False):  # they may serve a training later
         tokens = torch.arange(positions.start, positions.stop, positions.step, device=device)
         angles = tokens.float().view(-1, 1) * frequencies_on(rotary, length, device)
         factor = rule.get("attention_factor", 1.0)
-        return angles.cos() * factor, angles.sin() * factor
+        cos, sin = angles.cos() * factor, angles.sin() * factor
+        return torch.cat([cos, cos], dim=-1).to(dtype), sin.to(dtype)
 
 
 @functools.lru_cache(maxsize=64)  # copying them makes the CPU wait for the GPU

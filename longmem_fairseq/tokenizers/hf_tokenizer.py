@@ -3,7 +3,7 @@
 import json
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, List
+from typing import List
 
 import numpy as np
 from fairseq.data import Dictionary
@@ -89,14 +89,15 @@ class HFTokenizer(Tokenizer):
 
     def _token_bytes(self) -> List[bytes]:
         table = [b""] * self.ids.num_ids
-        byte_of: Dict[str, int] = {c: byte for byte, c in bytes_to_unicode().items()}
+        alphabet = {character: chr(byte) for byte, character in bytes_to_unicode().items()}
+        characters, to_latin1 = set(alphabet), str.maketrans(alphabet)
         for piece, id_ in self.tokenizer.get_vocab(with_added_tokens=False).items():
             if not self.is_byte_level:
                 is_byte = len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
                 spelled = piece.replace(SPACE_PIECE, " ").encode()
                 table[id_] = bytes([int(piece[3:5], 16)]) if is_byte else spelled
-            elif all(c in byte_of for c in piece):
-                table[id_] = bytes(byte_of[c] for c in piece)
+            elif characters.issuperset(piece):
+                table[id_] = piece.translate(to_latin1).encode("latin-1")
         for id_, token in self.tokenizer.get_added_tokens_decoder().items():
             table[id_] = b"" if token.special else token.content.encode()
         return table

@@ -8,13 +8,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from eval import benchmark_model
-from eval.common import hardware, random_model, timing
+from eval.common import hardware, necessary, timed_model, timing
+from longmem_fairseq.models.backbone import LongMemBackboneConfig
 from longmem_fairseq.utils import cli
 
 CPU = torch.device("cpu")
 SMALL = [
     *("benchmark_model.py", "--preset", "tiny", "--tokens-per-sample", "32", "--batch-size", "2"),
     *("--memory-size", "128", "--k", "16", "--compute-dtype", "float32", "--repeats", "1"),
+    *("--prompt-tokens", "20", "--new-tokens", "3"),
 ]
 
 
@@ -26,30 +28,30 @@ def options(monkeypatch, *more):
 @pytest.mark.parametrize("training", [False, True])
 def test_necessary_flops_are_those_that_torch_counts(training, monkeypatch):
     args = options(monkeypatch)
-    backbone = random_model.build_backbone(args, "float32")
-    model = random_model.build_model(args, "float32", random_model.NO_MEMORY, backbone)
-    step = random_model.make_step(args, model, training)
+    backbone = timed_model.build_backbone(args, "float32")
+    model = timed_model.build_model(args, "float32", timed_model.NO_MEMORY, backbone)
+    step = timed_model.make_step(args, model, "training" if training else "evaluation")
     # the attention whose products the counter knows
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        step()
-    sizes = random_model.sizes_of(args, random_model.NO_MEMORY)
-    necessary = sum(random_model.necessary_flops(sizes, training).values())
+        step.run()
+    sizes = timed_model.sizes_of(args, timed_model.NO_MEMORY)
+    needed = sum(necessary.necessary_flops(sizes, training).values())
     # The counter also counts the products of queries with future keys, the other half of T x T:
     # 2 B T^2 C in each of 4 backbone and 2 SideNet layers, and twice that in backward.
     masked = 2 * 2 * 32**2 * 128 * (4 + 2 + (2 * 2 if training else 0))
-    assert counter.get_total_flops() == pytest.approx(necessary + masked, rel=1e-6)
+    assert counter.get_total_flops() == pytest.approx(needed + masked, rel=1e-6)
 
 
 def test_necessary_flops_of_memory(monkeypatch):
-    sizes = random_model.sizes_of(options(monkeypatch), random_model.LONGMEM)
-    flops = random_model.necessary_flops(sizes, training=True)
+    sizes = timed_model.sizes_of(options(monkeypatch), timed_model.LONGMEM)
+    flops = necessary.necessary_flops(sizes, training=True)
     # 64 queries of 4 heads x 32: with 32 chunks; scores and values of 16 tokens
     assert flops["search"] == 2 * 64 * 32 * 128
-    assert flops[random_model.READ] == 2 * (2 * 64 * 16 * 128)
-    without = random_model.necessary_flops(
-        random_model.sizes_of(options(monkeypatch), random_model.NO_MEMORY), training=True
+    assert flops[necessary.READ] == 2 * (2 * 64 * 16 * 128)
+    without = necessary.necessary_flops(
+        timed_model.sizes_of(options(monkeypatch), timed_model.NO_MEMORY), training=True
     )
-    assert flops["backward"] - without["backward"] == flops[random_model.READ]
+    assert flops["backward"] - without["backward"] == flops[necessary.READ]
 
 
 def test_inner_stages_do_not_count_for_the_outer_one(monkeypatch):
@@ -64,9 +66,10 @@ def test_inner_stages_do_not_count_for_the_outer_one(monkeypatch):
 
 def test_calls_are_timed_in_turns():
     calls = []
-    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
-    seconds = timing.interleaved(functions, 2, CPU)
-    assert "".join(calls) == "ab" + "abab"
+    steps = {name: timing.Step(lambda name=name: calls.append(name)) for name in "a"}
+    steps["b"] = timing.Step(lambda: calls.append("b"), prepare=lambda: calls.append("-"))
+    seconds = timing.interleaved(steps, 2, CPU)
+    assert "".join(calls) == "a-b" + "a-ba-b"
     assert [len(seconds[name]) for name in "ab"] == [2, 2]
 
 
@@ -108,7 +111,7 @@ def test_run(tmp_path, monkeypatch, capsys):
     benchmark_model.main()
     report = json.loads(report.read_text())
     assert set(report) == {
-        *("date", "hardware", "commit", "command", "preset", "sizes"),
+        *("date", "hardware", "commit", "command", "model", "sizes"),
         *("rates", "results", "breakdown", "checks"),
     }
     assert report["sizes"]["chunks"] == 32
@@ -125,13 +128,49 @@ def test_run(tmp_path, monkeypatch, capsys):
         assert row["share"] == pytest.approx(row["necessary_flops"] / row["seconds"] / 1e11)
     stages = [row["stage"] for row in report["breakdown"] if row["mode"] == "training"]
     assert stages == [
-        *("backbone", "SideNet layers", "search", random_model.READ, "head", "write"),
-        *("loss", "backward", "optimizer", "other"),
+        *("backbone", "SideNet layers", "search", necessary.READ, "head", "loss", "write"),
+        *("backward", "optimizer", "other"),
     ]
     assert all(row["seconds"] > 0 for row in report["breakdown"])
     assert plot.read_bytes().startswith(b"\x89PNG")
     screen = capsys.readouterr().out
     assert "where a step of longmem goes: training, float32" in screen
+
+
+def test_a_converted_model(models, tmp_path, monkeypatch):
+    """Its own sizes, in all modes; the goals are those of a converted model."""
+    report = tmp_path / "report.json"
+    own = ["--model", str(models["backbone"]), "--prompts", "2"]
+    own += ["--quick", "--mode", "evaluation,training,generation"]
+    monkeypatch.setattr("sys.argv", [*SMALL, *own, "--json", str(report)])
+    monkeypatch.setattr(hardware, "matmul_rate", lambda *unused: 1e11)
+    benchmark_model.main()
+    report = json.loads(report.read_text())
+    assert report["model"] == "backbone"
+    assert (report["sizes"]["layers"], report["sizes"]["embed_dim"]) == (2, 32)
+    assert report["sizes"]["block_weights"] == 12 * 32**2
+    generation = [row for row in report["results"] if row["mode"] == "generation"]
+    assert [row["variant"] for row in generation] == list(timed_model.VARIANTS)
+    for row in generation:
+        assert row["tokens_per_second"] == pytest.approx(2 * 3 / row["seconds"])
+    weights = 4 * (2 * 12 * 32**2 + 32 * report["sizes"]["vocabulary"])  # of the backbone
+    assert generation[-1]["necessary_bytes"] == 3 * weights
+    assert [check["name"] for check in report["checks"]] == [
+        "backbone evaluation float32: speed / backbone's",
+        "backbone training float32: share",
+        "backbone generation float32: memory cost",
+    ]
+    stages = {row["stage"] for row in report["breakdown"] if row["mode"] == "generation"}
+    assert {"backbone", "SideNet layers", "search", necessary.READ, "head"} < stages
+
+
+def test_grouped_heads_and_a_gated_mlp_by_hand():
+    cfg = LongMemBackboneConfig(
+        embed_dim=576, num_attention_heads=9, num_kv_heads=3, ffn_dim=1536, gated_mlp=True
+    )
+    sizes = necessary.block_sizes(cfg)  # SmolLM2-135M
+    assert sizes["block_weights"] == 2 * 576**2 + 2 * 576 * 192 + 3 * 576 * 1536
+    assert (sizes["heads_dim"], sizes["kv_dim"]) == (576, 192)
 
 
 def test_a_window_is_measured_in_a_process_of_its_own(monkeypatch):
@@ -153,6 +192,11 @@ def test_a_window_is_measured_in_a_process_of_its_own(monkeypatch):
         (["--model-option", "no_memory=true"], "keep the memory"),
         (["--k", "6"], "--k (6) must be a multiple of --chunk-size (4)"),
         (["--mode", "dreaming"], "argument --mode: dreaming must be one of evaluation, training"),
+        (
+            ["--mode", "generation", "--new-tokens", "13"],
+            "--new-tokens (33 together) must not exceed",
+        ),
+        (["--model", "nowhere"], "nowhere): no such file"),
         (["--repeats", "0"], "argument --repeats: 0 must be a number of at least 1"),
         (["--json", "nowhere/at/all.json"], "there is no folder nowhere/at"),
     ],

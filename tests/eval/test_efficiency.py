@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from eval import benchmark_model, efficiency
+from eval import efficiency
+from eval.common import model_speed
 from tests.helpers.benchmark_runs import assert_one_line, call, lines
 
 TINY = ("--preset", "tiny", "--compute-dtype", "float32", "--device", "cpu")
@@ -21,7 +22,7 @@ def alone(monkeypatch):
             raise RuntimeError("out of memory\nat length")
         return 0.5, options.memory_size * 10**6
 
-    monkeypatch.setattr(benchmark_model, "alone", measure)
+    monkeypatch.setattr(model_speed, "alone", measure)
     return calls
 
 
@@ -55,16 +56,16 @@ def test_what_is_measured(monkeypatch):
     monkeypatch.setattr("sys.argv", ["efficiency.py", *TINY])
     args = efficiency.get_parser().parse_args()
     built = []
-    make_step = benchmark_model.make_step
+    make_step = model_speed.make_step
 
-    def spy(options, model, training):
+    def spy(options, model, mode):
         built.append(model)
-        return make_step(options, model, training)
+        return make_step(options, model, mode)
 
-    monkeypatch.setattr(benchmark_model, "make_step", spy)
+    monkeypatch.setattr(model_speed, "make_step", spy)
     for variant in ("longmem", "backbone"):
         options = efficiency.options_of(args, variant, 768)
-        seconds, peak = benchmark_model.measure_alone(options, "float32", "evaluation", variant, 1)
+        seconds, peak = model_speed.measure_alone(options, "float32", "evaluation", variant, 1)
         assert seconds > 0 and peak > 4 * 8000 * 128  # at least the embeddings
     longmem, backbone = built
     assert (longmem.window, backbone.window) == (256, 768)

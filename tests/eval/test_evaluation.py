@@ -18,7 +18,7 @@ def document(nll, words=1, name="d", tokens=None, right=None):
     nll = np.array(nll, dtype=np.float32)
     tokens = np.zeros(len(nll), dtype=np.int32) if tokens is None else np.array(tokens)
     right = np.ones(len(tokens), dtype=bool) if right is None else right
-    return DocumentScores(name, words, tokens, nll, right)
+    return DocumentScores(name, words, tokens, nll, nll + 1, right)
 
 
 def records_of(*documents):

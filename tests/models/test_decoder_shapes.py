@@ -64,8 +64,9 @@ LLAMA3 = (
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scaling", ["", '{"rope_type": "linear", "factor": 8}', LLAMA3])
-def test_layers_share_the_angles_of_rotary_bit_for_bit(scaling, dtype):
-    """Whether they are computed or there already, in whatever mode they were."""
+def test_layers_share_the_angles_of_rotary(scaling, dtype):
+    """Whether they are computed or there already, in whatever mode they were. The gradient is that of
+    the formula."""
     cos_sin.cache_clear()
     x = torch.randn(2, 3, 5, 8, dtype=dtype)
     channels = torch.arange(0, 6, 2).float()
@@ -78,14 +79,21 @@ def test_layers_share_the_angles_of_rotary_bit_for_bit(scaling, dtype):
     for positions in (range(40, 45), range(7, 8), range(0, 5)):
         angles = torch.tensor(positions).float().view(-1, 1) * frequencies
         cos, sin = angles.cos(), angles.sin()
-        turned = [x[..., :3] * cos - x[..., 3:6] * sin, x[..., 3:6] * cos + x[..., :3] * sin]
-        expected = torch.cat([*turned, x[..., 6:]], dim=-1).to(dtype)
+        plain = x.clone().requires_grad_()
+        first, second = plain[..., :3], plain[..., 3:6]
+        turned = [first * cos - second * sin, second * cos + first * sin]
+        expected = torch.cat([*turned, plain[..., 6:]], dim=-1).to(dtype)
+        tolerance = 1e-6 if dtype == torch.float32 else 0.02
         with torch.inference_mode():
-            assert torch.equal(Rotary(6, 500.0, scaling)(x, positions), expected)
+            found = Rotary(6, 500.0, scaling)(x, positions)
+        assert_close(found, expected.detach(), atol=tolerance, rtol=tolerance)
         trained = x.clone().requires_grad_()
         found = Rotary(6, 500.0, scaling)(trained, positions)  # as another layer's
-        assert torch.equal(found, expected)
-        found.sum().backward()
+        assert_close(found, expected, atol=tolerance, rtol=tolerance)
+        weights = torch.randn_like(x)
+        (expected * weights).sum().backward()
+        (found * weights).sum().backward()
+        assert_close(trained.grad, plain.grad, atol=2 * tolerance, rtol=tolerance)
     assert (cos_sin.cache_info().misses, cos_sin.cache_info().hits) == (3, 3)
 
 
@@ -126,14 +134,33 @@ def test_groups_attend_as_their_repeated_heads_do(is_cuda, monkeypatch):
     expected = causal_attention(queries, *repeated, bias)
     asked, attention = [], F.scaled_dot_product_attention
 
-    def recorded(queries, keys, values, attn_mask, enable_gqa):
+    def recorded(queries, keys, values, enable_gqa, **others):
         asked.append((keys.size(1), values.size(1), enable_gqa))
-        return attention(queries, keys, values, attn_mask, enable_gqa=enable_gqa)
+        return attention(queries, keys, values, enable_gqa=enable_gqa, **others)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
     monkeypatch.setattr(torch.Tensor, "is_cuda", is_cuda)  # where these tensors say they are
     assert_close(causal_attention(queries, keys, values, bias), expected)
     assert asked == 2 * [(HEADS, HEADS, False) if is_cuda else (KV_HEADS, KV_HEADS, True)]
+
+
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize("tokens", [1, 3, 256, 300, 0])
+@pytest.mark.parametrize("before", [0, 5])
+def test_attention_without_a_bias_is_that_with_a_dense_mask(tokens, before, softcap):
+    queries = torch.randn(2, HEADS, tokens, HEAD_DIM)
+    keys, values = torch.randn(2, 2, KV_HEADS, before + tokens, HEAD_DIM)
+    future = torch.full((1, tokens, before + tokens), -torch.inf).triu(before + 1)
+    expected = causal_attention(queries, keys, values, future, softcap)
+    assert_close(causal_attention(queries, keys, values, None, softcap), expected)
+
+
+def test_only_what_needs_a_bias_has_one():
+    cpu = torch.device("cpu")
+    assert CausalBias()(9, torch.float32, cpu, num_before=3) is None
+    assert CausalBias(window=9)(9, torch.float32, cpu) is None
+    assert CausalBias(window=8)(9, torch.float32, cpu).shape == (1, 9, 9)
+    assert CausalBias(4)(9, torch.float32, cpu).shape == (4, 9, 9)
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from longmem_fairseq.modules import ConstantPointer, Pointer, TrainedPointer
+from longmem_fairseq.modules import ConstantPointer, Pointer, TrainedPointer, log_probs_of
 from longmem_fairseq.modules.pointer import PointerValues, contexts_of, share_of_token
 
 PAD, VOCABULARY, EMBED_DIM = 1, 11, 5
@@ -58,6 +58,11 @@ def inputs(seed=2, dtype=torch.float32):
     return logits.requires_grad_(), features.requires_grad_()
 
 
+def asked(retrieved, features, logits):
+    """Arguments of a pointer."""
+    return retrieved, features, log_probs_of(logits, retrieved.token_ids.clamp(min=0))
+
+
 def trained(seed=3):
     """A pointer of which nothing is zero."""
     torch.manual_seed(seed)
@@ -89,7 +94,7 @@ def dense(pointer, logits):
 @pytest.mark.parametrize("kind", POINTERS)
 def test_the_mixture_is_the_naive_one(kind, missing):
     logits, features = inputs()
-    pointer = POINTERS[kind]()(found(missing), features, logits)
+    pointer = POINTERS[kind]()(*asked(found(missing), features, logits))
     mixed = pointer.mixed(logits)
     assert_close(mixed.exp().double(), dense(pointer, logits), rtol=1e-5, atol=1e-6)
     assert_close(mixed.double().exp().sum(-1), torch.ones(2, 4).double(), rtol=1e-5, atol=1e-5)
@@ -106,7 +111,7 @@ def test_the_mixture_is_the_naive_one(kind, missing):
 @pytest.mark.parametrize("kind", POINTERS)
 def test_losses_are_those_of_the_mixture(kind, missing):
     logits, features = inputs()
-    pointer = POINTERS[kind]()(found(missing), features, logits)
+    pointer = POINTERS[kind]()(*asked(found(missing), features, logits))
     for seed in range(5):  # targets that were found, and others
         generator = torch.Generator().manual_seed(seed)
         target = torch.randint(2, VOCABULARY, (STREAMS, TOKENS), generator=generator)
@@ -125,7 +130,7 @@ def test_shares_and_weight_of_a_constant_pointer_by_hand():
     ids = torch.tensor([[[4, 6]]])
     probs = torch.tensor([[[0.1, 0.1, 0.1, 0.1, 0.4, 0.1, 0.1]]])
     one = Found(scores, ids, torch.tensor([[[3, 0]]]), Store(1))
-    pointer = ConstantPointer()(one, torch.zeros(1, 1, 2), probs.log())
+    pointer = ConstantPointer()(*asked(one, torch.zeros(1, 1, 2), probs.log()))
     parts = [
         math.exp(VALUES.sharpness * s + match) * p**VALUES.trust
         for s, p, match in ((0.9, 0.4, VALUES.match[2]), (0.4, 0.1, 0.0))
@@ -162,10 +167,9 @@ def test_contexts_are_the_tokens_before():
 def test_a_trained_pointer_starts_as_the_constant_one():
     logits, features = inputs()
     for missing in ("some", "none", "all"):
-        start = TrainedPointer(EMBED_DIM)(found(missing), features, logits)
-        for part, expected in zip(
-            start, ConstantPointer()(found(missing), features, logits), strict=True
-        ):
+        question = asked(found(missing), features, logits)
+        start, constant = TrainedPointer(EMBED_DIM)(*question), ConstantPointer()(*question)
+        for part, expected in zip(start, constant, strict=True):
             assert_close(part, expected)
 
 
@@ -221,7 +225,7 @@ def test_gradients_against_the_naive_mixture(kind, missing, reading):
     gradients = []
     for naive in (True, False):
         logits, features = inputs()
-        pointer = module(found(missing), features, logits)
+        pointer = module(*asked(found(missing), features, logits))
         if naive:
             log_probs = dense(pointer, logits).log()
         elif reading == "mixed":
