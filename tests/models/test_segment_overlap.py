@@ -100,7 +100,7 @@ def test_memory_holds_every_token_once(build):
     assert bank.logs[0].read(bank.held(0)).tolist() == source
     again = build()
     for batch in first:
-        again.decoder.memorise(**batch["net_input"])
+        again.decoder.memorize_streams(**batch["net_input"])
     found, expected = again.decoder.memory.bank.state_dict(), bank.state_dict()
     for name, tensor in expected.items():
         assert_close(found[name], tensor)
