@@ -111,7 +111,8 @@ class BackboneDecoder(MemoryDecoder):
         if cfg.fitted_search_layer > 0:
             self.register_buffer("search_mean", torch.zeros(cfg.embed_dim))
         self.tie_head()
-        self._init_parameters()
+        if not self.embed_tokens.weight.is_meta:  # else they are loaded
+            self._init_parameters()
 
     def tie_head(self) -> None:
         """Shares the embedding with the head where the configuration says so; also to be called after

@@ -2,14 +2,16 @@
 
 import hashlib
 import os
-from typing import Dict, Tuple
+from contextlib import contextmanager
+from typing import Dict, Iterator, Tuple
 
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from fairseq.models import FairseqLanguageModel
 from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 
@@ -116,6 +118,26 @@ def read_backbone(path: str) -> Dict:
     return state
 
 
+class _NoInitialization(TorchFunctionMode):
+    """Inside, the functions of torch.nn.init do nothing."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Inside, models are made without room or values for their weights, which are loaded at once.
+
+    Initializing what has no room makes PyTorch import its compiler, which takes seconds.
+    """
+    with torch.device("meta"), _NoInitialization():
+        yield
+
+
 def load_backbone(
     path: str, dictionary: Dictionary, window: int, **overrides
 ) -> Tuple[BackboneDecoder, Tensor]:
@@ -143,7 +165,7 @@ def load_backbone(
         )
     for field, value in overrides.items():
         cfg[field] = value
-    with torch.device("meta"):  # no room for weights that are replaced at once, and no time
+    with without_weights():
         decoder = BackboneDecoder(cfg, dictionary, window)
     weights = {name.removeprefix("decoder."): w for name, w in state["model"].items()}
     decoder.load_state_dict(weights, assign=True)  # in the type in which they were saved

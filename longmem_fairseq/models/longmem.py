@@ -22,7 +22,12 @@ from longmem_fairseq.models.backbone import (
     BackboneOutput,
     LongMemBackboneConfig,
 )
-from longmem_fairseq.models.checkpoints import checkpoint_in, hexadecimal, load_backbone
+from longmem_fairseq.models.checkpoints import (
+    checkpoint_in,
+    hexadecimal,
+    load_backbone,
+    without_weights,
+)
 from longmem_fairseq.models.checkpoints import fingerprint as sha256_of
 from longmem_fairseq.models.memory_config import (
     MemoryConfig,
@@ -383,7 +388,7 @@ class LongMem(FairseqLanguageModel):
         cfg = OmegaConf.merge(OmegaConf.structured(cfg), options)
         cfg.retrieval_layer_index = 0  # a default that any backbone has
         backbone_cfg.compute_dtype = cfg.compute_dtype
-        with torch.device("meta"):  # no time for weights that are replaced at once
+        with without_weights():
             backbone = BackboneDecoder(
                 backbone_cfg, task.source_dictionary, task.cfg.tokens_per_sample
             )
