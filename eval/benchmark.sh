@@ -4,7 +4,7 @@
 # name them: those without and those with a memory, which alone get the options in MEMORY_OPTIONS; a
 # script's arguments go to all. The window is that of each checkpoint, or TOKENS_PER_SAMPLE; WIDE_WINDOWS
 # adds the backbone with each of these longer ones, where its positions allow it. Result lines go to
-# RESULTS_DIR, and with them what a killed run had finished: started again it goes on there.
+# RESULTS_DIR, with the finished items of a killed run: started again it goes on there.
 # shellcheck disable=SC2034  # used by the scripts that source this one
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH=$here/..${PYTHONPATH:+:$PYTHONPATH} # of eval and preprocess

@@ -3,9 +3,9 @@
 
     python -m eval.benchmark_generation runs/quickstart/longmem prompt.txt --compute-dtype float32
 
-The text leaves the window many times. Anew means the way of evaluation: what is behind the window is
-memorised in halves of a window, then the rest is read as one segment. Token by token a step should
-cost the same however long the text has become.
+The text leaves the window many times. Anew means as in evaluation: the tokens behind the window are
+memorized in halves of a window, then the rest is read as one segment. Token by token a step should
+cost the same at any length of the text.
 """
 
 import json
@@ -23,6 +23,7 @@ EARLY = slice(300, 400)  # steps to compare the last hundred with
 
 
 def main() -> None:
+    """Runs the script; see the module's documentation."""
     parser = make_parser(__doc__)
     parser.add_argument("--tokens", type=int, default=2000, help="to generate (default: 2000)")
     parser.add_argument(

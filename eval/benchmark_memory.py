@@ -7,8 +7,8 @@ Example:
 Writes a full bank of each size, then measures per segment: search (the chunks of every query), read
 (gathering them, and memory attention), and write. The keys are drawn from a mixture of clusters, as
 keys of text are; recall is the share of the exact search's chunks that an approximate index finds.
-Matrix products are compared with the machine's own rate. Ends with the project's goals; exit code 0
-whether they are met or not.
+Matrix products are compared with the machine's own rate. Ends with the project's goals; the exit code
+is 0 whether they are met or not.
 """
 
 import argparse
@@ -16,12 +16,18 @@ from pathlib import Path
 from statistics import median
 from typing import Callable, Dict, Iterator, List, Tuple
 
-import matplotlib
 import torch
 from torch import Tensor
 
 from eval.common.hardware import Rates, describe_hardware, peak_bytes, reset_peak, resident_bytes
-from eval.common.speed_options import Parser, positive, set_up, several
+from eval.common.speed_options import (
+    Parser,
+    add_bank_options,
+    index_options,
+    positive,
+    set_up,
+    several,
+)
 from eval.common.speed_report import Check, write_report
 from eval.common.timing import Step, interleaved, seconds_of, timed
 from longmem_fairseq.memory import (
@@ -43,6 +49,7 @@ QUICK = {"sizes": "4096,65536", "dtypes": "float32", "repeats": 3, "stream_token
 
 
 def get_parser() -> Parser:
+    """The command line's options."""
     parser = Parser(__doc__.split("\n")[0], "milliseconds by size", QUICK)
     add = parser.add_argument
     add("--sizes", type=several(positive), default="4096,16384,65536", help="tokens")
@@ -57,16 +64,7 @@ def get_parser() -> Parser:
         "--storages", type=several(str, STORAGES), default="device", help="some of device,host,disk"
     )
     add("--directory", help="folder of the files of storage disk")
-    add("--heads", type=positive, default=16, help="H")
-    add("--head-dim", type=positive, default=64, help="D")
-    add(
-        "--tokens-per-sample",
-        type=positive,
-        default=1024,
-        help="queries of a segment",
-    )
-    add("--chunk-size", type=positive, default=4, help="tokens per chunk")
-    add("--k", type=positive, default=64, help="tokens retrieved per query and head")
+    add_bank_options(parser)
     add(
         "--stream-tokens",
         type=stream_tokens,
@@ -85,22 +83,22 @@ def stream_tokens(text: str) -> int:
 
 
 class Keys:
-    """Keys, values and queries in clusters, B = 1: a key is a centre and noise."""
+    """Keys, values and queries in clusters, B = 1: a key is a center and noise."""
 
     def __init__(self, args: argparse.Namespace):
         generator = torch.Generator().manual_seed(1)
         self.shape = (1, args.heads, -1, args.head_dim)
-        self.centres = torch.randn(CLUSTERS, args.head_dim, generator=generator)
+        self.centers = torch.randn(CLUSTERS, args.head_dim, generator=generator)
         self.noise = torch.randn(args.heads * BLOCK, args.head_dim, generator=generator) * NOISE
         self.generator, self.heads, self.device = generator, args.heads, args.device
 
     def draw(self, tokens: int) -> Tensor:
-        """1 x H x tokens x D. The tokens of a chunk share their centre, as those of a phrase."""
+        """1 x H x tokens x D. The tokens of a chunk share their center, as those of a phrase."""
         count = self.heads * tokens
-        centres = torch.randint(CLUSTERS, (-(-count // 4),), generator=self.generator)
+        centers = torch.randint(CLUSTERS, (-(-count // 4),), generator=self.generator)
         shift = int(torch.randint(len(self.noise), (1,), generator=self.generator))
         keys = (
-            self.centres[centres.repeat_interleave(4)[:count]] + self.noise.roll(shift, 0)[:count]
+            self.centers[centers.repeat_interleave(4)[:count]] + self.noise.roll(shift, 0)[:count]
         )
         return keys.view(self.shape).to(self.device)
 
@@ -112,7 +110,6 @@ def make_banks(args: argparse.Namespace) -> Iterator[Tuple[Dict, MemoryBank]]:
             exact = index in ("torch", "flat")
             for dtype in args.dtypes if exact else args.dtypes[:1]:
                 for storage in args.storages:
-                    name, _, parameters = index.partition(":")
                     try:
                         bank = MemoryBank(
                             1,
@@ -121,8 +118,7 @@ def make_banks(args: argparse.Namespace) -> Iterator[Tuple[Dict, MemoryBank]]:
                             size,
                             args.chunk_size,
                             args.k,
-                            index=name,
-                            index_parameters=parameters,
+                            **index_options(index),
                             dtype=dtype,
                             storage=storage,
                             directory=args.directory,
@@ -141,13 +137,13 @@ def measure(
     fill = seconds_of(lambda: write_all(bank, keys, bank.layout.memory_size), args.device)
     queries = keys.draw(args.tokens_per_sample)
     segment = keys.draw(args.tokens_per_sample), keys.draw(args.tokens_per_sample)
-    found = bank.retrieve(queries)
+    retrieved = bank.retrieve(queries)
     calls = {"search": lambda: bank.retrieve(queries), "bare": bare}
     steps = {name: Step(call) for name, call in calls.items()}
     seconds = interleaved(steps, args.repeats, args.device)
     search, pairs = median(seconds["search"]), zip(*seconds.values(), strict=True)
     with torch.no_grad():
-        read = timed(lambda: memory_attention(queries, found), args.repeats, args.device).median
+        read = timed(lambda: memory_attention(queries, retrieved), args.repeats, args.device).median
     recall = recall_of(bank, queries)
     write = timed(lambda: bank.write(*segment), args.repeats, args.device).median
     rate = rates.matmul_flops_per_second["float32"]
@@ -158,7 +154,7 @@ def measure(
         "read_ms": 1000 * read,
         "write_ms": 1000 * write,
         "search_share_of_matmul_rate": flops / rate / search,
-        "search_to_bare_product": median(own / product for own, product in pairs),
+        "search_to_bare_product": median(search / product for search, product in pairs),
         "recall": recall,
         "bytes_per_token": bytes_per_token(
             args.heads, args.head_dim, bank.layout.chunk_size, bank.layout.dtype
@@ -168,19 +164,20 @@ def measure(
 
 
 def write_all(bank: MemoryBank, keys: Keys, tokens: int) -> None:
+    """Writes so many tokens to a bank, a block at a time."""
     for start in range(0, tokens, BLOCK):
         count = min(BLOCK, tokens - start)
         bank.write(keys.draw(count), keys.draw(count))
 
 
 def recall_of(bank: MemoryBank, queries: Tensor) -> float:
-    """Share of the chunks of an exact search that the bank finds too, of 64 queries."""
+    """Share of the chunks found by an exact search that the bank finds too, for 64 queries."""
     if type(bank.ring.index) is TorchIndex:
         return 1.0
     queries, count = queries[:, :, :64], bank.layout.chunks_per_query
     exact = TorchIndex(bank.ring.chunk_keys).search(0, queries[0], bank.num_chunks[0], count)
-    found = bank.retrieve(queries).chunks
-    return float((exact.unsqueeze(-1) == found.unsqueeze(-2)).any(dim=-1).float().mean())
+    chunks = bank.retrieve(queries).chunks
+    return float((exact.unsqueeze(-1) == chunks.unsqueeze(-2)).any(dim=-1).float().mean())
 
 
 def bare_product(args: argparse.Namespace) -> Callable[[], None]:
@@ -212,6 +209,7 @@ def stream(args: argparse.Namespace, keys: Keys) -> Dict:
 
 
 def checks_of(args: argparse.Namespace, rows: List[Dict], streamed: Dict) -> List[Check]:
+    """The project's goals that these measurements can be held against."""
     checks = []
     exact = [r for r in rows if r["size"] == 65536 and r["index"] in ("torch", "flat")]
     if exact and (args.heads, args.head_dim, args.tokens_per_sample) == (16, 64, 1024):
@@ -230,6 +228,7 @@ def checks_of(args: argparse.Namespace, rows: List[Dict], streamed: Dict) -> Lis
 
 
 def describe(row: Dict) -> str:
+    """A line of the table for people."""
     peak = f"{row['peak_bytes'] / 2**30:7.2f}" if row["peak_bytes"] else ""
     return (
         f"{row['size']:>11,} {row['index']:<24} {row['dtype']:<9} {row['storage']:<7}"
@@ -240,20 +239,20 @@ def describe(row: Dict) -> str:
 
 
 def plot(rows: List[Dict], path: Path) -> None:
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    """Milliseconds of a segment by size of the bank."""
+    from eval.common.plots import line_plot  # matplotlib, which takes a while
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for label in dict.fromkeys((r["index"], r["dtype"], r["storage"]) for r in rows):
-        own = [r for r in rows if (r["index"], r["dtype"], r["storage"]) == label]
-        total = [r["search_ms"] + r["read_ms"] + r["write_ms"] for r in own]
-        axes.loglog([r["size"] for r in own], total, marker="o", label=" ".join(label))
-    axes.set(xlabel="tokens in the bank", ylabel="ms per segment (search, read, write)")
-    axes.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+    series: Dict[str, Dict[int, float]] = {}
+    for row in rows:
+        label = f"{row['index']} {row['dtype']} {row['storage']}"
+        total = row["search_ms"] + row["read_ms"] + row["write_ms"]
+        series.setdefault(label, {})[row["size"]] = total
+    labels = ("tokens in the bank", "ms per segment (search, read, write)")
+    line_plot(series, labels, path, scale="log")
 
 
 def main() -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().read()
     set_up(args)
     rates = Rates.measure(["float32"], args.device)
@@ -277,8 +276,8 @@ def main() -> None:
     for check in checks:
         print(check)
     if args.json:
-        found = {"bare_product_ms": bare_ms, "results": rows, "streamed": streamed}
-        write_report(args.json, hardware, rates, checks, **found)
+        results = {"bare_product_ms": bare_ms, "results": rows, "streamed": streamed}
+        write_report(args.json, hardware, rates, checks, **results)
     if args.plot:
         plot(rows, args.plot)
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Speed of a memory that is split over processes, and what they send each other.
+"""Speed of a memory that is split over processes, and of their messages.
 
 Example:
     python -m eval.benchmark_shards --json shards.json --plot shards.png
 
 Fills a bank of each size, split over 1, 2 and 4 processes of one thread (--memory-shards), and measures
-one segment: search of the own part, until the slowest process is done; merge, in which all learn which
-chunks are the best; fetch, in which their keys and values travel. Also what the processes' connection
-can do. docs/scaling.md works out from these numbers what larger memories take.
+one segment: the search of the slowest process in its part; the merge, in which all learn which chunks
+are the best; the fetch, in which their keys and values travel. Also measures the connection between
+the processes. docs/scaling.md derives from these numbers the cost of larger memories.
 """
 
 import json
@@ -17,16 +17,24 @@ from functools import partial
 from pathlib import Path
 from typing import Dict, Iterator, List
 
-import matplotlib
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from eval.benchmark_memory import Keys, write_all
 from eval.common.hardware import Rates, describe_hardware
-from eval.common.speed_options import Parser, positive, set_up, several
+from eval.common.speed_options import (
+    Parser,
+    add_bank_options,
+    index_options,
+    positive,
+    set_up,
+    several,
+)
 from eval.common.speed_report import write_report
-from eval.common.timing import Stages, seconds_of, timed
+from eval.common.timing import Stopwatch, seconds_of, timed
 from longmem_fairseq.memory import (
     DTYPES,
     MemoryBank,
@@ -44,15 +52,11 @@ QUICK = {"processes": "1,2", "sizes": "16384", "indices": "torch", "repeats": 2}
 
 
 def get_parser() -> Parser:
+    """The command line's options."""
     parser = Parser(__doc__.split("\n")[0], "milliseconds by number of processes", QUICK)
     add = parser.add_argument
     add("--processes", type=several(positive), default="1,2,4", help="--memory-shards")
-    add(
-        "--sizes",
-        type=several(positive),
-        default="65536,1048576",
-        help="tokens in all",
-    )
+    add("--sizes", type=several(positive), default="65536,1048576", help="tokens in all")
     add(
         "--indices",
         default="torch IVF1024,Flat:nprobe=16",
@@ -60,21 +64,12 @@ def get_parser() -> Parser:
         "those that a part is too small for are left out there",
     )
     add("--dtype", choices=DTYPES, default="bfloat16", help="of keys and values")
-    add("--heads", type=positive, default=16, help="H")
-    add("--head-dim", type=positive, default=64, help="D")
-    add(
-        "--tokens-per-sample",
-        type=positive,
-        default=1024,
-        help="queries of a segment",
-    )
-    add("--chunk-size", type=positive, default=4, help="tokens per chunk")
-    add("--k", type=positive, default=64, help="tokens retrieved per query and head")
+    add_bank_options(parser)
     return parser
 
 
 def settings(args: Namespace, num_shards: int) -> Iterator[Dict]:
-    """Sizes and indices that so many processes can have.
+    """The sizes and indices that a bank split over so many processes can have.
 
     Raises:
         ValueError: naming the option that does not fit
@@ -83,77 +78,63 @@ def settings(args: Namespace, num_shards: int) -> Iterator[Dict]:
         check_sizes(size, args.chunk_size, args.k)
         check_divisible(size, args.chunk_size, num_shards)
         for index in args.indices.split():
-            name, _, parameters = index.partition(":")
+            slots = size // args.chunk_size // num_shards
             try:
-                check_index(name, parameters, args.head_dim, size // args.chunk_size // num_shards)
+                check_index(*index_options(index).values(), args.head_dim, slots)
             except TooFewChunksError:
                 continue
             yield {"size": size, "index": index}
 
 
 def make_bank(args: Namespace, num_shards: int, size: int, index: str) -> MemoryBank:
-    name, _, parameters = index.partition(":")
+    """An empty bank of *size* tokens, of which this process holds its part."""
     bank_class = MemoryBank if num_shards == 1 else ShardedBank
-    return bank_class(
-        1,
-        args.heads,
-        args.head_dim,
-        size,
-        args.chunk_size,
-        args.k,
-        index=name,
-        index_parameters=parameters,
-        dtype=args.dtype,
-    )
+    sizes = (1, args.heads, args.head_dim, size, args.chunk_size, args.k)
+    return bank_class(*sizes, **index_options(index), dtype=args.dtype)
 
 
 def measure(args: Namespace, bank: MemoryBank, keys: Keys) -> Dict:
-    """Milliseconds of every stage of the fastest round, and bytes that this process receives."""
-    received = []
-    stages = Stages(args.device)
-    if isinstance(bank, ShardedBank):
-        ring = bank.ring
-        gather, score = ring.all_gather, ring.part.scores
-
-        def counting(tensor):
-            received.append((ring.num_shards - 1) * tensor.nbytes)
-            return gather(tensor)
-
-        def waiting(*search):
-            scores = score(*search)
-            dist.barrier()
-            return scores
-
-        ring.all_gather, ring.part.scores = counting, waiting
-        ring.merge, ring.fetch = stages.wrap("merge", ring.merge), stages.wrap("fetch", ring.fetch)
+    """Milliseconds of every stage of the fastest round, and bytes that each process receives."""
     queries = keys.draw(args.tokens_per_sample)
-    bank.retrieve(queries)
-    rounds = []
-    for _ in range(args.repeats):
-        dist.barrier()
-        stages.seconds.clear()
-        received.clear()
-        with stages("search"):  # what is not in an inner stage
-            bank.retrieve(queries)
-        rounds.append(dict(stages.seconds))
+    num_shards, store = dist.get_world_size(), bank.retrieve(queries).store
+    rounds = [stage_seconds(bank, queries) for _ in range(args.repeats)]
     best = min(rounds, key=lambda seconds: sum(seconds.values()))  # the least disturbed
-    merge, fetch = sum(received[:1]), sum(received[1:])  # scores; keys and values
+    # of every chunk retrieved a slot and a score, 4 bytes each; then the keys and values of all of them
+    merge = (num_shards - 1) * args.heads * (args.k // args.chunk_size) * 8
+    fetched = sum(buffer.nbytes for buffer in store.buffers().values())
+    fetch = fetched * (num_shards - 1) / num_shards / args.tokens_per_sample
     return {
-        **{f"{stage}_ms": 1000 * best.get(stage, 0) for stage in STAGES},
+        **{f"{stage}_ms": 1000 * best[stage] for stage in STAGES},
         "total_ms": 1000 * sum(best.values()),
-        "merge_bytes_per_token": merge / args.tokens_per_sample,
-        "fetch_bytes_per_token": fetch / args.tokens_per_sample,
+        "merge_bytes_per_token": merge,
+        "fetch_bytes_per_token": fetch,
         "bank_bytes": bank.ring.num_bytes,
     }
 
 
+def stage_seconds(bank: MemoryBank, queries: Tensor) -> Dict[str, float]:
+    """Seconds of each of STAGES in one retrieval, of all processes together."""
+    dist.barrier()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        watch = Stopwatch()
+        bank.retrieve(queries)
+        total = watch.seconds
+    events = {event.key: event.cpu_time_total / 1e6 for event in profiler.key_averages()}
+    merge, fetch = (events.get(f"memory.{stage}", 0.0) for stage in STAGES[1:])
+    of_processes = [None] * dist.get_world_size()
+    dist.all_gather_object(of_processes, (total - merge - fetch, merge, fetch))
+    searches, merges, fetches = zip(*of_processes, strict=True)
+    # a process that has searched faster than another waits for it in its merge
+    return {"search": max(searches), "merge": min(merges), "fetch": max(fetches)}
+
+
 def connection(args: Namespace) -> Dict:
-    """Seconds of an all-gather of hardly anything, and received bytes/s of one of MESSAGE."""
+    """Seconds of an all-gather of one byte, and bytes/s received in one of MESSAGE bytes."""
     seconds, others = {}, dist.get_world_size() - 1
     for size in (1, MESSAGE):
         sent = torch.zeros(size, dtype=torch.uint8)
-        got = sent.new_empty((others + 1) * size)
-        gather = partial(all_gather_single, got, sent)
+        received = sent.new_empty((others + 1) * size)
+        gather = partial(all_gather_single, received, sent)
         seconds[size] = timed(gather, 10, args.device)
     return {
         "gather_seconds": seconds[1].minimum,
@@ -176,13 +157,14 @@ def work(rank: int, num_shards: int, args: Namespace, folder: str) -> None:
         if rank == 0:
             print(describe(rows[-1]), flush=True)
         del bank
-    found = {"rows": rows, "connection": connection(args) if num_shards > 1 else {}}
+    report = {"rows": rows, "connection": connection(args) if num_shards > 1 else {}}
     if rank == 0:
-        Path(folder, f"{num_shards}.json").write_text(json.dumps(found), encoding="utf-8")
+        Path(folder, f"{num_shards}.json").write_text(json.dumps(report), encoding="utf-8")
     dist.destroy_process_group()
 
 
 def describe(row: Dict) -> str:
+    """A line of the table for people."""
     stages = " ".join(f"{row[f'{stage}_ms']:9.1f}" for stage in (*STAGES, "total"))
     moved = " ".join(f"{row[f'{stage}_bytes_per_token']:12,.0f}" for stage in STAGES[1:])
     size = f"{row['size']:>11,} {row['index']:<24}"
@@ -190,20 +172,18 @@ def describe(row: Dict) -> str:
 
 
 def plot(rows: List[Dict], path: Path) -> None:
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    """Milliseconds of a segment by number of processes."""
+    from eval.common.plots import line_plot  # matplotlib, which takes a while
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for label in dict.fromkeys((row["size"], row["index"]) for row in rows):
-        own = [row for row in rows if (row["size"], row["index"]) == label]
-        x, y = [row["processes"] for row in own], [row["total_ms"] for row in own]
-        axes.loglog(x, y, marker="o", label=f"{label[0]:,} tokens, {label[1]}")
-    axes.set(xlabel="processes", ylabel="ms per segment (search, merge, fetch)")
-    axes.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+    series: Dict[str, Dict[int, float]] = {}
+    for row in rows:
+        label = f"{row['size']:,} tokens, {row['index']}"
+        series.setdefault(label, {})[row["processes"]] = row["total_ms"]
+    line_plot(series, ("processes", "ms per segment (search, merge, fetch)"), path, scale="log")
 
 
 def main() -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().read()
     if args.device.type != "cpu":
         raise ValueError(
@@ -222,14 +202,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for num_shards in args.processes:
             torch.multiprocessing.spawn(work, (num_shards, args, folder), nprocs=num_shards)
-            found = json.loads(Path(folder, f"{num_shards}.json").read_text(encoding="utf-8"))
-            rows += found["rows"]
-            if found["connection"]:
-                connections[num_shards] = found["connection"]
-    for num_shards, found in connections.items():
+            report = json.loads(Path(folder, f"{num_shards}.json").read_text(encoding="utf-8"))
+            rows += report["rows"]
+            if report["connection"]:
+                connections[num_shards] = report["connection"]
+    for num_shards, rates_of in connections.items():
         print(
-            f"{num_shards} processes: an all-gather takes {1e6 * found['gather_seconds']:,.0f} us, and "
-            f"moves {found['gather_bytes_per_second'] / 1e9:.2f} GB/s to each of them"
+            f"{num_shards} processes: an all-gather takes {1e6 * rates_of['gather_seconds']:,.0f} us, "
+            f"and moves {rates_of['gather_bytes_per_second'] / 1e9:.2f} GB/s to each of them"
         )
     if args.json:
         write_report(args.json, hardware, rates, [], results=rows, connections=connections)

@@ -7,10 +7,10 @@ Example:
 
 --data is the JSON of SimengSun/ChapterBreak, or one made by preprocess/make_chapterbreak.py. The
 context is cut from the left to --contexts tokens; the window holds its end and --suffix tokens of a
-beginning, the memory what stands before that. The model chooses the beginning with the highest
-likelihood, each counted as far as the shortest of the six goes; shortened_items, in the results, says
-for how many items that is less than --suffix. Appends a JSON line to --results for every length of
-context, and prints one for people. Chance is 1/6.
+beginning, the memory holds the rest. The model chooses the beginning with the highest likelihood, all
+six cut to the length of the shortest; shortened_items, in the results, counts the items where that is
+less than --suffix. Appends a JSON line to --results for every length of context, and prints one for
+people. Chance is 1/6.
 """
 
 import argparse
@@ -28,10 +28,10 @@ from eval.common.provenance import file_hash
 from eval.common.results import append_result
 from eval.common.tables import PAPER_LONGMEM, markdown, percent
 from eval.common.timing import Stopwatch
-from longmem_fairseq.utils.cli import check_positive, run
+from longmem_fairseq.utils.cli import check_positive, run, script_parser
 from longmem_fairseq.utils.text_files import parse_json
 
-# what the table shows of a line, besides its label
+# fields that the table shows beside a line's label
 SHOWN = ("split", "context", "suffix", "items")
 # ao3, accuracy (%) by tokens of context; GPT-3 is the best of those not trained for long contexts
 PAPER_AO3 = {
@@ -49,10 +49,8 @@ class Item(NamedTuple):
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """The command line's options."""
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="file of items, .json")
     add("--split", default="ao3", help="which works of the file: ao3 or pg19")
@@ -83,11 +81,11 @@ def read_items(path: Path, split: str) -> List[Item]:
     for work, breaks in works[split].items():
         if not isinstance(breaks, list):
             raise ValueError(f"{path}, {split}, work {work}: expected a list of items")
-        for number, found in enumerate(breaks):
+        for number, item in enumerate(breaks):
             where = f"{path}, {split}, work {work}, item {number}"
             try:
-                suffixes = [found["pos"], *found["negs"]]
-                context = found["ctx"]
+                suffixes = [item["pos"], *item["negs"]]
+                context = item["ctx"]
                 fits = all(isinstance(text, str) for text in [context, *suffixes])
             except (TypeError, KeyError):
                 fits = False
@@ -108,12 +106,12 @@ def rank(reader: PromptReader, item: Item, context: int, most: int) -> Dict:
         most: tokens of a beginning
     """
     suffixes = [reader.tokens(text)[:most] for text in item.suffixes]
-    # what is longer is less likely: all are counted as far as the shortest goes
+    # a longer text is less likely: all are cut to the length of the shortest
     length = min(len(tokens) for tokens in suffixes)
     before = torch.cat([reader.start, reader.tokens(item.context)])[-context:]
     local = reader.window - most + 1  # the window's last input is a beginning's last but one token
     reader.forget()
-    reader.memorise(before[:-local])
+    reader.memorize(before[:-local])
     scored = reader.score(before[-local:], [tokens[:length] for tokens in suffixes])
     likelihoods = [float(s.log_probabilities.double().sum()) for s in scored]
     return {
@@ -130,7 +128,7 @@ def evaluate(
     log: ItemLog,
     args: argparse.Namespace,
 ) -> Dict:
-    """Accuracy over all items; what *log* has is not done again."""
+    """Accuracy over all items; those that *log* has are not done again."""
     right, shortened = 0, 0
     totals = {"context_tokens": 0, "suffix_tokens": 0, "seconds": 0.0}
     for item in tqdm(items, f"context {context}", unit=" items"):
@@ -151,6 +149,7 @@ def evaluate(
 
 
 def main() -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     check_positive(args, "suffix", "limit")
     contexts = numbers("--contexts", args.contexts, least=1)
@@ -165,19 +164,19 @@ def main() -> None:
         setting = {"split": args.split, "context": context, "suffix": args.suffix}
         key = model_options.settings(args, lm.model, "chapterbreak", {"data": file_hash(args.data)})
         key["options"]["contexts"] = context
-        found = evaluate(reader, items, context, ItemLog(args.results, key), args)
+        measured = evaluate(reader, items, context, ItemLog(args.results, key), args)
         described = model_options.describe_model(args, lm.model)
         result = {
             "benchmark": "chapterbreak",
             **described,
             "setting": setting,
             "seed": None,
-            **found,
+            **measured,
         }
         append_result(args.results, result)
         print(
-            f"{args.name}: {args.split}, context {context}: accuracy {100 * found['accuracy']:.1f}% "
-            f"(chance {100 * found['chance']:.1f}%)"
+            f"{args.name}: {args.split}, context {context}: accuracy {100 * measured['accuracy']:.1f}% "
+            f"(chance {100 * measured['chance']:.1f}%)"
         )
 
 
@@ -185,12 +184,12 @@ def table(lines: List[Dict]) -> List[str]:
     """Accuracy (%) by tokens of context."""
     contexts = sorted({line["setting"]["context"] for line in lines})
     rows = [["model", "split", "suffix", "items", *(f"{context:,} tokens" for context in contexts)]]
-    found: Dict[tuple, Dict[int, float]] = {}
+    accuracies: Dict[tuple, Dict[int, float]] = {}
     for line in lines:
         setting = line["setting"]
         key = (line["label"], setting["split"], setting["suffix"], line["items"])
-        found.setdefault(key, {})[setting["context"]] = line["accuracy"]
-    for (name, split, suffix, items), by_context in found.items():
+        accuracies.setdefault(key, {})[setting["context"]] = line["accuracy"]
+    for (name, split, suffix, items), by_context in accuracies.items():
         cells = [percent(by_context.get(context)) for context in contexts]
         rows.append([name, split, f"{suffix:,}", f"{items:,}", *cells])
     chances = dict.fromkeys((line["setting"]["split"], percent(line["chance"])) for line in lines)
@@ -209,10 +208,10 @@ def plot(lines: List[Dict], path: Path) -> None:
     series: Dict[str, Dict[int, float]] = {}
     for line in lines:
         setting = line["setting"]
-        what = f"{setting['split']}, {line['items']} items"
-        label = f"{line['label']} ({what}, suffix {setting['suffix']})"
+        data = f"{setting['split']}, {line['items']} items"
+        label = f"{line['label']} ({data}, suffix {setting['suffix']})"
         series.setdefault(label, {})[setting["context"]] = 100 * line["accuracy"]
-        series.setdefault(f"chance ({what})", {})[setting["context"]] = 100 * line["chance"]
+        series.setdefault(f"chance ({data})", {})[setting["context"]] = 100 * line["chance"]
     line_plot(series, ("tokens of context", "accuracy (%)"), path)
 
 

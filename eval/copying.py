@@ -17,14 +17,12 @@ import torch
 
 from eval.common.results import append_result, check_results
 from eval.common.stream_scoring import load_model
-from longmem_fairseq.utils.cli import check_positive, run
+from longmem_fairseq.utils.cli import check_positive, run, script_parser
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """The command line's options."""
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add("data", help="folder made by preprocess/prepare_corpus.py")
     add("--path", required=True, help="checkpoint")
@@ -41,6 +39,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 @torch.no_grad()
 def main() -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     check_positive(args, "segments")
     if args.seed < 0:

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Tokens/s and peak memory by total context: LongMem, which holds all but a segment of it in memory,
-against the backbone that reads all of it in its window.
+"""Tokens/s and peak memory by total context, of LongMem and of a backbone with as large a window.
+
+LongMem holds all of the context but a segment in memory; the backbone reads all of it in its window.
 
 Example:
     python -m eval.efficiency --preset small --contexts 4096,8192 --results efficiency.jsonl
@@ -27,9 +28,9 @@ from eval.common.tables import PAPER_BACKBONE, PAPER_LONGMEM, markdown
 from eval.common.timed_model import BACKBONE, LONGMEM, PRESETS, model_config
 from longmem_fairseq.memory import check_sizes
 from longmem_fairseq.models.backbone import COMPUTE_DTYPES
-from longmem_fairseq.utils.cli import check_positive, run
+from longmem_fairseq.utils.cli import check_positive, run, script_parser
 
-# what the table shows of a line, besides its label
+# fields that the table shows beside a line's label
 SHOWN = ("context",)
 # tokens/s and GB of one GPU by tokens of context
 PAPER = {
@@ -39,10 +40,8 @@ PAPER = {
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=" ".join(__doc__.split("\n\n")[0].split("\n")),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """The command line's options."""
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add("--preset", choices=PRESETS, default="gpt2_medium", help="sizes of the model")
     add("--compute-dtype", choices=COMPUTE_DTYPES, default="bfloat16", help="of matrix products")
@@ -53,12 +52,16 @@ def get_parser() -> argparse.ArgumentParser:
     add("--threads", type=int, help="of torch and faiss, if not of their choice")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", choices=("cpu", "cuda"), default=device, help="where to run")
-    add("--results", type=Path, help="file to append JSON lines to; what is done is kept beside it")
+    add(
+        "--results",
+        type=Path,
+        help="file to append JSON lines to; finished measurements are stored beside it",
+    )
     return parser
 
 
 def options_of(args: argparse.Namespace, variant: str, context: int) -> argparse.Namespace:
-    """What the functions of eval/common/model_speed.py are to be told."""
+    """Options for the functions of eval/common/model_speed.py."""
     segment = PRESETS[args.preset].tokens
     if context < 2 * segment:
         raise ValueError(
@@ -77,7 +80,7 @@ def options_of(args: argparse.Namespace, variant: str, context: int) -> argparse
 def result_of(
     args: argparse.Namespace, variant: str, context: int, hardware: str, measured: Dict
 ) -> Dict:
-    """The result line."""
+    """The result line of a measurement."""
     setting = {"context": context, "preset": args.preset}
     if variant == LONGMEM:
         setting.update(chunk_size=args.chunk_size, k=args.k)
@@ -94,6 +97,7 @@ def result_of(
 
 
 def main() -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     check_positive(args, "chunk_size", "k", "repeats", "threads")
     check_results("--results", args.results)
@@ -142,20 +146,20 @@ def table(lines: List[Dict]) -> List[str]:
         peak = line["peak_bytes"]
         return line["tokens_per_second"], None if peak is None else peak / 1e9
 
-    found: Dict[str, Dict[int, List[str]]] = {}
+    cells: Dict[str, Dict[int, List[str]]] = {}
     base = {place(line): measured(line) for line in lines if line["name"] == "backbone"}
     for line in lines:
         of = None if line["name"] == "backbone" else base.get(place(line))
-        by_context = found.setdefault(line["label"], {})
+        by_context = cells.setdefault(line["label"], {})
         by_context[line["setting"]["context"]] = _compared(measured(line), of)
     backbone = PAPER[PAPER_BACKBONE]
     for name, by_context in PAPER.items():
         of = {} if by_context is backbone else backbone
-        found[name] = {c: _compared(pair, of.get(c)) for c, pair in by_context.items()}
+        cells[name] = {c: _compared(pair, of.get(c)) for c, pair in by_context.items()}
     contexts = sorted({line["setting"]["context"] for line in lines})
-    columns = [f"{what}, {context:,}" for context in contexts for what in ("tokens/s", "GB")]
+    columns = [f"{unit}, {context:,}" for context in contexts for unit in ("tokens/s", "GB")]
     rows = [["model", *columns]]
-    for name, by_context in found.items():
+    for name, by_context in cells.items():
         rows.append([name, *(cell for c in contexts for cell in by_context.get(c, ["", ""]))])
     return markdown(rows)
 
@@ -175,7 +179,7 @@ def plot(lines: List[Dict], path: Path) -> None:
     from eval.common.plots import draw, plt, save  # matplotlib, which takes a while
 
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.5))
-    for axes, field, unit, what in (
+    for axes, field, unit, quantity in (
         (panels[0], "tokens_per_second", 1, "tokens/s"),
         (panels[1], "peak_bytes", 1e9, "peak memory (GB)"),
     ):
@@ -184,7 +188,7 @@ def plot(lines: List[Dict], path: Path) -> None:
             if line[field] is not None:
                 by_context = series.setdefault(line["label"], {})
                 by_context[line["setting"]["context"]] = line[field] / unit
-        draw(axes, series, ("tokens of context", what))
+        draw(axes, series, ("tokens of context", quantity))
     save(figure, path)
 
 

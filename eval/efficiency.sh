@@ -2,7 +2,7 @@
 # Speed and peak memory at 4k and 8k tokens of context (table 6 of the paper): LongMem, which holds all but
 # 1,024 of them in memory, against the backbone that reads all of them in its window. Random weights.
 #
-#   bash eval/efficiency.sh                       # the paper's size; PRESET=small for a smaller one
+#   bash eval/efficiency.sh                       # the paper's size; --preset small for a smaller one
 #
 # Paper, on one GPU: 4k: GPT-2* 14,666 tokens/s and 20.7 GB, LongMem 22,638 and 13.3 GB; 8k: 8,417 and
 # 54.2 GB, 21,343 and 13.4 GB. Compare ratios: 1.54 and 2.54 times the tokens/s, 0.64 and 0.25 of the
@@ -14,6 +14,6 @@ export PYTHONPATH=$here/..${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONWARNINGS=${PYTHONWARNINGS-ignore} # fairseq 0.12 and hydra: a page of them at every start
 
 results=${RESULTS_DIR:-runs/efficiency}/efficiency
-python -m eval.efficiency --preset "${PRESET:-gpt2_medium}" --contexts 4096,8192 \
-  --compute-dtype bfloat16 --results "$results.jsonl" "$@"
+python -m eval.efficiency --preset gpt2_medium --contexts 4096,8192 --compute-dtype bfloat16 \
+  --results "$results.jsonl" "$@"
 python -m eval.report "$results.jsonl" --plot "$results.png"

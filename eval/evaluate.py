@@ -7,9 +7,9 @@ Example:
 Reads every document of a split from its first to its last token, up to --batch-size of similar length
 side by side. Appends one JSON line to --results and prints one for people; killed and started again
 with the same options, it goes on with the documents that are left. For a corpus with questions
-(preprocess/make_recall_corpus.py) it counts how many answers are the model's first choice: *within*
-the window, where the fact was last mentioned in the same segment, and *beyond*, where that was more
-than --tokens-per-sample tokens ago.
+(preprocess/make_recall_corpus.py) it counts the answers that are the model's first choice: *within* the
+window, where the fact was last mentioned in the same segment, and *beyond*, where that was more than
+--tokens-per-sample tokens ago. eval/perplexities.py has the tables, the plot and the paper's numbers.
 """
 
 import argparse
@@ -21,41 +21,27 @@ import numpy as np
 from tqdm import tqdm
 
 from eval.common import model_options
+from eval.common.documents import QUESTION, Documents, by_document, group_documents, load_documents
 from eval.common.item_log import ItemLog
+from eval.common.memory_controls import MEMORIES, control_memory
 from eval.common.provenance import file_hash
 from eval.common.results import append_result, check_results, read_json_lines
-from eval.common.stream_scoring import (
-    MEMORIES,
-    QUESTION,
-    Documents,
-    DocumentScores,
-    by_document,
-    group_documents,
-    load_documents,
-    load_model,
-    score_group,
-    use_memory,
-    write_with,
-)
+from eval.common.stream_scoring import DocumentScores, load_model, score_group
 from eval.common.tables import decimal
 from eval.common.timing import Stopwatch
-from eval.perplexities import recall, summarise
+from eval.perplexities import by_position, perplexities, recall, summarize
 from longmem_fairseq.tasks.config import given_options
 from longmem_fairseq.utils.allocator import keep_freed_memory
-from longmem_fairseq.utils.cli import check_positive, run
+from longmem_fairseq.utils.cli import check_positive, run, script_parser
 from longmem_fairseq.utils.text_files import chance_of, read_json
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """The command line's options."""
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add("data", help="folder made by preprocess/prepare_corpus.py")
-    add(
-        "--benchmark", default="perplexity", help="what to call the corpus in results: books, arxiv"
-    )
+    add("--benchmark", default="perplexity", help="name of the corpus in results: books, arxiv")
     add("--split", default="test", help="split to read")
     add("--limit", type=int, help="first documents (default: all)")
     add("--batch-size", type=int, default=8, help="documents read side by side")
@@ -67,7 +53,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add(
         "--memory-writer",
-        help="checkpoint whose keys and values are memorised instead, an older one",
+        help="checkpoint, such as an older one, that writes the memory instead of --path",
     )
     add("--seed", type=int, help="recorded in the results: the training seed")
     model_options.add_model_options(parser)
@@ -75,6 +61,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     check_positive(args, "batch_size", "limit")
     if args.memory == "other" and args.batch_size < 2:
@@ -87,10 +74,11 @@ def main() -> None:
     segments = (args.tokens_per_sample, args.device, args.segment_overlap)
     model, task = load_model(args.path, args.data, *segments, **options)
     model_options.check_memory_options(args, model)
-    use_memory(model, args.memory)
+    writer = None
     if args.memory_writer:
         where = (args.data, model.decoder.window, args.device, model.decoder.overlap)
-        write_with(model, load_model(args.memory_writer, *where, **options)[0])
+        writer, _ = load_model(args.memory_writer, *where, **options)
+    control_memory(model, args.memory, writer)
     result = {
         "benchmark": args.benchmark,
         **model_options.describe_model(args, model),
@@ -106,7 +94,11 @@ def main() -> None:
     manifest = Path(args.data) / "manifest.json"
     chance = chance_of(read_json(manifest), manifest) if questions else None
     records = read_split(args, model, task, questions)
-    result.update(summarise(records))
+    result.update(summarize(records))
+    if getattr(model.decoder, "pointer", None) is not None:
+        # of a model without a SideNet that is the backbone, in the same pass
+        without = [{**record, **record["without_pointer"]} for record in records]
+        result["without_pointer"] = {**perplexities(without), "by_position": by_position(without)}
     questions = [question for question in questions if question["document"] < len(records)]
     if questions:
         result["chance"] = chance
@@ -118,7 +110,7 @@ def main() -> None:
 
 
 def read_split(args: argparse.Namespace, model, task, questions: List[Dict]) -> List[Dict]:
-    """What is kept of every document, in their order; what a killed run has read is not read again."""
+    """The record of every document, in order. A killed run goes on with the documents that are left."""
     documents, descriptions = load_documents(task, args.split)
     sizes = documents.sizes[: args.limit]
     groups = group_documents(sizes, args.batch_size)
@@ -137,7 +129,7 @@ def read_split(args: argparse.Namespace, model, task, questions: List[Dict]) -> 
         files["questions"] = os.path.join(args.data, f"{args.split}.questions.jsonl")
     if args.memory_writer:
         files["memory writer"] = args.memory_writer
-    asked = by_document(questions, documents.sizes, files.get("questions"))
+    questions_of = by_document(questions, documents.sizes, files.get("questions"))
     hashes = {name: file_hash(path) for name, path in files.items()}
     log = ItemLog(args.results, model_options.settings(args, model, args.benchmark, hashes))
     records: Dict[int, Dict] = {}
@@ -150,9 +142,9 @@ def read_split(args: argparse.Namespace, model, task, questions: List[Dict]) -> 
                 scored = dict(
                     score_group(model, task, Documents(documents, group), descriptions, bar)
                 )
-                found = {str(i): record_of(scored[i], asked[i]) for i in group}
+                of_group = {str(i): record_of(scored[i], questions_of[i]) for i in group}
                 seconds = watch.seconds / len(group)
-                log.add(str(number), {"documents": found, "seconds_each": seconds})
+                log.add(str(number), {"documents": of_group, "seconds_each": seconds})
             done = log.done[str(number)]
             for i, record in done["documents"].items():
                 records[int(i)] = {**record, "seconds": done["seconds_each"]}
@@ -160,22 +152,26 @@ def read_split(args: argparse.Namespace, model, task, questions: List[Dict]) -> 
 
 
 def record_of(scores: DocumentScores, questions: List[Dict]) -> Dict:
-    """What is kept of a document: sums of negative log-likelihoods, and which answers were right."""
-    by_position = []
-    start, stop = 0, 1024
-    while start < len(scores.nll):
-        part = scores.nll[start:stop]
-        by_position.append([len(part), float(part.sum(dtype=np.float64))])
-        start, stop = stop, 2 * stop
+    """Sums of a document's negative log-likelihoods, and which of its answers were right."""
     answers = [slice(q["position"], q["position"] + q["tokens"]) for q in questions]
     return {
         "name": scores.name,
         "tokens": len(scores.nll),
         "words": scores.words,
-        "nll": float(scores.nll.sum(dtype=np.float64)),
-        "by_position": by_position,
+        **sums(scores.nll),
+        "without_pointer": sums(scores.nll_without_pointer),
         "answers": [bool(scores.right[answer].all()) for answer in answers],
     }
+
+
+def sums(nll: np.ndarray) -> Dict:
+    """Of a document's tokens, and of those at 0 to 1k, 1k to 2k, 2k to 4k, ... with their number."""
+    parts, start, stop = [], 0, 1024
+    while start < len(nll):
+        part = nll[start:stop]
+        parts.append([len(part), float(part.sum(dtype=np.float64))])
+        start, stop = stop, 2 * stop
+    return {"nll": float(nll.sum(dtype=np.float64)), "by_position": parts}
 
 
 def describe(result: Dict) -> str:
@@ -184,6 +180,8 @@ def describe(result: Dict) -> str:
         f"{result['name']} (memory: {result['memory']}): {result['tokens']:,} tokens, "
         f"ppl {decimal(result['ppl'], 3)}, per word {decimal(result['word_ppl'], 2)}"
     )
+    if "without_pointer" in result:
+        line += f", without its pointer {decimal(result['without_pointer']['ppl'], 3)}"
     if "gate" in result:
         line += f", gate {' '.join(f'{gate:.2f}' for gate in result['gate'])}"
     if "recall" in result:

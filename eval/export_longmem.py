@@ -30,13 +30,14 @@ SHOWN = (
 
 
 def get_parser() -> argparse.ArgumentParser:
+    """The command line's options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("checkpoint", type=Path, help="of a longmem, in its folder with dict.txt and tokenizer")
     add("--dest", type=Path, required=True, help="new or empty folder to write")
-    add("--backbone", default="", help="what the card calls the backbone")
+    add("--backbone", default="", help="name of the backbone on the card")
     add("--results", type=Path, help="JSON lines of eval/evaluate.py, for the card")
     return parser
 
@@ -62,7 +63,7 @@ def result_table(path: Path) -> List[str]:
 
 
 def model_card(config: Dict[str, Any], backbone: str, results: List[str]) -> List[str]:
-    """Markdown, of what the run itself says; *results* is a table of it, or empty."""
+    """Markdown from the configuration of the run; *results* is a table of its results, or empty."""
     lines = [
         "# LongMem SideNet",
         "",
@@ -83,6 +84,7 @@ def model_card(config: Dict[str, Any], backbone: str, results: List[str]) -> Lis
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args(argv)
     check_new(args.dest)
     results = [] if args.results is None else result_table(args.results)

@@ -6,7 +6,7 @@ Example:
         --shots 20 --memory-demonstrations 2000 --chunk-size 2 --memory-size 131072
 
 --data holds the folders SST-2, mr, subj, sst-5 and mpqa. For every task, number of demonstrations and
-seed: draws the demonstrations from the training examples as the released script does, memorises every
+seed: draws the demonstrations from the training examples as the released script does, memorizes every
 token of those for the memory, and asks for the label of each test example. --scoring argmax is the
 paper's: the most likely next token is right if the label word begins with it. rank: the most likely of
 all label words. Where the window does not hold all --shots beside an example, the first of them are in
@@ -33,24 +33,22 @@ from eval.common.results import append_result
 from eval.common.tables import PAPER_BACKBONE, PAPER_LONGMEM, markdown, mean_and_deviation, percent
 from eval.common.timing import Stopwatch
 from eval.icl_tasks import TASKS, Example, Task, is_right, read_examples
-from longmem_fairseq.utils.cli import check_positive, run
+from longmem_fairseq.utils.cli import check_positive, run, script_parser
 
 SCORING = (
     "argmax, the paper's: right if the label word begins with the most likely next token; rank: the "
     "most likely of all label words"
 )
 
-# what the table shows of a line, besides its label
+# fields that the table shows beside a line's label
 SHOWN = ("task", "shots", "memory_demonstrations", "scoring")
 # mean accuracy (%) of the five tasks, 20 demonstrations in context; LongMem has 2,000 in memory
 PAPER_20_SHOTS = {PAPER_BACKBONE: 58.7, PAPER_LONGMEM: 66.7}
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """The command line's options."""
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of the tasks' folders")
     add("--tasks", default=",".join(TASKS), help="some of these, with commas between")
@@ -95,14 +93,14 @@ def choose(
     labels: Dict[str, Tensor],
     scoring: str,
 ) -> List[str]:
-    """What the model says of every question: the text of the most likely token, or a label word.
+    """The model's answer to every question: the text of the most likely token, or a label word.
 
     Args:
         labels: tokens of every label word
     """
     words = list(labels.values())
     if scoring == "argmax":
-        # any token after a question will do: what counts is which one would have been likelier
+        # any token may stand after a question: only the model's own choice there counts
         scored = read_rows(reader, prefix, [torch.cat([q, words[0][:1]]) for q in questions])
         return [reader.lm.tokenizer.decode(s.choices[-1:].tolist()).strip() for s in scored]
     rows = [torch.cat([question, word]) for question in questions for word in words]
@@ -133,7 +131,7 @@ class Run(NamedTuple):
 
 
 def evaluate(reader: PromptReader, one: Run, log: ItemLog, args: argparse.Namespace) -> Dict:
-    """Asks for the label of every test example; what *log* has is not asked again."""
+    """Asks for the label of every test example; those that *log* has are not asked again."""
     task = one.task
 
     def demonstrated(examples: List[Example]) -> List[Tensor]:
@@ -155,11 +153,11 @@ def evaluate(reader: PromptReader, one: Run, log: ItemLog, args: argparse.Namesp
             prefix = demonstrations.before(max(len(questions[i]) for i in batch) + longest_label)
             if str(number) not in log.done:
                 watch = Stopwatch()
-                asked = [questions[i] for i in batch]
-                said = choose(reader, prefix, asked, labels, args.scoring)
-                log.add(str(number), {"examples": batch, "said": said, "seconds": watch.seconds})
+                of_batch = [questions[i] for i in batch]
+                words = choose(reader, prefix, of_batch, labels, args.scoring)
+                log.add(str(number), {"examples": batch, "words": words, "seconds": watch.seconds})
             done = log.done[str(number)]
-            for i, word in zip(done["examples"], done["said"], strict=True):
+            for i, word in zip(done["examples"], done["words"], strict=True):
                 right += is_right(word, one.test[i].label)
             in_window += len(demonstrations.in_context) * len(batch)
             seconds += done["seconds"]
@@ -170,7 +168,7 @@ def evaluate(reader: PromptReader, one: Run, log: ItemLog, args: argparse.Namesp
         "accuracy": right / count,
         "majority": max(sum(e.label == word for e in one.test) for word in task.labels) / count,
         "tokens": sum(len(question) for question in questions),
-        "memorised_tokens": demonstrations.memorised if reader.has_memory else 0,
+        "memorized_tokens": demonstrations.memorized if reader.has_memory else 0,
         "shots_in_window": in_window / count,
         "seconds": round(seconds, 1),
     }
@@ -186,6 +184,7 @@ def read_task(folder: Path, task: Task) -> Tuple[List[Example], List[Example], D
 
 
 def main() -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     check_positive(args, "batch_size", "limit")
     tasks = args.tasks.split(",")
@@ -211,10 +210,10 @@ def main() -> None:
         one = Run(TASKS[name], *draw(train, shots, memory, seed), test[: args.limit], title)
         key = model_options.settings(args, lm.model, "icl", hashes)
         key["options"].update(setting, tasks=name, seeds=seed)
-        found = evaluate(reader, one, ItemLog(args.results, key), args)
-        result = {"benchmark": "icl", **described, "setting": setting, "seed": seed, **found}
+        measured = evaluate(reader, one, ItemLog(args.results, key), args)
+        result = {"benchmark": "icl", **described, "setting": setting, "seed": seed, **measured}
         append_result(args.results, result)
-        print(f"{args.name}: {title}: accuracy {100 * found['accuracy']:.1f}%")
+        print(f"{args.name}: {title}: accuracy {100 * measured['accuracy']:.1f}%")
 
 
 def table(lines: List[Dict]) -> List[str]:
@@ -231,9 +230,9 @@ def table(lines: List[Dict]) -> List[str]:
         )
         groups.setdefault(key, {}).setdefault(setting["task"], []).append(100 * line["accuracy"])
     rows = [["model", "scoring", "in context", "in memory", *tasks, "mean"]]
-    for (name, scoring, shots, memory), found in groups.items():
-        cells = [mean_and_deviation(found.get(task, [])) for task in tasks]
-        means = [statistics.mean(found[task]) for task in tasks if task in found]
+    for (name, scoring, shots, memory), by_task in groups.items():
+        cells = [mean_and_deviation(by_task.get(task, [])) for task in tasks]
+        means = [statistics.mean(by_task[task]) for task in tasks if task in by_task]
         mean = f"{statistics.mean(means):.1f}" if len(means) == len(tasks) else ""
         rows.append([name, scoring, f"{shots:,}", f"{memory:,}", *cells, mean])
     majority: Dict[str, Dict[str, None]] = {}  # several where the number of examples differs
@@ -258,7 +257,10 @@ def plot(lines: List[Dict], path: Path) -> None:
         by_memory = series.setdefault(label, {})
         by_memory.setdefault(setting["memory_demonstrations"], []).append(100 * line["accuracy"])
     line_plot(
-        {label: {m: sum(v) / len(v) for m, v in found.items()} for label, found in series.items()},
+        {
+            label: {m: sum(v) / len(v) for m, v in points.items()}
+            for label, points in series.items()
+        },
         ("demonstrations in memory", "accuracy (%), mean of tasks and seeds"),
         path,
     )

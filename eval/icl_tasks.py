@@ -10,16 +10,18 @@ from typing import Iterator, List, NamedTuple, Sequence
 
 
 class Example(NamedTuple):
+    """A text and its label."""
+
     text: str
     label: str  # a word
 
 
 class Task(NamedTuple):
-    """Where a task is and how it is asked.
+    """The files of a task, its labels and its templates.
 
     folder, train, test: names of folder and files; SST-2 and SST-5 are evaluated on dev
     labels: words, in the order of their numbers
-    prompt, answer: what stands before the label, and the label
+    prompt, answer: the text before the label, and the label with what follows it
     """
 
     folder: str
@@ -76,7 +78,7 @@ def read_examples(path: Path, labels: Sequence[str], allow_empty: bool = False) 
 
 
 def _lines(path: Path) -> Iterator:
-    """Line numbers with label and text, or with other columns where the form is not kept."""
+    """Line numbers with label and text, or with other columns where a line has another form."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         try:
             if path.suffix == ".csv":
@@ -97,6 +99,6 @@ def _lines(path: Path) -> Iterator:
 
 
 def is_right(predicted: str, label: str) -> bool:
-    """The paper's rule: what is predicted (a token) is not empty, and the label word begins with it."""
+    """The paper's rule: the predicted token is not empty, and the label word begins with it."""
     predicted = predicted.strip()
     return bool(predicted) and label.startswith(predicted)

@@ -31,31 +31,31 @@ from eval.common.results import append_result
 from eval.common.tables import markdown, percent
 from eval.common.timing import Stopwatch
 from longmem_fairseq.tokenizers import Tokenizer
-from longmem_fairseq.utils.cli import check_positive, run
+from longmem_fairseq.utils.cli import check_positive, run, script_parser
 from longmem_fairseq.utils.text_files import chance_of, parse_json
 
-# what the table shows of a line, besides its label
+# fields that the table shows beside a line's label
 SHOWN = ("format", "lengths")
 
 
 class Needle(NamedTuple):
+    """Tokens of a fact, of the question about it, and of the answer."""
+
     needle: Tensor
     question: Tensor
     answer: Tensor
 
 
 class Haystack(NamedTuple):
-    """Tokens of the haystack, and where sentences begin in them."""
+    """Tokens of the haystack, and the positions at which sentences begin."""
 
     tokens: Tensor
     sentences: np.ndarray
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """The command line's options."""
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="haystack and needles, .json")
     lengths = ",".join(str(2**power) for power in range(10, 21))
@@ -76,11 +76,11 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def read_haystack(path: Path) -> Dict:
-    """The content of the file.
+    """The content of a file of preprocess/make_haystack.py.
 
     Raises:
         FileNotFoundError: there is no such file
-        ValueError: it is something else
+        ValueError: it is another kind of file
     """
     if not path.is_file():
         raise FileNotFoundError(f"--data ({path}): no such file")
@@ -123,7 +123,7 @@ class Hider:
             self.entries = reader.entries(haystack.tokens[:longest])
 
     def hide(self, needle: Tensor, length: int, depth: float) -> int:
-        """Memorises *length* tokens with *needle* among them; returns where it begins."""
+        """Memorizes *length* tokens with *needle* among them; returns the needle's position."""
         start = self._place(len(needle), length, depth)
         if self.entries is None:
             return start
@@ -150,8 +150,8 @@ class Hider:
                 f"--lengths ({length}) or --tokens-per-sample ({window}) leave no sentence whose "
                 f"segment has room for a needle of {size} tokens"
             )
-        wanted = np.searchsorted(places, depth * (length - size))
-        return int(places[min(wanted, len(places) - 1)])
+        first = np.searchsorted(places, depth * (length - size))
+        return int(places[min(first, len(places) - 1)])
 
 
 def ask(reader: PromptReader, haystack: Tensor, needle: Needle, length: int) -> bool:
@@ -163,6 +163,7 @@ def ask(reader: PromptReader, haystack: Tensor, needle: Needle, length: int) -> 
 
 
 def main() -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     check_positive(args, "depths", "trials")
     lengths = numbers("--lengths", args.lengths, least=1)
@@ -199,7 +200,7 @@ def main() -> None:
         "chance": content["chance"],
         "accuracy": float(np.mean(grid)),
         "grid": grid,
-        "memorised_tokens": sum(lengths) * len(depths) * args.trials if reader.has_memory else 0,
+        "memorized_tokens": sum(lengths) * len(depths) * args.trials if reader.has_memory else 0,
         "seconds": round(seconds, 1),
     }
     append_result(args.results, result)
@@ -218,7 +219,7 @@ def search(
     depths: List[float],
     log: ItemLog,
 ):
-    """Accuracy for every depth (rows) and length (columns), and the seconds that it took."""
+    """Accuracy for every depth (rows) and length (columns), and the seconds of the whole search."""
     hider = None
     grid = [[0.0] * len(lengths) for _ in depths]
     total = 0.0
@@ -229,7 +230,7 @@ def search(
                 item = f"{length} {depth:.4f}"
                 if item not in log.done:
                     watch = Stopwatch()
-                    # made when the first cell needs it: a run that is done costs nothing
+                    # made for the first cell that is not done: a finished run costs nothing
                     hider = hider or Hider(reader, haystack, max(lengths))
                     right = []
                     for needle in needles:
@@ -247,14 +248,14 @@ def table(lines: List[Dict]) -> List[str]:
     """Needles found (%) by tokens in memory, mean over the depths."""
     columns = sorted({length for line in lines for length in line["setting"]["lengths"]})
     rows = [["model", "format", *(f"{length:,}" for length in columns)]]
-    found: Dict[tuple, Dict[int, float]] = {}
+    shares_of: Dict[tuple, Dict[int, float]] = {}
     for line in lines:
-        by_length = found.setdefault((line["label"], line["setting"]["format"]), {})
+        by_length = shares_of.setdefault((line["label"], line["setting"]["format"]), {})
         for length, shares in zip(
             line["setting"]["lengths"], zip(*line["grid"], strict=True), strict=True
         ):
             by_length[length] = statistics.mean(shares)
-    for (name, form), by_length in found.items():
+    for (name, form), by_length in shares_of.items():
         rows.append([name, form, *(percent(by_length.get(length)) for length in columns)])
     chances = dict.fromkeys((line["setting"]["format"], line["chance"]) for line in lines)
     for form, chance in chances:

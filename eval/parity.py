@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compare our models with what the paper authors' released code computed.
+"""Compare our models with outputs of the paper authors' released code.
 
 Example:
     python -m eval.parity ../shared/parity/original_tiny
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from eval.common.stream_scoring import load_model
-from longmem_fairseq.commands.convert_released import convert, load_safely
+from longmem_fairseq.commands.convert_released import convert_released, load_safely
 from longmem_fairseq.utils.cli import run
 
 MAX_LOGIT_DIFFERENCE = 1e-4
@@ -40,6 +40,7 @@ class Parity(NamedTuple):
 
     @property
     def passed(self) -> bool:
+        """Whether all three are within the limits above."""
         # one by one: max() may drop a NaN
         within = [d <= MAX_LOGIT_DIFFERENCE for d in (self.backbone, self.longmem)]
         return all(within) and self.chunks >= MIN_EQUAL_CHUNKS
@@ -55,14 +56,15 @@ def measure(fixture: Path) -> Parity:
     """Converts a fixture and runs it through our models.
 
     Raises:
-        FileNotFoundError, ValueError: it is not of the form above
+        FileNotFoundError, ValueError: its files do not have the form above
     """
     path = fixture / "expected.pt"
     expected = read_expected(path)
     tokens = expected["tokens"]
     with tempfile.TemporaryDirectory() as scratch:
         dest = Path(scratch) / "converted"
-        convert(fixture / "backbone.pt", fixture / "longmem.pt", fixture / "dict.txt", dest)
+        names = ("backbone.pt", "longmem.pt", "dict.txt")
+        convert_released(*(fixture / name for name in names), dest)
         backbone, longmem = (
             load_model(str(dest / name / "checkpoint.pt"), str(dest / name), tokens.size(-1))[0]
             for name in ("backbone", "longmem")
@@ -91,10 +93,10 @@ def measure(fixture: Path) -> Parity:
 
 
 def read_expected(path: Path) -> Dict:
-    """What a fixture expects, of the form above.
+    """The content of expected.pt, see the module's documentation.
 
     Raises:
-        FileNotFoundError, ValueError: it is not of that form
+        FileNotFoundError, ValueError: there is none, or it has another form
     """
     expected = load_safely(path)
     tokens, chunks = expected.get("tokens"), expected.get("retrieved_chunks")
@@ -108,20 +110,21 @@ def read_expected(path: Path) -> Dict:
         and all(entry is None or is_tensor(entry, 3) for entry in chunks)
     ):
         raise ValueError(
-            f"{path} is not what a fixture expects: tokens (S x B x T), backbone_logits and "
+            f"{path} is not the expected.pt of a fixture: tokens (S x B x T), backbone_logits and "
             "longmem_logits (S x B x T x V), and retrieved_chunks (S entries)"
         )
     return expected
 
 
-def is_tensor(found: object, dim: int) -> bool:
-    return isinstance(found, Tensor) and found.dim() == dim and found.numel() > 0
+def is_tensor(value: object, dim: int) -> bool:
+    """Whether *value* is a tensor of so many dimensions with at least one number."""
+    return isinstance(value, Tensor) and value.dim() == dim and value.numel() > 0
 
 
 def compare_chunks(ours: Optional[Tensor], expected: Optional[Tensor]) -> Tuple[int, int]:
-    """Queries that retrieve the same set of chunks, and all queries.
+    """The number of queries that retrieve the same set of chunks, and of all queries.
 
-    Nothing was evicted, so that the slot of a chunk is its number.
+    Nothing was evicted, so the slot of a chunk is its number.
 
     Args:
         ours: B x H x T x R
@@ -143,6 +146,7 @@ def compare_chunks(ours: Optional[Tensor], expected: Optional[Tensor]) -> Tuple[
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Runs the script; see the module's documentation."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -8,7 +8,7 @@ import numpy as np
 from eval.common.stream_scoring import mean_loss, perplexity
 from eval.common.tables import PAPER_BACKBONE, PAPER_LONGMEM, decimal, markdown, percent, ratio
 
-# the paper's, in tokens (section 4.2), and what is shorter
+# in tokens: the paper's buckets (section 4.2), and one for shorter documents
 LENGTHS = (0, 5_000, 10_000, 100_000, 500_000, 1_000_000, None)
 # PG-22, perplexity per token by length of the book; the first token of each bucket
 PAPER_BOOKS = {
@@ -18,7 +18,7 @@ PAPER_BOOKS = {
 PAPER_ARXIV = {PAPER_BACKBONE: 11.05, PAPER_LONGMEM: 10.05}  # perplexity per token
 
 
-def summarise(records: List[Dict]) -> Dict:
+def summarize(records: List[Dict]) -> Dict:
     """Perplexity per token and per word, per document, by its length, and by position in it."""
     return {
         **perplexities(records),
@@ -32,6 +32,7 @@ def summarise(records: List[Dict]) -> Dict:
 
 
 def perplexities(records: List[Dict]) -> Dict:
+    """Tokens, words, loss (nats per token) and perplexities of all records together."""
     tokens, words, nll = (
         sum(record[key] for record in records) for key in ("tokens", "words", "nll")
     )
@@ -69,10 +70,10 @@ def by_position(records: List[Dict]) -> List[Dict]:
 
 
 def recall(records: List[Dict], questions: List[Dict], segment: int, overlap: int = 0) -> Dict:
-    """Share of the answers that were the first choice, token for token.
+    """Share of the answers of which every token was the first choice.
 
     Args:
-        questions: of these documents
+        questions: about these documents
         segment: tokens of a segment
         overlap: of these, tokens that the segment before has too
     """
@@ -146,14 +147,14 @@ def table_by_length(results: Dict[str, Dict]) -> List[str]:
     header = ["document of"] + [length_name(start, starts[start]) for start in order]
     rows, before = [header], None
     for name, result in results.items():
-        found = {bucket["from"]: bucket for bucket in result["by_length"]}
-        counts = [f"{found[s]['documents']:,}" if s in found else "" for s in order]
+        buckets = {bucket["from"]: bucket for bucket in result["by_length"]}
+        counts = [f"{buckets[s]['documents']:,}" if s in buckets else "" for s in order]
         if counts != before:  # of the rows that follow
             rows.append(["documents", *counts])
             before = counts
         cells = [
-            f"{decimal(found[s]['ppl'], 2)} ({decimal(found[s]['word_ppl'], 1)})"
-            if s in found
+            f"{decimal(buckets[s]['ppl'], 2)} ({decimal(buckets[s]['word_ppl'], 1)})"
+            if s in buckets
             else ""
             for s in order
         ]

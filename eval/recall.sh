@@ -4,7 +4,7 @@
 #
 #   RUN_DIR=runs/quickstart bash eval/recall.sh
 #
-# Not in the paper. Expect what README.md reports of the quickstart: beyond the window more than 95% with
+# Not in the paper. Expect the quickstart's numbers in README.md: beyond the window more than 95% with
 # memory, 2.5% (chance) without. Settings: those of eval/books.sh, memory options in
 # MEMORY_OPTIONS. Arguments go to eval/evaluate.py, for all models.
 set -euo pipefail

@@ -4,10 +4,10 @@
 Example:
     python -m eval.report runs/quickstart/results.jsonl --plot runs/quickstart/results.png
 
-Where a measurement was repeated its last line counts. Lines of one name that were measured otherwise
-(memory options, data, --limit, ...) are rows of their own, whose names say what differs. results.json,
-beside results.jsonl, then holds of perplexities, by benchmark and name, tokens, ppl, word_ppl and, for
-a corpus with questions, recall within and beyond the window, questions, chance.
+Where a measurement was repeated its last line counts. Lines of one name with different settings (memory
+options, data, --limit, ...) are rows of their own, whose names say the difference. For perplexities,
+results.json, beside results.jsonl, then holds by benchmark and name: tokens, ppl, word_ppl and, for a
+corpus with questions, recall within and beyond the window, questions, chance.
 """
 
 import argparse
@@ -19,18 +19,16 @@ from typing import Dict, List, Optional
 from eval import perplexities
 from eval.common.labels import told_apart
 from eval.common.results import check_output, check_results, read_json_lines
-from longmem_fairseq.utils.cli import run
+from longmem_fairseq.utils.cli import run, script_parser
 
-# those with a table and a plot of their own; of all others the lines are of perplexities
-BENCHMARKS = ("chapterbreak", "efficiency", "icl", "needle", "squad")
+# modules with a table and a plot of their own; the lines of all others are perplexities
+BENCHMARKS = ("babilong", "chapterbreak", "efficiency", "icl", "needle", "ruler", "squad")
 KEPT = ("tokens", "ppl", "word_ppl", "memory", "recall", "questions", "chance")
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """The command line's options."""
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add("results", type=Path, help="file of JSON lines that a benchmark of eval/ wrote")
     add("--plot", type=Path, help="PNG to write")
@@ -40,19 +38,19 @@ def get_parser() -> argparse.ArgumentParser:
 
 def by_benchmark(lines: List[Dict]) -> Dict[str, List[Dict]]:
     """The lines of every benchmark, in the order of their first appearance."""
-    found: Dict[str, List[Dict]] = {}
+    groups: Dict[str, List[Dict]] = {}
     for line in lines:
-        found.setdefault(str(line.get("benchmark", "perplexity")), []).append(line)
-    return found
+        groups.setdefault(str(line.get("benchmark", "perplexity")), []).append(line)
+    return groups
 
 
 def report_perplexities(args: argparse.Namespace, benchmark: str, lines: List[Dict]) -> Dict:
     """Prints the tables and draws the plot; returns the summary, by name."""
     results = {line["label"]: line for line in lines}
     print("\n".join(perplexities.table(results, args.baseline)))
-    several = {b["from"] for line in lines for b in line.get("by_length", [])}
+    buckets = {b["from"] for line in lines for b in line.get("by_length", [])}
     # the paper's numbers for books are in this table alone
-    if len(several) > 1 or benchmark == "books":
+    if len(buckets) > 1 or benchmark == "books":
         print("\nPerplexity per token (per word) by length of the document, in tokens:\n")
         print("\n".join(perplexities.table_by_length(results)))
     if args.plot:
@@ -64,10 +62,10 @@ def report_perplexities(args: argparse.Namespace, benchmark: str, lines: List[Di
 
 
 def report(args: argparse.Namespace, benchmark: str, lines: List[Dict]) -> Optional[Dict]:
-    """Prints and draws what the lines of one benchmark say; returns the summary of perplexities.
+    """Prints the table of one benchmark and draws its plot; returns the summary of perplexities.
 
     Raises:
-        ValueError: they are not what its script writes
+        ValueError: the lines are not those of its script
     """
     try:
         if benchmark not in BENCHMARKS:
@@ -85,6 +83,7 @@ def report(args: argparse.Namespace, benchmark: str, lines: List[Dict]) -> Optio
 
 
 def main() -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     check_results("results", args.results)
     check_output(args.plot)

@@ -32,19 +32,21 @@ from eval.common.tables import PAPER_BACKBONE, PAPER_LONGMEM, markdown, mean_and
 from eval.common.timing import Stopwatch
 from eval.squad_metrics import exact_match, f1
 from longmem_fairseq.tokenizers import Tokenizer
-from longmem_fairseq.utils.cli import check_positive, run
+from longmem_fairseq.utils.cli import check_positive, run, script_parser
 from longmem_fairseq.utils.text_files import parse_json
 
 PROMPT = "Context: {context}\nQuestion: {question}\nAnswer:"
 ANSWER = " {answer}\n\n"
 
-# what the table shows of a line, besides its label
+# fields that the table shows beside a line's label
 SHOWN = ("shots", "memory_demonstrations", "questions")
 # exact match and F1 (%), 3 demonstrations in context; LongMem has 200 in memory
 PAPER = {PAPER_BACKBONE: (22.28, 30.78), PAPER_LONGMEM: (26.77, 35.70)}
 
 
 class Question(NamedTuple):
+    """A question about a paragraph (*context*), and its reference answers."""
+
     name: str
     context: str
     question: str
@@ -52,18 +54,18 @@ class Question(NamedTuple):
 
     @property
     def prompt(self) -> str:
+        """The text that an answer continues."""
         return PROMPT.format(context=self.context, question=self.question)
 
     @property
     def demonstration(self) -> str:
+        """The prompt with its first reference answer."""
         return self.prompt + ANSWER.format(answer=self.answers[0])
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """The command line's options."""
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="questions to answer, .json")
     add("--train", type=Path, required=True, help="questions to demonstrate with, .json")
@@ -88,25 +90,25 @@ def read_questions(option: str, path: Path) -> List[Question]:
         raise FileNotFoundError(f"{option} ({path}): no such file")
     try:
         articles = parse_json(path.read_bytes())["data"]
-        found = [
+        questions = [
             Question(
-                str(asked["id"]),
+                str(qa["id"]),
                 paragraph["context"].strip(),
-                asked["question"].strip(),
-                [answer["text"] for answer in asked["answers"]],
+                qa["question"].strip(),
+                [answer["text"] for answer in qa["answers"]],
             )
             for article in articles
             for paragraph in article["paragraphs"]
-            for asked in paragraph["qas"]
+            for qa in paragraph["qas"]
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{option} ({path}) is not of SQuAD's form, data[].paragraphs[].{{context, qas[].{{id, "
             f"question, answers[].text}}}}: {type(error).__name__} {error}"
         ) from None
-    if not found:
+    if not questions:
         raise ValueError(f"{option} ({path}) holds no questions")
-    for question in found:
+    for question in questions:
         if not question.answers:
             raise ValueError(f"{option} ({path}): question {question.name} has no answer")
         if not all(isinstance(answer, str) for answer in question.answers):
@@ -117,11 +119,11 @@ def read_questions(option: str, path: Path) -> List[Question]:
             raise ValueError(
                 f"{option} ({path}): question {question.name} has no text or paragraph"
             )
-    return found
+    return questions
 
 
 def batches(prompts: Sequence[Tensor], size: int) -> Iterator[List[int]]:
-    """Numbers of prompts of the same length, the shortest first: what is generated follows at once."""
+    """Numbers of prompts of the same length, the shortest first: answers follow without padding."""
 
     def length(i: int) -> int:
         return len(prompts[i])
@@ -133,7 +135,7 @@ def batches(prompts: Sequence[Tensor], size: int) -> Iterator[List[int]]:
 
 
 def answer_of(tokens: Tensor, tokenizer: Tokenizer) -> str:
-    """What was generated, up to the end of the line or of the document."""
+    """The generated text, up to the end of the line or of the document."""
     end = tokenizer.dictionary.eos()
     answer = list(takewhile(lambda token: token != end, tokens.tolist()))
     return tokenizer.decode(answer).strip(" ").split("\n", 1)[0].strip()
@@ -156,7 +158,7 @@ def evaluate(
     log: ItemLog,
     args: argparse.Namespace,
 ) -> Dict:
-    """Answers all questions; what *log* has is not answered again."""
+    """Answers all questions; those that *log* has are not answered again."""
     prompts = [reader.tokens(question.prompt) for question in questions]
     stop = line_ends(reader.lm.tokenizer)
     scores: Dict[str, List[float]] = {"exact_match": [], "f1": []}
@@ -168,12 +170,13 @@ def evaluate(
                 watch = Stopwatch()
                 rows = torch.stack([prompts[i] for i in batch])
                 written = reader.generate(prefix, rows, args.max_new_tokens, stop)
-                said = [answer_of(tokens, reader.lm.tokenizer) for tokens in written]
-                log.add(str(number), {"questions": batch, "said": said, "seconds": watch.seconds})
+                answers = [answer_of(tokens, reader.lm.tokenizer) for tokens in written]
+                record = {"questions": batch, "answers": answers, "seconds": watch.seconds}
+                log.add(str(number), record)
             done = log.done[str(number)]
-            for i, said in zip(done["questions"], done["said"], strict=True):
-                scores["exact_match"].append(exact_match(said, questions[i].answers))
-                scores["f1"].append(f1(said, questions[i].answers))
+            for i, answer in zip(done["questions"], done["answers"], strict=True):
+                scores["exact_match"].append(exact_match(answer, questions[i].answers))
+                scores["f1"].append(f1(answer, questions[i].answers))
             seconds += done["seconds"]
             in_window += len(batch) * len(demonstrations.in_context)
             bar.update(len(batch))
@@ -181,13 +184,14 @@ def evaluate(
         "questions": len(questions),
         **{name: 100 * sum(values) / len(questions) for name, values in scores.items()},
         "tokens": sum(len(prompt) for prompt in prompts),
-        "memorised_tokens": demonstrations.memorised if reader.has_memory else 0,
+        "memorized_tokens": demonstrations.memorized if reader.has_memory else 0,
         "shots_in_window": in_window / len(questions),
         "seconds": round(seconds, 1),
     }
 
 
 def main() -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     check_positive(args, "max_new_tokens", "batch_size", "limit")
     in_memory = numbers("--memory-demonstrations", args.memory_demonstrations)
@@ -213,13 +217,14 @@ def main() -> None:
             key = model_options.settings(args, lm.model, "squad", hashes)
             key["options"].update(setting, seeds=seed)
             log = ItemLog(args.results, key)
-            found = evaluate(reader, questions, shown, log, args)
+            measured = evaluate(reader, questions, shown, log, args)
             described = model_options.describe_model(args, lm.model)
-            result = {"benchmark": "squad", **described, "setting": setting, "seed": seed, **found}
+            result = {"benchmark": "squad", **described, "setting": setting, "seed": seed}
+            result.update(measured)
             append_result(args.results, result)
             print(
                 f"{args.name}: {memory} demonstrations in memory, seed {seed}: exact match "
-                f"{found['exact_match']:.2f}, F1 {found['f1']:.2f}"
+                f"{measured['exact_match']:.2f}, F1 {measured['f1']:.2f}"
             )
 
 
@@ -235,9 +240,9 @@ def table(lines: List[Dict]) -> List[str]:
         )
         groups.setdefault(key, []).append(line)
     rows = [["model", "questions", "in context", "in memory", "exact match", "F1"]]
-    for (name, shots, memory, questions), found in groups.items():
+    for (name, shots, memory, questions), of_seeds in groups.items():
         metrics = [
-            mean_and_deviation([line[metric] for line in found], digits=2)
+            mean_and_deviation([line[metric] for line in of_seeds], digits=2)
             for metric in ("exact_match", "f1")
         ]
         rows.append([name, f"{questions:,}", f"{shots:,}", f"{memory:,}", *metrics])

@@ -1,4 +1,4 @@
-"""Exact match and F1 of SQuAD v1.1, by the definitions of its official script."""
+"""Exact match and F1 of SQuAD v1.1, as its official script defines them."""
 
 import re
 import string

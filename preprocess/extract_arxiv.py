@@ -27,11 +27,11 @@ from tqdm import tqdm
 
 from longmem_fairseq.corpus.files import counted_kinds, files_under, has_suffix
 from longmem_fairseq.corpus.source import RECORD_SUFFIXES, SPLITS, json_records
-from longmem_fairseq.utils.cli import counted, run
+from longmem_fairseq.utils.cli import counted, run, script_parser
 from longmem_fairseq.utils.output_folder import check_new, replaced_folder
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
-# what stands before a comment: no backslash, or pairs of them
+# a comment follows no backslash, or pairs of them
 COMMENT = re.compile(r"(?<!\\)((?:\\\\)*)%.*")
 INCLUDED = re.compile(r"\\(?:input|include|subfile)\s*\{([^}]*)\}")
 DEEPEST = 10  # files that include files that include files ...
@@ -41,10 +41,8 @@ LARGEST = 1 << 28
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """The command line's options."""
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add("--source", type=Path, required=True, help="folder of LaTeX sources, or the Pile's file")
     add("--dest", type=Path, required=True, help="folder to write, new or empty")
@@ -55,12 +53,12 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def without_comments(text: str) -> str:
-    """LaTeX without comments; a line that was nothing else goes altogether."""
+    """LaTeX without comments; lines that hold nothing else are removed."""
     lines = []
     for line in text.split("\n"):
-        kept = COMMENT.sub(r"\1", line).rstrip()
-        if kept or not line.strip():
-            lines.append(kept)
+        rest = COMMENT.sub(r"\1", line).rstrip()
+        if rest or not line.strip():
+            lines.append(rest)
     return "\n".join(lines)
 
 
@@ -68,7 +66,7 @@ def assembled(files: Dict[str, str], main: str) -> str:
     """The text of file *main* with the files that it includes in their places, where they are known.
 
     Raises:
-        ValueError: that is more than LARGEST
+        ValueError: it has more than LARGEST characters
     """
     room = LARGEST
 
@@ -99,7 +97,7 @@ def paper(files: Dict[str, str], keep_comments: bool = False) -> Optional[str]:
         mains = list(files)
     if not mains:
         return None
-    # several, such as a supplement: the one that, with what it includes, is the longest
+    # several, such as a supplement: the longest, with the files that it includes
     return max((assembled(files, name) for name in mains), key=len)
 
 
@@ -123,22 +121,22 @@ def _archived(path: Path) -> Dict[str, str]:
         if not has_suffix(path, ARCHIVES):
             with gzip.open(path) as file:
                 return {path.stem: _decoded(_read(path, file, 0))}
-        # not whatever it looks like: the head of an .xz may ask for any amount of memory
+        # the format is given, not guessed: the head of an .xz may ask for any amount of memory
         with tarfile.open(path, "r:" if has_suffix(path, (".tar",)) else "r:gz") as archive:
             for member in archive:
                 if member.isfile() and member.name.lower().endswith(".tex"):
-                    held = sum(map(len, files.values()))
-                    content = _read(path, archive.extractfile(member), held)
+                    size = sum(map(len, files.values()))
+                    content = _read(path, archive.extractfile(member), size)
                     files[str(PurePosixPath(member.name))] = _decoded(content)
         return files
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: damaged archive ({error})") from None
 
 
-def _read(path: Path, file: BinaryIO, held: int) -> bytes:
-    """What is left of a compressed file, after *held* bytes of others of the archive *path*."""
-    content = file.read(LARGEST - held + 1)
-    if held + len(content) > LARGEST:
+def _read(path: Path, file: BinaryIO, size: int) -> bytes:
+    """A compressed file of the archive *path*, of which *size* bytes were read before."""
+    content = file.read(LARGEST - size + 1)
+    if size + len(content) > LARGEST:
         raise ValueError(f"{path} unpacks to more than {LARGEST:,} bytes of LaTeX")
     return content
 
@@ -148,8 +146,8 @@ def latex_papers(source: Path, keep_comments: bool) -> Iterator[Tuple[str, Optio
     others = Counter()
     for path in tqdm(sorted(source.iterdir()), "papers", unit=" papers", disable=None):
         if path.is_dir():
-            found, _ = files_under(path, (".tex",))
-            files = {f.relative_to(path).as_posix(): _decoded(f.read_bytes()) for f in found}
+            sources, _ = files_under(path, (".tex",))
+            files = {s.relative_to(path).as_posix(): _decoded(s.read_bytes()) for s in sources}
         elif has_suffix(path, (".tex",)):
             files = {path.name: _decoded(path.read_bytes())}
         elif has_suffix(path, (*ARCHIVES, ".gz")):
@@ -166,16 +164,17 @@ def pile_papers(source: Path, pile_set: str) -> Iterator[Tuple[str, str]]:
     """Name and text of every record of one of the Pile's sets."""
     for where, number, record in json_records(source):
         try:
-            wanted, text = record["meta"]["pile_set_name"] == pile_set, record["text"]
+            is_of_set, text = record["meta"]["pile_set_name"] == pile_set, record["text"]
         except (TypeError, KeyError):
             raise ValueError(
                 f"{where}: not a record of the Pile, which has text and meta.pile_set_name"
             ) from None
-        if wanted:
+        if is_of_set:
             yield f"{pile_set}-{number}", text
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args(argv)
     if not args.source.exists():
         raise FileNotFoundError(f"--source ({args.source}): no such file or folder")

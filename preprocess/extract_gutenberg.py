@@ -8,7 +8,7 @@ Example:
 reads gutenberg/**/*.txt, whose names hold the book's number (pg2701.txt, 2701-0.txt), and writes
 pg22/test/NUMBER.txt, one paragraph a line, and pg22/metadata.csv (id, title, author, year, file,
 words, characters). preprocess/prepare_corpus.py takes the folder. --metadata is a table with a row a
-book: by default Gutenberg's own catalogue, whose year is that of the release there (PG-22). For the
+book: by default Gutenberg's own catalog, whose year is that of the release there (PG-22). For the
 dates of publication in PG-19's metadata.csv, which has no header line:
     --columns id,title,year,url --id-column id --title-column title --year-column year
 """
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from longmem_fairseq.corpus.files import counted_kinds, files_under
 from longmem_fairseq.corpus.source import SPLITS
-from longmem_fairseq.utils.cli import as_option, run
+from longmem_fairseq.utils.cli import as_option, run, script_parser
 from longmem_fairseq.utils.output_folder import check_new, replaced_folder
 from longmem_fairseq.utils.text_files import plain_text, read_text
 from preprocess.gutenberg_text import strip_boilerplate, unwrap, with_ascii_punctuation
@@ -33,10 +33,8 @@ FIELDS = ("id", "title", "author", "year", "file", "words", "characters")
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """The command line's options."""
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add("--source", type=Path, required=True, help="folder of .txt files, at any depth")
     add("--dest", type=Path, required=True, help="folder to write, new or empty")
@@ -79,10 +77,10 @@ def read_metadata(args: argparse.Namespace) -> Dict[str, Dict[str, str]]:
             rows, columns = list(reader), reader.fieldnames or []
         except csv.Error as error:
             raise ValueError(f"--metadata ({args.metadata}) is no table ({error})") from None
-        wanted = {
+        column_of = {
             field: getattr(args, f"{field}_column") for field in ("id", "title", "author", "year")
         }
-        missing = [wanted[f] for f in ("id", "year") if wanted[f] not in columns]
+        missing = [column_of[f] for f in ("id", "year") if column_of[f] not in columns]
         if missing:
             raise ValueError(
                 f"--metadata ({args.metadata}) has no column {missing[0]!r} but "
@@ -90,14 +88,14 @@ def read_metadata(args: argparse.Namespace) -> Dict[str, Dict[str, str]]:
                 "--year-column, or all of them with --columns"
             )
         for row in rows:
-            book = {field: (row.get(column) or "") for field, column in wanted.items()}
+            book = {field: (row.get(column) or "") for field, column in column_of.items()}
             year = re.search(r"\b\d{4}\b", book["year"])
             books[book["id"]] = {**book, "year": year.group() if year else ""}
     return books
 
 
 def chosen(book: Optional[Dict[str, str]], args: argparse.Namespace) -> bool:
-    """Whether the year of a book (None: it is not in the table) is wanted."""
+    """Whether a book (None: it is not in the table) is of the years asked for."""
     if args.from_year is None and args.to_year is None:
         return True
     if book is None or not book["year"]:
@@ -109,7 +107,7 @@ def chosen(book: Optional[Dict[str, str]], args: argparse.Namespace) -> bool:
 
 
 def read_book(path: Path) -> str:
-    # Gutenberg's files are UTF-8 or, from before it, Latin-1, which takes any byte
+    """The text of a file of Gutenberg's: UTF-8 or, in older ones, Latin-1, which takes any byte."""
     data = path.read_bytes()
     try:
         return plain_text(data.decode("utf-8"))
@@ -119,8 +117,8 @@ def read_book(path: Path) -> str:
 
 def number_of(path: Path) -> str:
     """The number of a book, from the name of its file; "" if it has none."""
-    found = re.search(r"\d+", path.stem)
-    return found.group() if found else ""
+    digits = re.search(r"\d+", path.stem)
+    return digits.group() if digits else ""
 
 
 def write_books(folder: Path, paths: List[Path], args: argparse.Namespace) -> str:
@@ -164,6 +162,7 @@ def write_books(folder: Path, paths: List[Path], args: argparse.Namespace) -> st
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args(argv)
     check_options(args)
     paths, others = files_under(args.source, (".txt",), args.dest)

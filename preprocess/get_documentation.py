@@ -35,7 +35,7 @@ def download() -> bytes:
 
     Raises:
         OSError: it cannot be had
-        ValueError: it is another file than expected
+        ValueError: its SHA-256 is not the expected one
     """
     index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/")
     page = urllib.request.Request(
@@ -52,9 +52,9 @@ def download() -> bytes:
             f"{FILE} cannot be downloaded from {index} ({error}); set PIP_INDEX_URL, or give texts of "
             "your own (TEXT_DIR of train_scripts/quickstart.sh)"
         ) from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256:
-        raise ValueError(f"{FILE} from {index} has the SHA-256 {found}, expected {SHA256}")
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != SHA256:
+        raise ValueError(f"{FILE} from {index} has the SHA-256 {digest}, expected {SHA256}")
     return content
 
 
@@ -85,6 +85,7 @@ def is_page(name: str) -> bool:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Runs the script; see the module's documentation."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -23,11 +23,11 @@ TYPEWRITER = str.maketrans(
     {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2014": "--"}
 )
 NARROWEST = 66  # columns of wrapped prose; where all lines are shorter, it is verse
-SLACK = 10  # columns by which a line of wrapped prose may fall short of what would have fit
+SLACK = 10  # columns by which a line of wrapped prose may be shorter than its words allow
 
 
 def strip_boilerplate(text: str) -> Optional[str]:
-    """What stands between Gutenberg's header and footer; None where there is no header.
+    """The text between Gutenberg's header and footer; None where there is no header.
 
     The credits of those who transcribed the book, which open many texts, go too.
     """

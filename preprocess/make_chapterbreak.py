@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from longmem_fairseq.corpus.files import counted_kinds, files_under
 from longmem_fairseq.corpus.source import json_records
-from longmem_fairseq.utils.cli import check_positive, counted, run
+from longmem_fairseq.utils.cli import check_positive, counted, run, script_parser
 from longmem_fairseq.utils.text_files import read_text
 from preprocess.gutenberg_text import unwrap, with_ascii_punctuation, wrap_column
 
@@ -40,10 +40,8 @@ SHORTEST_CHAPTER = 2000
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """The command line's options."""
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add("--source", type=Path, required=True, help="folder of .txt files, at any depth")
     add("--dest", type=Path, required=True, help="file to write, .json")
@@ -73,29 +71,29 @@ def read_book(path: Path) -> str:
 
 
 def chapters(text: str, suffix: int) -> List[Tuple[int, int, int]]:
-    """Of every chapter: where its heading starts, and where its beginning starts and ends.
+    """The positions of every chapter: start of its heading, start and end of its beginning.
 
     The beginning starts after the heading and a title below it, at the first paragraph of prose.
     """
     headings = list(HEADING.finditer(text))
-    found = []
+    positions = []
     for i, heading in enumerate(headings):
         stop = headings[i + 1].start() if i + 1 < len(headings) else len(text)
         prose = PROSE.search(text, heading.end(), stop)
         if prose is not None and stop - prose.start() >= SHORTEST_CHAPTER:
-            found.append((heading.start(), prose.start(), prose.start() + suffix))
-    return found
+            positions.append((heading.start(), prose.start(), prose.start() + suffix))
+    return positions
 
 
 def made_items(paths: List[Path], args: argparse.Namespace) -> Iterator[Tuple[Path, Dict]]:
     """Items with the offsets of chapters found by their headings."""
     for path in paths:
         text = read_book(path)
-        found = chapters(text, args.suffix)
-        # a generator of its own for each book: what other books there are changes nothing
+        positions = chapters(text, args.suffix)
+        # a generator of its own for each book, so that its items do not depend on the other books
         rng = random.Random(f"{args.seed} {path.name}")
-        for i, (heading, start, end) in enumerate(found):
-            later = [[first, last] for _, first, last in found[i + 1 :]]
+        for i, (heading, start, end) in enumerate(positions):
+            later = [[first, last] for _, first, last in positions[i + 1 :]]
             if heading >= args.least_context and len(later) >= NEGATIVES:
                 negatives = rng.sample(later, NEGATIVES)
                 yield path, {"ctx_end": heading, "pos": [start, end], "negs": negatives}
@@ -144,6 +142,7 @@ def texts_of(item: Dict, text: str, args: argparse.Namespace) -> Dict:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args(argv)
     check_options(args)
     if args.offsets is not None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write a haystack and needles to hide in it: a long text, facts, and what asks for them.
+"""Write a haystack and needles to hide in it: a long text, facts, and questions about them.
 
 Examples:
     python -m preprocess.make_haystack --dest haystack.json
@@ -18,7 +18,7 @@ import random
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from longmem_fairseq.utils.cli import run
+from longmem_fairseq.utils.cli import check_positive, run, script_parser
 from longmem_fairseq.utils.text_files import read_text
 from preprocess import make_recall_corpus
 from preprocess.recall_words import NAMES, RELATIONS
@@ -30,10 +30,8 @@ DIGITS = 5
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """The command line's options."""
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add("--dest", type=Path, required=True, help="file to write, .json")
     add(
@@ -52,7 +50,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--needles",
         type=int,
         default=40,
-        help="how many; recall has one for each of the last names",
+        help="facts to hide; recall has one for each of the last names",
     )
     add("--names", type=int, default=240, help="recall: people that the model was trained with")
     add("--values", type=int, default=40, help="recall: values that it was trained with")
@@ -81,8 +79,8 @@ def recall(args: argparse.Namespace) -> Tuple[str, List[Dict[str, str]], float]:
         value = rng.choice(relation.values[: args.values])
         needle = relation.statement.format(name=name, value=value)
         before = needle[: needle.rindex(value)].rstrip()  # the value comes last
-        asked = f" {relation.question.format(name=name)} {before}"
-        needles.append({"needle": f" {needle}", "question": asked, "answer": f" {value}"})
+        question = f" {relation.question.format(name=name)} {before}"
+        needles.append({"needle": f" {needle}", "question": question, "answer": f" {value}"})
     return writer.record("haystack")["text"], needles, 1 / args.values
 
 
@@ -98,16 +96,15 @@ def passkey(args: argparse.Namespace) -> Tuple[str, List[Dict[str, str]], float]
     for _ in range(args.needles):
         key = rng.randrange(10 ** (DIGITS - 1), 10**DIGITS)
         needle = f" The pass key is {key}. Remember it. {key} is the pass key."
-        asked = " What is the pass key? The pass key is"
-        needles.append({"needle": needle, "question": asked, "answer": f" {key}"})
+        question = " What is the pass key? The pass key is"
+        needles.append({"needle": needle, "question": question, "answer": f" {key}"})
     return text, needles, 1 / (9 * 10 ** (DIGITS - 1))
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args(argv)
-    for option in ("words", "needles"):
-        if getattr(args, option) < 1:
-            raise ValueError(f"--{option} ({getattr(args, option)}) must be at least 1")
+    check_positive(args, "words", "needles")
     if args.text is not None and args.format != "passkey":
         raise ValueError(f"--text ({args.text}) is for --format passkey")
     text, needles, chance = {"recall": recall, "passkey": passkey}[args.format](args)

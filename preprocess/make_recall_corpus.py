@@ -23,7 +23,7 @@ import random
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from longmem_fairseq.utils.cli import run
+from longmem_fairseq.utils.cli import run, script_parser
 from longmem_fairseq.utils.output_folder import is_up_to_date, replaced_folder
 from preprocess import recall_words
 from preprocess.recall_words import FILLER, NAMES, RELATIONS
@@ -33,10 +33,8 @@ FORMAT = 1
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """The command line's options."""
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add("--dest", type=Path, required=True, help="folder to write, new or empty")
     add("--train-documents", type=int, default=400, help="documents of the train split")
@@ -125,16 +123,19 @@ class DocumentWriter:
                 self.add_filler()
 
     def add_filler(self) -> None:
+        """Adds a sentence that states nothing."""
         self._append(self.rng.choice(self.fillers))
         self.steps += 1
 
     def add_statement(self) -> None:
+        """Adds a sentence that states a new fact."""
         fact = self.unstated.pop()
         self.value_of[fact] = self.rng.choice(RELATIONS[fact[1]].values[: self.args.values])
         self.stated.append(fact)
         self._mention(fact)
 
     def add_question(self) -> None:
+        """Adds a question about an earlier fact, with its answer."""
         fact = self._draw_fact()
         self._append(RELATIONS[fact[1]].question.format(name=fact[0]))
         earlier = self.last_mention[fact]
@@ -170,6 +171,7 @@ class DocumentWriter:
         self.sentences.append(sentence)
 
     def record(self, name: str) -> Dict[str, Any]:
+        """The document as a line of the corpus."""
         return {"name": name, "text": " ".join(self.sentences), "questions": self.questions}
 
 
@@ -190,6 +192,7 @@ def write_split(path: Path, split: str, args: argparse.Namespace, fillers: List[
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args(argv)
     check_options(args)
     options = {k: v for k, v in sorted(vars(args).items()) if k not in ("dest", "overwrite")}

@@ -26,7 +26,7 @@ from fairseq.data import Dictionary, indexed_dataset
 
 from longmem_fairseq.tokenizers.checkpoint_ids import IDS_FILE
 from longmem_fairseq.tokenizers.folder import copy_vocabulary
-from longmem_fairseq.utils.cli import counted, run
+from longmem_fairseq.utils.cli import counted, run, script_parser
 from longmem_fairseq.utils.output_folder import is_up_to_date, replaced_folder
 
 FORMAT = 2
@@ -34,10 +34,8 @@ TOKENS_PER_DOCUMENT = 8192
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """The command line's options."""
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder made by prepare_corpus.py")
     add("--dest", type=Path, required=True, help="folder to write, new or empty")
@@ -61,6 +59,7 @@ def recital(rng: np.random.Generator, probabilities: np.ndarray, num_tokens: int
 
 
 def main() -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     if args.tokens < 1:
         raise ValueError(f"--tokens ({args.tokens}) must be at least 1")
@@ -76,7 +75,7 @@ def main() -> None:
         "seed": args.seed,
         "mix": args.mix,
     }
-    if (args.data / IDS_FILE).is_file():  # which says what a document begins with
+    if (args.data / IDS_FILE).is_file():  # which has the beginning of documents
         manifest["ids"] = hashlib.sha256((args.data / IDS_FILE).read_bytes()).hexdigest()
     if is_up_to_date(args.dest, "recital.json", manifest, args.overwrite):
         print(f"{args.dest}: up to date")

@@ -113,6 +113,29 @@ def bad_inputs(tmp_path_factory, root):
     return make(tmp_path_factory.mktemp("bad_input"), root)
 
 
+@pytest.fixture
+def check_bad_input(bad_inputs, root, tmp_path, monkeypatch, capsys, request):
+    """Checks the one line that a command prints, and that it leaves everything as it was."""
+    from tests.helpers.bad_inputs import WORDS_OF_CASES, last_line, write_texts
+
+    def check(command, expected, programs=None):
+        names = {**bad_inputs, **WORDS_OF_CASES}
+        if "{models}" in command:
+            names["models"] = request.getfixturevalue("models")["longmem"].parent
+        monkeypatch.chdir(tmp_path)
+        write_texts(tmp_path)
+        before = sorted(tmp_path.iterdir())
+        command, expected = command.format(**names), expected.format(**names)
+        line = last_line(command, programs or {}, bad_inputs, root, monkeypatch, capsys)
+        if expected.endswith("..."):
+            line = line[: len(expected) - 3] + "..."
+        assert line == expected
+        assert not bad_inputs["executed"].exists() and not bad_inputs["scratch"].exists()
+        assert sorted(tmp_path.iterdir()) == before
+
+    return check
+
+
 @pytest.fixture(scope="session")
 def odd_corpus(tmp_path_factory):
     """A source with odd texts, the corpus prepared from it, and its manifest."""

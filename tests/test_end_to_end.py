@@ -9,8 +9,10 @@ import sys
 
 import pytest
 import torch
+from tqdm import tqdm
 
-from eval.common.stream_scoring import load_model, perplexity, score_documents
+from eval.common.documents import Documents, group_documents, load_documents
+from eval.common.stream_scoring import load_model, perplexity, score_group
 
 pytestmark = [
     pytest.mark.slow,
@@ -136,6 +138,19 @@ def test_the_optimizer_and_the_checkpoint_hold_the_sidenet_alone(trained):
     assert state["cfg"]["model"]["pretrained_model_path"] == str(trained["backbone"][0])
 
 
+def score_split(model, task, batch_size):
+    """The scores of every document of the test split, by number."""
+    documents, descriptions = load_documents(task, "test")
+    bar = tqdm(disable=True)
+    return {
+        number: scores
+        for group in group_documents(documents.sizes, batch_size)
+        for number, scores in score_group(
+            model, task, Documents(documents, group), descriptions, bar
+        )
+    }
+
+
 def test_eval_lm_does_not_depend_on_the_batch_size(call, data, trained):
     manifest = json.loads((data / "manifest.json").read_text())
     path = trained["longmem"][0]
@@ -152,7 +167,7 @@ def test_scores_do_not_depend_on_the_batch_size(data, trained, name):
     perplexities = []
     for batch_size in (1, 4):
         model, task = load_model(str(trained[name][0]), str(data), SEGMENT)
-        scores = dict(score_documents(model, task, "test", batch_size, progress=False))
+        scores = score_split(model, task, batch_size)
         documents = task.dataset("test")
         assert sorted(scores) == list(range(len(documents)))
         for number, document in scores.items():
@@ -180,10 +195,7 @@ def test_eval_lm_overrides_the_memory(call, data, trained):
     path = trained["longmem"][0]
     tokens, loss, _ = evaluate(call, data, path, 4, "--no-memory")
     model, task = load_model(str(path), str(data), SEGMENT, no_memory=True)
-    nll = sum(
-        float(document.nll.sum())
-        for _, document in score_documents(model, task, "test", 4, progress=False)
-    )
+    nll = sum(float(document.nll.sum()) for document in score_split(model, task, 4).values())
     assert model.decoder.memory is None
     assert math.log2(perplexity(nll, tokens)) == pytest.approx(loss, abs=1e-3)
     small, _ = load_model(str(path), str(data), SEGMENT, memory_size=SEGMENT)

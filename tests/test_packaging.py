@@ -25,14 +25,8 @@ def faiss_wheels(requirements):
 
 
 def test_extras_are_the_documented_ones(setup_arguments):
-    assert set(setup_arguments["extras_require"]) == {
-        *WITH_FAISS,
-        "hf",
-        "serve",
-        "harness",
-        "fuzz",
-        "peers",
-    }
+    others = {"hf", "serve", "harness", "ruler", "fuzz", "peers"}
+    assert set(setup_arguments["extras_require"]) == {*WITH_FAISS, *others}
 
 
 @pytest.mark.parametrize("extra", sorted(WITH_FAISS))

@@ -74,7 +74,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
     assert not errors
 
 
-def test_a_document_that_is_memorised_twice_is_there_twice(models):
+def test_a_document_that_is_memorized_twice_is_there_twice(models):
     lm = LongMem.from_pretrained(models["longmem"])
     for name in ("once", "twice"):
         lm.memorize(DOCUMENTS["a"], name)

@@ -4,7 +4,7 @@
 #   source train_scripts/environment.sh cpu
 #
 # Leaves a virtual environment active that holds this checkout (editable) and the extra: the one that is
-# active already, else .venv of the checkout, made if need be. What is there already stays, torch above all.
+# active already, else .venv of the checkout, made if need be. Installed packages stay, torch above all.
 
 longmem_environment() {
   local extra=$1 root mark

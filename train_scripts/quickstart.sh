@@ -7,7 +7,7 @@
 #   TEXT_DIR=my_documents RUN_DIR=runs/mine bash train_scripts/quickstart.sh
 #   QUICKSTART=tiny bash train_scripts/quickstart.sh     (everything from nothing, see quickstart_tiny.sh)
 #
-# Expect pointer_only below the backbone, and longmem below longmem_empty_memory: what lies between is the
+# Expect pointer_only below the backbone, and longmem below longmem_empty_memory: the difference is the
 # memory's. Training a SideNet takes 0.64 GFLOP a token, far longer on cores without bfloat16 matrix
 # instructions: SIDENET=0 leaves them out. Every step is skipped if its result is there already.
 # Settings: docs/running.md.
@@ -28,8 +28,8 @@ source "$here/environment.sh" cpu
 source "$here/environment.sh" hf
 # shellcheck source=train_scripts/compute_dtype.sh
 source "$here/compute_dtype.sh"
-# shellcheck source=train_scripts/fail_with_log.sh
-source "$here/fail_with_log.sh"
+# shellcheck source=train_scripts/steps.sh
+source "$here/steps.sh"
 
 RUN_DIR=${RUN_DIR:-runs/quickstart}
 MODEL_DIR=${MODEL_DIR:-models/smollm2}
@@ -40,6 +40,7 @@ export COMPUTE_DTYPE TOKENS_PER_SAMPLE=1024 BATCH_SIZE=4 CHUNK_SIZE=1 STREAM_SPA
 export RETRIEVAL_LAYER_INDEX=${RETRIEVAL_LAYER_INDEX:-21} UPDATES=${ADAPT_UPDATES:-60}
 export PYTHONWARNINGS=ignore # fairseq 0.12 speaks the dialects of hydra and PyTorch of 2020
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} # of eval and preprocess
+overlap=(--segment-overlap 128) # as context: docs/results/2026-11-27-memory-that-pays.md
 hidden=(--memory-search hidden --chunk-size 1 --memory-size 16384)
 
 mkdir -p "$RUN_DIR"
@@ -63,24 +64,17 @@ fi
 export DATA_DIR=$RUN_DIR/data
 python -m preprocess.prepare_corpus --source "$TEXT_DIR" --dest "$DATA_DIR" --vocabulary "$MODEL_DIR" --workers 2
 
-train() { # NAME [ARGUMENT ...]: trains RUN_DIR/NAME, with its log beside the checkpoint
-  local name=$1
-  shift
-  if [[ -f "$RUN_DIR/$name/dict.txt" ]]; then return; fi
-  log "training $name: $UPDATES updates of 4,096 tokens (log: $RUN_DIR/$name.log)"
-  SAVE_DIR="$RUN_DIR/$name" bash "$here/train_longmem.sh" --no-save-memory "$@" >"$RUN_DIR/$name.log" 2>&1 \
-    || fail_with_log "training $name" "$RUN_DIR/$name.log"
-}
 if ((SIDENET)); then
-  train sidenet --no-memory
-  train longmem "${hidden[@]}" --pointer trained
+  train sidenet train_longmem.sh --no-memory "${overlap[@]}"
+  train longmem train_longmem.sh --no-save-memory "${overlap[@]}" "${hidden[@]}" --pointer trained
 fi
 
 evaluate() { # NAME CHECKPOINT [ARGUMENT ...]
   local name=$1 checkpoint=$2
   shift 2
   python -m eval.evaluate "$DATA_DIR" --path "$checkpoint" --name "$name" --results "$RUN_DIR/results.jsonl" \
-    --compute-dtype "$COMPUTE_DTYPE" --batch-size 4 --seed 1 "$@" 2>>"$RUN_DIR/evaluation.log" \
+    --compute-dtype "$COMPUTE_DTYPE" --batch-size 4 --seed 1 "${overlap[@]}" "$@" \
+    2>>"$RUN_DIR/evaluation.log" \
     || fail_with_log "evaluating $name" "$RUN_DIR/evaluation.log"
 }
 log "evaluating"

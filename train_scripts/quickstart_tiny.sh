@@ -17,8 +17,8 @@ root=$(dirname "$here")
 source "$here/environment.sh" cpu
 # shellcheck source=train_scripts/compute_dtype.sh
 source "$here/compute_dtype.sh"
-# shellcheck source=train_scripts/fail_with_log.sh
-source "$here/fail_with_log.sh"
+# shellcheck source=train_scripts/steps.sh
+source "$here/steps.sh"
 
 RUN_DIR=${RUN_DIR:-runs/quickstart}
 TEXT_DIR=${TEXT_DIR:-}
@@ -40,14 +40,6 @@ export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} # of eval and preprocess
 
 mkdir -p "$RUN_DIR"
 log() { printf '%s  %s\n' "$(date +%H:%M:%S)" "$*"; }
-train() { # NAME SCRIPT [ARGUMENT ...]: trains RUN_DIR/NAME, with its log beside the checkpoint
-  local name=$1 script=$2
-  shift 2
-  if [[ -f "$RUN_DIR/$name/dict.txt" ]]; then return; fi
-  log "training $name (log: $RUN_DIR/$name.log)"
-  SAVE_DIR="$RUN_DIR/$name" bash "$here/$script" "$@" >"$RUN_DIR/$name.log" 2>&1 \
-    || fail_with_log "training $name" "$RUN_DIR/$name.log"
-}
 
 if [[ -z "$TEXT_DIR" ]]; then
   log "making the recall corpus"

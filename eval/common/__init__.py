@@ -1,1 +1,1 @@
-"""What the scripts of eval/ share."""
+"""Parts that several scripts of eval/ use."""

@@ -1,4 +1,4 @@
-"""What the machine is and can do: its own rates, and the memory of this process."""
+"""The machine and its rates, and the memory of this process."""
 
 import os
 import platform
@@ -30,13 +30,14 @@ def copy_rate(device: torch.device) -> float:
 
 
 class Rates(NamedTuple):
-    """What the machine can do: FLOP/s by the name of a dtype, bytes/s."""
+    """The machine's rates: FLOP/s by the name of a dtype, and bytes/s."""
 
     matmul_flops_per_second: Dict[str, float]
     copy_bytes_per_second: float
 
     @classmethod
     def measure(cls, dtypes: Iterable[str], device: torch.device) -> "Rates":
+        """Measures them, matrix products in each of *dtypes*."""
         matmul = {dtype: matmul_rate(getattr(torch, dtype), device) for dtype in dtypes}
         return cls(matmul, copy_rate(device))
 
@@ -49,7 +50,7 @@ class Rates(NamedTuple):
 
 
 def reset_peak(device: torch.device) -> None:
-    """Forgets what :func:`peak_bytes` has seen (on Linux, where /proc may be written)."""
+    """Starts :func:`peak_bytes` anew (on Linux, where /proc may be written)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -59,7 +60,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> Optional[int]:
-    """Most memory this process has held: of the GPU, or resident (all its libraries included).
+    """Peak memory of this process: of the GPU, or resident (all its libraries included).
 
     To measure one thing give it a fresh process. Not ``ru_maxrss``, which a child inherits from its
     parent. None where there is no /proc.
@@ -70,7 +71,7 @@ def peak_bytes(device: torch.device) -> Optional[int]:
 
 
 def resident_bytes() -> Optional[int]:
-    """What this process holds in main memory now. None where there is no /proc."""
+    """Main memory that this process holds now. None where there is no /proc."""
     return _process_bytes("VmRSS")
 
 

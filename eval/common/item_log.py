@@ -1,4 +1,4 @@
-"""What a run has finished, on disk: killed and started again, it goes on with the rest."""
+"""The finished items of a run, on disk: a killed run goes on with the rest when it is started again."""
 
 import fcntl
 import hashlib
@@ -19,11 +19,11 @@ class ItemLog:
     dropped. A run with any other setting has another file.
 
     Args:
-        results: file of result lines, beside which a folder of such files lies; None keeps nothing
+        results: file of result lines, beside which the folder of logs lies; None: nothing is logged
         settings: all that the items depend on, as plain JSON; settings["benchmark"] begins the name
 
     Raises:
-        ValueError: another process is at the same run, or the file was tampered with
+        ValueError: another process does the same run, or the file was tampered with
     """
 
     def __init__(self, results: Optional[Path], settings: Dict):
@@ -46,10 +46,10 @@ class ItemLog:
             self._write(settings)
 
     def add(self, item: str, record: Dict) -> None:
-        """Keeps what was found for an item (plain JSON)."""
+        """Writes the record (plain JSON) of a finished item."""
         self.done[item] = record
-        kept = {"item": item, **record}
-        self._write({**kept, "crc32": _crc32(kept)})
+        line = {"item": item, **record}
+        self._write({**line, "crc32": _crc32(line)})
 
     def _read(self, path: Path) -> None:
         # the first line holds the settings
@@ -73,5 +73,5 @@ class ItemLog:
 
 
 def _crc32(record: Dict) -> int:
-    """Checksum of a line: what was changed or damaged since is not taken for a result."""
+    """Checksum of a line, so that a damaged or edited line is not taken for a result."""
     return zlib.crc32(json.dumps(record).encode())

@@ -1,4 +1,4 @@
-"""What every benchmark is told about the model: its options, and the model that they give."""
+"""Options of the model that every benchmark takes, and the model that they describe."""
 
 import argparse
 from pathlib import Path
@@ -10,13 +10,13 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from eval.common.provenance import code_hash, commit
 from eval.common.results import check_results
 from longmem_fairseq import LongMem
-from longmem_fairseq.api.pretrained import load_with_options
+from longmem_fairseq.api.pretrained import load_pretrained
 from longmem_fairseq.models.checkpoints import fingerprint
 from longmem_fairseq.tasks.config import ModelOptions, given_options
 from longmem_fairseq.utils.allocator import keep_freed_memory
 from longmem_fairseq.utils.cli import as_option
 
-# where results go, and how fast: not what they are
+# options that do not change the results
 NO_SETTINGS = (
     "path",
     "name",
@@ -28,14 +28,14 @@ NO_SETTINGS = (
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the model and its memory, which replace what the checkpoint was trained with."""
+    """Options of the model and its memory, which replace those of the checkpoint's training."""
     add = parser.add_argument
     add("--path", required=True, help="checkpoint of a model of this plugin")
-    add("--name", required=True, help="what to call the model in results")
+    add("--name", required=True, help="name of the model in results")
     add(
         "--results",
         type=Path,
-        help="file to append JSON lines to; what a killed run had finished is kept beside it",
+        help="file to append JSON lines to; items that a killed run had finished are stored beside it",
     )
     add(
         "--tokens-per-sample",
@@ -66,7 +66,7 @@ def load(args: argparse.Namespace) -> LongMem:
     for name in ("tokens_per_sample", "segment_overlap"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
-    lm = LongMem(*load_with_options(Path(args.path), args.device, options))
+    lm = LongMem(*load_pretrained(Path(args.path), args.device, options))
     check_memory_options(args, lm.model)
     return lm
 
@@ -84,12 +84,12 @@ def check_memory_options(args: argparse.Namespace, model) -> None:
 
 
 def describe_model(args: argparse.Namespace, model) -> Dict:
-    """For a result line: the model's name, how it computed, what its memory was, and what it read."""
+    """Fields of a result line: the model's name, arithmetic and memory options, and the data."""
     decoder = model.decoder
     memory_options = None
     if decoder.memory is not None:
-        kept = ("memory_size", "chunk_size", "k", "scope", "index", "index_parameters", "dtype")
-        memory_options = {name: decoder.memory.options[name] for name in kept}
+        names = ("memory_size", "chunk_size", "k", "scope", "index", "index_parameters", "dtype")
+        memory_options = {name: decoder.memory.options[name] for name in names}
         if decoder.memory.options["search"] == "hidden":
             dim, pointer = decoder.memory.options["search_dim"], decoder.pointer
             kind = None if pointer is None else type(pointer).__name__
@@ -111,10 +111,10 @@ def describe_model(args: argparse.Namespace, model) -> Dict:
 
 
 def settings(args: argparse.Namespace, model, benchmark: str, data: Dict[str, str]) -> Dict:
-    """All that results depend on, for :class:`ItemLog`.
+    """Everything that results depend on, for :class:`ItemLog`.
 
     Args:
-        data: hashes of what is read
+        data: hashes of the files that are read
     """
     options = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
     options["tokens_per_sample"] = model.decoder.window
@@ -126,20 +126,20 @@ def settings(args: argparse.Namespace, model, benchmark: str, data: Dict[str, st
 
 
 def numbers(option: str, text: str, least: int = 0) -> List[int]:
-    """The value of an option that takes numbers with commas between them.
+    """The numbers of an option that takes several with commas between them.
 
     Raises:
-        ValueError: it is something else, a number is less than *least*, or there twice
+        ValueError: it has another form, or a number is less than *least* or there twice
     """
     parts = text.split(",")
     if not all(part.strip().isdigit() for part in parts):
         raise ValueError(f"{option} ({text}) must be whole numbers with commas between them")
-    found = [int(part) for part in parts]
-    if min(found) < least:
+    values = [int(part) for part in parts]
+    if min(values) < least:
         raise ValueError(f"{option} ({text}) must be at least {least} each")
-    if len(set(found)) < len(found):
+    if len(set(values)) < len(values):
         raise ValueError(f"{option} ({text}) must name every number once")
-    return found
+    return values
 
 
 def check_demonstrations(args: argparse.Namespace, lm: LongMem, in_memory: List[int]) -> None:

@@ -1,4 +1,4 @@
-"""Reads prompts that share what was memorised before them, and what stands before them in the window.
+"""Reads prompts that share a memory, and a prefix in the window.
 
 B rows, T tokens, n segments, H heads, D head_dim, W window.
 """
@@ -15,18 +15,18 @@ from longmem_fairseq import LongMem
 from longmem_fairseq.models.memory_decoder import Entries
 from longmem_fairseq.modules import token_losses
 
-MEMORISED_AT_A_TIME = 8192  # tokens whose keys and values are computed at once
+MEMORIZED_AT_ONCE = 8192  # tokens whose keys and values are computed at a time
 
 
 class Scored(NamedTuple):
-    """For each of a row's tokens: its log-probability (natural), and the most likely token instead."""
+    """Of each token of a row the log-probability (natural), and the most likely token in its place."""
 
     log_probabilities: Tensor
     choices: Tensor
 
 
 class PromptReader:
-    """A model with one memory, that reads what it has memorised but adds nothing to it.
+    """A model with one memory, which prompts read but do not change.
 
     Args:
         lm: the model may have no memory
@@ -46,7 +46,7 @@ class PromptReader:
         if self.has_memory:
             self.lm.memory.single_bank(self.lm.device).reset()
 
-    def memorise(self, tokens: Tensor) -> None:
+    def memorize(self, tokens: Tensor) -> None:
         """Adds T tokens to the memory, read in segments of the window; without memory they are lost.
 
         Tokens that start a document complete the last chunk, which could not be found otherwise.
@@ -57,7 +57,7 @@ class PromptReader:
             self.write(self.entries(tokens), tokens)
 
     def whole_chunks(self, tokens: int) -> int:
-        """How many tokens the memory holds after it has memorised *tokens*."""
+        """The number of tokens that the memory holds after it has memorized *tokens*."""
         size = self.decoder.memory.options["chunk_size"] if self.has_memory else 1
         return -(-tokens // size) * size
 
@@ -75,28 +75,28 @@ class PromptReader:
         """Raises ValueError where there is a memory that holds less than *tokens*."""
         if self.has_memory and tokens > (size := self.decoder.memory.options["memory_size"]):
             raise ValueError(
-                f"--memory-size ({size}) is too small for {tokens:,} tokens that are to be remembered"
+                f"--memory-size ({size}) is too small for the {tokens:,} tokens to be memorized"
             )
 
     @torch.no_grad()
     def entries(self, tokens: Tensor) -> Entries:
-        """What the memory keeps of T tokens read in segments of the window, in one row."""
-        # the cached layer stands below what reads memory, so that segments can be read side by side
+        """Keys and values of T tokens read in segments of the window, in one row."""
+        # the cached layer stands below the one that reads memory: segments can be read side by side
         tokens, parts = tokens.unsqueeze(0).to(self.lm.device), []
         for (_, overlap), alike in groupby(
             self.decoder.segments(tokens), lambda segment: (segment[0].size(1), segment[1])
         ):
             segments = torch.cat([segment for segment, _ in alike])
-            for rows in segments.split(max(1, MEMORISED_AT_A_TIME // self.window)):
+            for rows in segments.split(max(1, MEMORIZED_AT_ONCE // self.window)):
                 parts.append(self.decoder.entries(rows).of_tokens(slice(overlap, None)))
         return Entries.in_one_row(parts)
 
     @torch.no_grad()
     def score(self, prefix: Tensor, rows: Sequence[Tensor]) -> List[Scored]:
-        """How likely the tokens of every row are after the same *prefix*, which is read once.
+        """Scores of the tokens of every row after the same *prefix*, which is read once.
 
-        Of a row that the window does not hold beside the prefix, which has to be alone, only the last
-        tokens are scored: what comes before goes to a memory of its own, if there is one.
+        A row that the window does not hold beside the prefix has to be alone. Only its last tokens are
+        scored: those before them go to a memory of its own, if there is one.
 
         Args:
             prefix: at least one token
@@ -129,8 +129,8 @@ class PromptReader:
         """The most likely token after each of B x T, again and again; B x N.
 
         Args:
-            prefix: what stands before every row
-            stop: tokens after any of which a row has ended; N is what it took until all had
+            prefix: tokens before every row
+            stop: tokens that end a row; N is the length at which all rows have ended
         """
         prefix, tokens = prefix.to(self.lm.device), rows.to(self.lm.device)
         stop = stop.to(self.lm.device)
@@ -150,14 +150,14 @@ class Demonstrations:
     """Demonstrations before an item: the window holds the last ones, the memory those before.
 
     Items come in the order of their lengths, the shortest first. The longer they are, the fewer
-    demonstrations fit beside them; what no longer fits moves to the memory, the oldest first.
+    demonstrations fit beside them; those that no longer fit move to the memory, the oldest first.
 
     Args:
         in_memory, in_context: tokens of every demonstration
         longest: tokens of the longest item
 
     Raises:
-        ValueError: the memory is too small for what will be in it at the longest item
+        ValueError: the memory is too small for the demonstrations in it at the longest item
     """
 
     def __init__(
@@ -170,23 +170,23 @@ class Demonstrations:
         self.reader, self.in_context = reader, deque(in_context)
         first = [reader.start, *in_memory] if in_memory else []
         moved = list(in_context)[: self._too_many(longest)]
-        self.memorised = sum(len(tokens) for tokens in in_memory)  # tokens
+        self.memorized = sum(len(tokens) for tokens in in_memory)  # tokens
         together = [sum(len(tokens) for tokens in first), *(len(tokens) for tokens in moved)]
         reader.check_room(sum(reader.whole_chunks(tokens) for tokens in together))
         reader.forget()
         if in_memory:
-            reader.memorise(torch.cat(first))
+            reader.memorize(torch.cat(first))
 
     def before(self, length: int) -> Tensor:
-        """What stands in the window before items of up to *length* tokens."""
+        """The prefix in the window of items of up to *length* tokens."""
         for _ in range(self._too_many(length)):
             oldest = self.in_context.popleft()
-            self.memorised += len(oldest)
-            self.reader.memorise(oldest)
+            self.memorized += len(oldest)
+            self.reader.memorize(oldest)
         return torch.cat([self.reader.start, *self.in_context])
 
     def _too_many(self, length: int) -> int:
-        """How many demonstrations, the oldest, the window does not hold beside *length* tokens."""
+        """The number of the oldest demonstrations that do not fit beside *length* tokens."""
         room = self.reader.window - len(self.reader.start) - length
         sizes = [len(tokens) for tokens in self.in_context]
         return next(count for count in range(len(sizes) + 1) if sum(sizes[count:]) <= max(room, 0))

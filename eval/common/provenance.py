@@ -1,4 +1,4 @@
-"""With which code, and from which files, a result came about."""
+"""The code and the files that a result came from."""
 
 import hashlib
 import subprocess
@@ -23,7 +23,7 @@ def commit() -> str:
     return described.stdout.strip()
 
 
-@cache  # what this process runs, whatever is edited meanwhile
+@cache  # the code that this process runs, even if it is edited meanwhile
 def code_hash() -> str:
     """SHA-256 of the Python files of the package and of eval/, committed or not."""
     digest = hashlib.sha256()

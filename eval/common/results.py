@@ -1,4 +1,4 @@
-"""Result lines: one line of JSON for everything that was measured."""
+"""Result lines: one line of JSON for each measurement."""
 
 import fcntl
 import json
@@ -10,10 +10,10 @@ from longmem_fairseq.utils.text_files import parse_json
 
 
 def check_results(option: str, path: Optional[Path]) -> None:
-    """Before the work of hours.
+    """Checks the value of *option* before hours of work.
 
     Raises:
-        ValueError: *path*, given as *option*, cannot be a file of result lines
+        ValueError: *path* cannot be a file of result lines
     """
     if path is None:
         return
@@ -27,10 +27,10 @@ def check_results(option: str, path: Optional[Path]) -> None:
 
 
 def check_output(path: Optional[Path]) -> None:
-    """Before the work of hours.
+    """Checks a file to be written before hours of work.
 
     Raises:
-        FileNotFoundError, ValueError: there cannot be such a file
+        FileNotFoundError, ValueError: *path* cannot be written
     """
     if path is None:
         return
@@ -43,7 +43,7 @@ def check_output(path: Optional[Path]) -> None:
 def append_result(path: Optional[Path], result: Dict) -> None:
     """Adds a line to a file of results, which is made with its folder; None adds nothing.
 
-    A run that was done already gives its line once more, which is there then and not added.
+    A finished run that is started again gives the same line, which is not added a second time.
     """
     if path is None:
         return
@@ -76,7 +76,7 @@ def read_json_lines(path: Union[str, Path], fields: Optional[Dict[str, type]] = 
     """All lines of a file of JSON lines.
 
     Args:
-        fields: what every line has, and of which type
+        fields: name and type of the fields that every line has
 
     Raises:
         FileNotFoundError: there is no such file

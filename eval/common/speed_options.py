@@ -1,4 +1,4 @@
-"""Options that the measurements of speed share, and the settings of their process."""
+"""Options of the measurements of speed, and the settings of their process."""
 
 import argparse
 import logging
@@ -18,9 +18,9 @@ class Parser(argparse.ArgumentParser):
     A wrong option is a ValueError, which :func:`cli.run` makes one line of.
 
     Args:
-        description: what the benchmark does
-        plot: what --plot shows
-        quick: option -> what it is with --quick
+        description: of the benchmark
+        plot: contents of the figure of --plot
+        quick: values of options with --quick
     """
 
     def __init__(self, description: str, plot: str, quick: Dict[str, object]):
@@ -40,6 +40,7 @@ class Parser(argparse.ArgumentParser):
         add("--quick", action="store_true", help=f"under a minute on 2 cores: {words}")
 
     def error(self, message: str) -> None:
+        """Raises ValueError with argparse's *message* about an option."""
         raise ValueError(message)
 
     def read(self) -> argparse.Namespace:
@@ -60,8 +61,24 @@ class Parser(argparse.ArgumentParser):
         return args
 
 
+def add_bank_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a memory bank and of the segments that read it."""
+    add = parser.add_argument
+    add("--heads", type=positive, default=16, help="H")
+    add("--head-dim", type=positive, default=64, help="D")
+    add("--tokens-per-sample", type=positive, default=1024, help="queries of a segment")
+    add("--chunk-size", type=positive, default=4, help="tokens per chunk")
+    add("--k", type=positive, default=64, help="tokens retrieved per query and head")
+
+
+def index_options(index: str) -> Dict[str, str]:
+    """Options of a bank for an index, written with its parameters after a colon if it has any."""
+    name, _, parameters = index.partition(":")
+    return {"index": name, "index_parameters": parameters}
+
+
 def set_up(args: argparse.Namespace) -> None:
-    """The settings of a process."""
+    """Applies the settings of a measurement to this process."""
     logging.getLogger().setLevel(logging.WARNING)  # importing fairseq leaves it at DEBUG
     torch.manual_seed(1)
     keep_freed_memory()  # as our commands do

@@ -1,4 +1,4 @@
-"""Goals of a measurement of speed, and the JSON that it writes."""
+"""Goals of a measurement of speed, and its report in JSON."""
 
 import json
 import shlex
@@ -12,7 +12,7 @@ from eval.common.provenance import commit
 
 
 class Check(NamedTuple):
-    """A goal and whether *value* meets it; ``_asdict()`` is what goes into JSON."""
+    """A goal and whether *value* meets it; ``_asdict()`` goes into the JSON."""
 
     name: str
     value: float
@@ -21,10 +21,12 @@ class Check(NamedTuple):
 
     @classmethod
     def at_least(cls, name: str, value: float, goal: float) -> "Check":
+        """The goal that *value* is at least so large."""
         return cls(name, value, f">= {goal:g}", value >= goal)
 
     @classmethod
     def at_most(cls, name: str, value: float, goal: float) -> "Check":
+        """The goal that *value* is at most so large."""
         return cls(name, value, f"<= {goal:g}", value <= goal)
 
     def __str__(self) -> str:
@@ -34,7 +36,7 @@ class Check(NamedTuple):
 def write_report(
     path: Path, hardware: str, rates: Rates, checks: Iterable[Check], **results: object
 ) -> None:
-    """Writes *results* as JSON, with when, where and how they came about."""
+    """Writes *results* as JSON, with date, hardware, commit and command."""
     report = {
         "date": date.today().isoformat(),
         "hardware": hardware,

@@ -2,8 +2,8 @@
 
 Rows of the paper's (arXiv 2306.07174) stand beside ours. Its models have 407M parameters (558M with
 the SideNet) and read many billions of tokens: absolute numbers do not carry over to another tokenizer,
-corpus or size. Compare ratios and directions. docs/reproducing.md says which of these numbers were
-checked against a second source.
+corpus or size. Compare ratios and directions. docs/reproducing.md lists the numbers that were checked
+against a second source.
 """
 
 import statistics
@@ -20,15 +20,17 @@ def markdown(rows: Sequence[Sequence[str]]) -> List[str]:
 
 
 def ratio(value: Optional[float], base: Optional[float]) -> str:
+    """*value* / *base* with four digits; empty where one of them is missing."""
     return f"{value / base:.4f}" if value is not None and base is not None else ""
 
 
 def percent(share: Optional[float]) -> str:
+    """A share as a percentage; empty where it is missing."""
     return f"{100 * share:.1f}%" if share is not None else ""
 
 
 def mean_and_deviation(values: Iterable[float], digits: int = 1) -> str:
-    """As the paper reports several seeds; its deviation is that of these values, not of a sample."""
+    """Mean ± population standard deviation, as the paper reports several seeds."""
     values = list(values)
     if not values:
         return ""

@@ -18,6 +18,7 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
+        """Seconds until now."""
         return time.perf_counter() - self.start
 
 
@@ -105,7 +106,7 @@ def interleaved(
 ) -> Dict[str, List[float]]:
     """Seconds of every run, A B A B ... after one warm-up each.
 
-    What disturbs the machine for a while then disturbs all of them: compare them round by round.
+    A disturbance of the machine then slows all of them: compare them round by round.
     """
     for step in steps.values():
         step.seconds(device)

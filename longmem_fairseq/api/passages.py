@@ -1,4 +1,4 @@
-"""What a model read in its memory, for people.
+"""The passages that a model read in its memory, for people.
 
 H heads, H' of them with keys and values for G heads each, T tokens, D head_dim, R chunks retrieved per
 query of c tokens each, K = R * c.
@@ -21,11 +21,11 @@ class Passage(NamedTuple):
 
     head: number of the head; 0 where no layer attends to memory, but a pointer reads it
     gate: the head's weight of memory against the local window, 0 to 1; or the pointer's weight
-    weight: the chunk's share of the head's attention to memory, 0 to 1; or of what the pointer says
+    weight: the chunk's share of the head's attention to memory, 0 to 1; or of the pointer
     score: inner product of query and search key, by which the chunk was found
-    document: name, None if nobody said
+    document: its name, None if it has none
     offset: tokens of the document before this chunk
-    before, text, after: the chunk's text, and what stands around it in its document. A chunk in which
+    before, text, after: the chunk's text, and the text around it in its document. A chunk in which
         another document begins ends there
     """
 
@@ -41,7 +41,8 @@ class Passage(NamedTuple):
 
 
 class _Shares(NamedTuple):
-    """What H heads gave to R chunks for each of the last T tokens: H x T x R, and their gates H x T."""
+    """The attention of H heads to R chunks for each of the last T tokens, H x T x R, and their gates,
+    H x T."""
 
     weights: Tensor
     scores: Tensor
@@ -61,7 +62,7 @@ def read_passages(
     """The passages that each token read, by head, those with the largest weights first.
 
     Args:
-        lookup: what was found for the tokens in the first stream of *bank*
+        lookup: the search for the tokens in the first stream of *bank*
         pointer: of the last of the tokens
         num_tokens: T
         gate: of every head; those of heads that retrieve together are averaged. None where no layer
@@ -77,16 +78,16 @@ def read_passages(
         shares = _attended(lookup, num_tokens, gate)
     count = min(per_head or shares.weights.size(-1), shares.weights.size(-1))
     best = shares.weights.topk(count, dim=-1).indices  # H x T x count
-    found = (t.gather(-1, best).tolist() for t in (shares.chunks, shares.weights, shares.scores))
-    chunks, weights, scores = found
+    parts = (shares.chunks, shares.weights, shares.scores)
+    chunks, weights, scores = (part.gather(-1, best).tolist() for part in parts)
     gates = shares.gates.tolist()
     places: Dict[int, tuple] = {}
     tokens = [[] for _ in range(num_tokens - shares.weights.size(1))]
     for t in range(shares.weights.size(1)):
         passages = []
         for head in range(len(chunks)):
-            found = zip(chunks[head][t], weights[head][t], scores[head][t], strict=True)
-            for slot, weight, score in found:
+            places_read = zip(chunks[head][t], weights[head][t], scores[head][t], strict=True)
+            for slot, weight, score in places_read:
                 if slot < 0:
                     continue
                 if slot not in places:

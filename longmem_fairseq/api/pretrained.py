@@ -1,33 +1,43 @@
 """Models as training leaves them: a folder with checkpoint, dictionary and tokenizer."""
 
 import re
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Tuple, Union
+from typing import Dict, Iterator, Tuple, Union
 
 import torch
 from fairseq import checkpoint_utils
 from fairseq.models import FairseqLanguageModel
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from longmem_fairseq.fairseq_patches import install
-from longmem_fairseq.models.checkpoints import CHECKPOINTS, checkpoint_in, identify_memory
+from longmem_fairseq.models.checkpoints import CHECKPOINTS, BackboneNotFoundError, checkpoint_in
 from longmem_fairseq.tasks.config import MODEL_OPTIONS, TASK, ModelOptions
 from longmem_fairseq.tokenizers import Tokenizer, load_tokenizer
+from longmem_fairseq.utils.argument_error import ArgumentError
 
-# what building a model raises whose configuration is damaged, or of other sizes than its weights
-_MISFITS = (
-    OmegaConfBaseException,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-)
 _OPTIONS = (*MODEL_OPTIONS, "tokens_per_sample", "segment_overlap")
 # as a command line names them
 _OPTION = re.compile("--({})(?![a-z-])".format("|".join(_OPTIONS).replace("_", "-")))
+
+
+@contextmanager
+def names_of_arguments() -> Iterator[None]:
+    """Around :func:`load_pretrained` in Python: errors call options of the model by their arguments.
+
+    Raises:
+        FileNotFoundError, ValueError: as inside
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(_with_arguments(error)) from error
+    except ValueError as error:
+        raise ValueError(_with_arguments(error)) from error
+
+
+def _with_arguments(error: Exception) -> str:
+    return _OPTION.sub(lambda option: option[1].replace("-", "_"), str(error))
 
 
 def load_pretrained(
@@ -35,26 +45,16 @@ def load_pretrained(
 ) -> Tuple[FairseqLanguageModel, Tokenizer]:
     """Model, in evaluation mode, and tokenizer; see :meth:`LongMem.from_pretrained`.
 
-    Errors name options as Python does.
+    Raises:
+        FileNotFoundError, ValueError: see :meth:`LongMem.from_pretrained`; options of the model are
+            called as on a command line, see :func:`names_of_arguments`
     """
-    try:
-        return load_with_options(path, device, overrides)
-    except (FileNotFoundError, ValueError) as error:
-        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-        message = _OPTION.sub(lambda option: option[1].replace("-", "_"), str(error))
-        raise kind(message) from error
-
-
-def load_with_options(
-    path: Path, device: Union[str, torch.device], overrides: Dict
-) -> Tuple[FairseqLanguageModel, Tokenizer]:
-    """The same, for commands: errors name options as a command line does."""
     install()
     checkpoint = _find_checkpoint(path)
     for name in overrides:
         if name not in _OPTIONS:
             raise ValueError(f"{name} is no option of a model: expected {', '.join(_OPTIONS)}")
-    # what the task was given in training stands in the model's configuration, settled
+    # options that the task had in training stand in the model's configuration, settled
     nothing = {name: getattr(ModelOptions(), name) for name in MODEL_OPTIONS}
     task = {**nothing, **overrides, "data": str(checkpoint.parent)}
     state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint), {"task": task})
@@ -62,37 +62,37 @@ def load_with_options(
     _check_task(checkpoint, state)
     try:
         (model,), _ = checkpoint_utils.load_model_ensemble([str(checkpoint)], state=state)
-    except FileNotFoundError as error:
-        if "--pretrained-model-path" not in str(error):
-            raise
+    except BackboneNotFoundError as error:
         raise FileNotFoundError(
             f"{error}; {checkpoint} needs its backbone: give --pretrained-model-path"
         ) from error
-    except _MISFITS as error:
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of a damaged configuration, or one of other sizes than the weights
         reason = str(error).split("\n")[0]
         raise ValueError(f"{checkpoint} does not fit its own options ({reason})") from error
-    identify_memory(model)
+    model.decoder.identify_memory()
     tokenizer = load_tokenizer(checkpoint.parent, model.decoder.dictionary, ids_suffice=True)
     return model.to(_as_device(device)).eval(), tokenizer
 
 
 def _find_checkpoint(path: Path) -> Path:
-    """A checkpoint whose folder is complete.
+    """The checkpoint in a folder that is complete.
 
     Raises:
         FileNotFoundError: naming what is missing
     """
-    found = Path(checkpoint_in(str(path)))
-    if found.is_dir():
+    checkpoint = Path(checkpoint_in(str(path)))
+    if checkpoint.is_dir():
         raise FileNotFoundError(f"{path} holds no model: expected {', '.join(CHECKPOINTS)}")
-    if not found.is_file():
+    if not checkpoint.is_file():
         raise FileNotFoundError(f"{path}: no such model")
-    if not (found.parent / "dict.txt").is_file():
+    if not (checkpoint.parent / "dict.txt").is_file():
         raise FileNotFoundError(
-            f"{found.parent} has no dict.txt: copy dictionary and tokenizer of the model's corpus "
+            f"{checkpoint.parent} has no dict.txt: copy dictionary and tokenizer of the model's corpus "
             "there (train_scripts/copy_vocabulary.sh)"
         )
-    return found
+    return checkpoint
 
 
 def _give_memory(state: Dict, overrides: Dict) -> None:
@@ -118,10 +118,10 @@ def _check_task(checkpoint: Path, state: Dict) -> None:
 
 def _as_device(device: Union[str, torch.device]) -> torch.device:
     try:
-        found = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split(chr(10))[0]
-        raise ValueError(f"device ({device}) cannot be used: {reason}") from error
-    if found.type not in ("cpu", "cuda"):
-        raise ValueError(f"device ({device}) cannot be used: expected cpu, cuda, cuda:1, ...")
-    return found
+        usable = torch.empty(0, device=device).device
+    except Exception as error:  # PyTorch has several for a device that is not there
+        reason = str(error).split("\n")[0]
+        raise ArgumentError("{device} ({}) cannot be used: {}", device, reason) from error
+    if usable.type not in ("cpu", "cuda"):
+        raise ArgumentError("{device} ({}) cannot be used: expected cpu, cuda, cuda:1, ...", device)
+    return usable

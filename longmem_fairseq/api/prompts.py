@@ -12,6 +12,7 @@ from torch import Tensor
 from longmem_fairseq.models.memory_decoder import MemoryDecoder
 from longmem_fairseq.tokenizers import Tokenizer
 from longmem_fairseq.tokenizers.chat_template import Message
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def prompt_tokens(
     special_tokens: bool,
     chat: bool,
 ) -> Tensor:
-    """1 x T, what a continuation of the prompt reads; warns of what it does not.
+    """1 x T, the tokens that a continuation of the prompt reads; warns of those that it does not.
 
     Raises:
         ValueError: see :meth:`LongMem.generate`
@@ -57,24 +58,23 @@ def prompt_tokens(
         raise ValueError("the prompt is empty")
     if chat:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        # the template says all that the model is to read, the beginning too
+        # the template writes the whole prompt, the beginning too
         tokens = document_tokens(tokenizer, tokenizer.spelled_chat(messages), True, bare=True)
     elif not isinstance(prompt, str):
-        raise ValueError("messages are a chat: give chat too, or a text for a prompt")
+        raise ArgumentError("messages are a chat: give {chat} too, or a text for a prompt")
     else:
         tokens = document_tokens(tokenizer, prompt, special_tokens)
         spelled = [token for token in tokenizer.special_tokens if token in prompt]
         if spelled and not special_tokens:
             logger.warning(
                 f"the prompt spells out {', '.join(spelled)}, which is read as text: special_tokens "
-                "(--special-tokens) reads special tokens as such, and chat (--chat) puts those around "
-                "the prompt that the model's template has"
+                "reads special tokens as such, and chat puts those of the model's template around the "
+                "prompt"
             )
     unread = decoder.left_behind(tokens.size(1)) if decoder.memory is None else 0
     if unread > 0:
         logger.warning(
             f"the prompt has {tokens.size(1):,} tokens and the window {decoder.window:,}: the first "
-            f"{unread:,} are not read, as this model has no memory; tokens_per_sample "
-            "(--tokens-per-sample) widens the window"
+            f"{unread:,} are not read, as this model has no memory; tokens_per_sample widens the window"
         )
     return tokens

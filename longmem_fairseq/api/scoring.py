@@ -16,7 +16,7 @@ from longmem_fairseq.modules.rotary_scaling import length_that_counts
 
 
 class Row(NamedTuple):
-    """Dictionary indices of a text and what stands before it, of which the last *scored* are scored.
+    """Dictionary indices of a text and its context, of which the last *scored* are scored.
 
     There has to be a token before those.
     """
@@ -48,7 +48,7 @@ class _Plan(NamedTuple):
 
     @property
     def rolls(self) -> bool:
-        """Whether earlier segments are scored too."""
+        """True where earlier segments are scored too."""
         return self.first < self.begin
 
 
@@ -57,9 +57,9 @@ def score_rows(lm: LongMem, rows: Sequence[Row], top: int = 1, memory: bool = Tr
     """Scores the last tokens of every row; the memory is afterwards as it was.
 
     A row that the window holds is read at once. Of a longer one the window holds the last W tokens,
-    and what stands before them goes to a memory of its own, in segments of W that advance by W - O. If
+    and the tokens before them go to a memory of its own, in segments of W that advance by W - O. If
     more is to be scored than the window holds, every segment is scored as it is read, and the last
-    window, too, scores only what follows O tokens. Without memory (``memory=False``, or
+    window, too, scores only the tokens after O. Without memory (``memory=False``, or
     a backbone) the window is all that is seen, which is how other models read.
 
     Args:
@@ -74,7 +74,7 @@ def score_rows(lm: LongMem, rows: Sequence[Row], top: int = 1, memory: bool = Tr
     for start in range(0, max(plan.read for plan in plans), stride):
         _score_segment(lm, rows, plans, start, fork, top, scored)
     _score_last(lm, rows, plans, fork, top, scored)
-    return [Scored(*(torch.cat(parts) for parts in zip(*found, strict=True))) for found in scored]
+    return [Scored(*(torch.cat(parts) for parts in zip(*pieces, strict=True))) for pieces in scored]
 
 
 def batches(
@@ -182,15 +182,15 @@ def _score(
     top: int,
     scored: List[List],
 ) -> None:
-    """Adds to *scored*, for each row, what the tokens from *firsts* to *stops* predict.
+    """Adds to *scored*, for each row, the predictions of the tokens from *firsts* to *stops*.
 
     Args:
         logits: B x T x V, the first of each row being that of its token at *begins*
     """
     for i, (row, begin, first, stop) in enumerate(zip(rows, begins, firsts, stops, strict=True)):
         if first < stop:
-            own = logits[i, first - begin : stop - begin].float().log_softmax(dim=-1)
-            targets = row.tokens[first + 1 : stop + 1].to(own.device)
-            likely, choices = own.topk(top, dim=-1)
-            log_probs = own.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+            predicted = logits[i, first - begin : stop - begin].float().log_softmax(dim=-1)
+            targets = row.tokens[first + 1 : stop + 1].to(predicted.device)
+            likely, choices = predicted.topk(top, dim=-1)
+            log_probs = predicted.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
             scored[i].append((log_probs.cpu(), choices.cpu(), likely.cpu()))

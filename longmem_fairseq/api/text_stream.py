@@ -39,7 +39,8 @@ class TextStream:
 
     @property
     def settled(self) -> int:
-        """How many characters stay whatever follows: an end that may begin a stop string does not."""
+        """The number of characters that no further token changes: an end that may begin a stop string
+        is not among them."""
         if self.stopped:
             return len(self.text)
         return len(self.text) - max(
@@ -63,8 +64,8 @@ class TextStream:
         longest = max((len(stop) for stop in self.stop), default=0)
         searched = max(0, offset - longest + 1)
         self.text += text
-        found = [self.text.find(stop, searched) for stop in self.stop]
-        ends = [place for place in found if place >= 0]
+        places = [self.text.find(stop, searched) for stop in self.stop]
+        ends = [place for place in places if place >= 0]
         if ends:
             self.stopped = True
             self.text = self.text[: min(ends)]

@@ -17,7 +17,6 @@ from typing import Any, Dict, Iterator, Optional, Sequence
 
 import torch
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from longmem_fairseq.conversion.estimate import estimate
 from longmem_fairseq.conversion.families import FAMILIES, Family, unknown
@@ -42,10 +41,10 @@ from longmem_fairseq.utils.text_files import read_json
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WINDOW = 1024
 MOST_IDS = 2**20
-_MISFITS = (RuntimeError, TypeError, AttributeError, ArithmeticError, OmegaConfBaseException)
 
 
 def get_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -78,7 +77,7 @@ def read_config(folder: Path) -> Dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none
-        ValueError: of another family, or of quantised weights
+        ValueError: of another family, or of quantized weights
     """
     path = folder / "config.json"
     config = read_json(path)
@@ -90,7 +89,7 @@ def read_config(folder: Path) -> Dict[str, Any]:
     if str(config.get("model_type")) not in FAMILIES:
         raise ValueError(f"{path}: {unknown(config)}")
     if config.get("quantization_config"):
-        raise ValueError(f"{path}: its weights are quantised: give the model as it was before that")
+        raise ValueError(f"{path}: its weights are quantized: give the model as it was before that")
     whole_number(config, "vocab_size", MOST_IDS)
     for name in ("num_hidden_layers", "num_layers", "n_layer"):
         if name in config:
@@ -100,19 +99,22 @@ def read_config(folder: Path) -> Dict[str, Any]:
 
 @contextmanager
 def errors_of_config() -> Iterator[None]:
-    """Around what is made of config.json: whatever goes wrong there is a ValueError."""
+    """Around the reading of a stranger's config.json: whatever goes wrong there is a ValueError."""
     try:
         yield
     except KeyError as error:
         raise ValueError(f"config.json: {error.args[0]} is missing") from None
-    except _MISFITS as error:
+    except (ValueError, MemoryError):
+        raise
+    except Exception as error:  # an option of another type fails wherever it is used first
         raise ValueError(f"config.json: {error}") from None
 
 
 def backbone_config(
     family: Family, config: Dict[str, Any], ids: CheckpointIds
 ) -> LongMemBackboneConfig:
-    """
+    """The configuration of a backbone.
+
     Raises:
         ValueError: config.json lacks an option, or has one of another kind
     """
@@ -135,7 +137,7 @@ def convert(args: argparse.Namespace) -> None:
     """Writes --dest, complete or not at all.
 
     Raises:
-        FileNotFoundError, ValueError: in one line what is wrong
+        FileNotFoundError, ValueError: a file is missing, damaged, or of another kind
     """
     dest = args.dest
     if not args.dry_run:
@@ -182,8 +184,10 @@ def convert_checkpoint(args: argparse.Namespace, checkpoint: Checkpoint) -> None
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Runs the command line *argv* (default: that of the process)."""
     convert(get_parser().parse_args(argv))
 
 
 def cli() -> None:
+    """The console script longmem-convert."""
     run(main)

@@ -57,6 +57,7 @@ UNUSED_ENDINGS = (".attn.bias", ".attn.masked_bias")
 
 
 def get_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -104,7 +105,8 @@ class ReleasedCheckpoint:
             )
 
     def option(self, name: str, kind: type = int) -> Any:
-        """
+        """An option that it was trained with.
+
         Raises:
             ValueError: the checkpoint was saved without it, or it is of another type
         """
@@ -116,7 +118,8 @@ class ReleasedCheckpoint:
         return value
 
     def weight(self, name: str) -> Tensor:
-        """
+        """One of its tensors.
+
         Raises:
             ValueError: the checkpoint was saved without it
         """
@@ -125,7 +128,7 @@ class ReleasedCheckpoint:
         return self.weights[name]
 
     def renamed(self, names: Dict[str, str]) -> Dict[str, Tensor]:
-        """What a model of ours is to load; *names* are replaced in the order given."""
+        """The weights under our names; *names* are replaced in the order given."""
         weights = {}
         for name, tensor in self.weights.items():
             if name in UNUSED or name.endswith(UNUSED_ENDINGS) or name.startswith(PRETRAINED):
@@ -169,7 +172,12 @@ def extended_dictionary(path: Path, num_rows: int) -> str:
     return text
 
 
-def backbone_config(released: ReleasedCheckpoint) -> LongMemBackboneConfig:
+def released_backbone_config(released: ReleasedCheckpoint) -> LongMemBackboneConfig:
+    """The configuration of a released backbone.
+
+    Raises:
+        ValueError: an option is missing, or has positions other than ALiBi's
+    """
     mode = getattr(released.args, "newgpt_mode", "alibi")
     if mode != "alibi":
         raise ValueError(f"{released.path}: newgpt_mode is {mode}, only alibi can be converted")
@@ -181,7 +189,12 @@ def backbone_config(released: ReleasedCheckpoint) -> LongMemBackboneConfig:
     )
 
 
-def longmem_config(released: ReleasedCheckpoint, backbone: Path) -> LongMemConfig:
+def released_longmem_config(released: ReleasedCheckpoint, backbone: Path) -> LongMemConfig:
+    """The configuration of a released LongMem on a converted backbone.
+
+    Raises:
+        ValueError: an option is missing, or its activation unknown
+    """
     activation = released.option("activation_fn", str)
     if activation not in ACTIVATIONS:
         raise ValueError(
@@ -204,7 +217,8 @@ def longmem_config(released: ReleasedCheckpoint, backbone: Path) -> LongMemConfi
 
 
 def check_same_backbone(released: ReleasedCheckpoint, backbone: ReleasedCheckpoint) -> None:
-    """
+    """Checks that a SideNet belongs to a backbone.
+
     Raises:
         ValueError: the SideNet was trained with another backbone, or changed its head
     """
@@ -223,7 +237,7 @@ def check_same_backbone(released: ReleasedCheckpoint, backbone: ReleasedCheckpoi
         )
 
 
-def convert(
+def convert_released(
     backbone: Path,
     longmem: Optional[Path],
     dictionary: Path,
@@ -233,11 +247,11 @@ def convert(
     """Writes *dest*, complete or not at all; without *gpt2_bpe_dir* the models have no tokenizer.
 
     Raises:
-        FileNotFoundError, ValueError: in one line what is wrong with which input
+        FileNotFoundError, ValueError: an input is missing, damaged, or of another layout
     """
     check_new(dest)
     released = ReleasedCheckpoint(backbone)
-    cfg = backbone_config(released)
+    cfg = released_backbone_config(released)
     num_rows = released.weight("decoder.model.transformer.wte.weight").size(0)
     text = extended_dictionary(dictionary, num_rows)
     weights = released.renamed(BACKBONE_NAMES)
@@ -256,7 +270,7 @@ def convert(
             return
         sidenet = ReleasedCheckpoint(longmem)
         check_same_backbone(sidenet, released)
-        cfg = longmem_config(sidenet, (dest / "backbone" / "checkpoint.pt").resolve())
+        cfg = released_longmem_config(sidenet, (dest / "backbone" / "checkpoint.pt").resolve())
         tokens_per_sample = sidenet.option("tokens_per_sample")
         identity = fingerprint(weights)
         # a model of ours checks the options and says which tensors there have to be
@@ -271,10 +285,12 @@ def convert(
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Runs the command line *argv* (default: that of the process)."""
     args = get_parser().parse_args(argv)
-    convert(args.backbone, args.longmem, args.dict, args.dest, args.gpt2_bpe_dir)
+    convert_released(args.backbone, args.longmem, args.dict, args.dest, args.gpt2_bpe_dir)
     print(args.dest)
 
 
 def cli() -> None:
+    """The script preprocess/convert_longmem_checkpoint.py."""
     run(main)

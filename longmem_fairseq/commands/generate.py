@@ -2,11 +2,13 @@
 
     echo 'The old lighthouse' | longmem-generate runs/quickstart/longmem --memory documents.memory
 
-Prints what follows each text, whose line breaks at the end are left out. The most likely
-continuation, unless --temperature says to draw it.
+Prints the continuation of each text, whose line breaks at the end are left out: the most likely one,
+unless --temperature asks for a draw.
 """
 
+import argparse
 import json
+from typing import List, Tuple
 
 from longmem_fairseq.commands.options import (
     check_argument,
@@ -15,10 +17,11 @@ from longmem_fairseq.commands.options import (
     parse,
     read_texts,
 )
-from longmem_fairseq.utils.cli import as_option, run
+from longmem_fairseq.utils.cli import run
 
 
-def main() -> None:
+def get_parser() -> argparse.ArgumentParser:
+    """The options of the command, without those of the model."""
     parser = make_parser(__doc__)
     add = parser.add_argument_group("generation").add_argument
     add("--prompt", action="append", help="a text to continue, instead of files; may be repeated")
@@ -46,7 +49,16 @@ def main() -> None:
         help="end before this string, or at this special token; may be repeated",
     )
     add("--chat", action="store_true", help="answer the text, with the model's own chat template")
-    args = parse(parser)
+    return parser
+
+
+def read_prompts(args: argparse.Namespace) -> List[Tuple[str, str]]:
+    """Names and texts of the prompts.
+
+    Raises:
+        OSError: a file is not there, or cannot be read
+        ValueError: there are two kinds of prompts, or one is empty or no text in UTF-8
+    """
     if args.prompt is not None and args.texts:
         raise ValueError("--prompt and files of texts: give one of them")
     if args.prompt is None:
@@ -56,13 +68,20 @@ def main() -> None:
     for name, prompt in prompts:
         if not prompt:
             raise ValueError(f"{name}: the prompt is empty")
+    return prompts
+
+
+def main() -> None:
+    """Runs the command line of the process."""
+    args = parse(get_parser())
+    prompts = read_prompts(args)
     if args.chat and args.special_tokens:
         raise ValueError("--chat reads special tokens already: leave --special-tokens out")
     from longmem_fairseq.api.generation import check_generation
 
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "beam", "seed", "stop")
     options = {name: getattr(args, name) for name in names}
-    check_generation(**options, spelled=as_option)
+    check_generation(**options)
     for text in args.stop:
         check_argument("--stop", text)
     lm = load_model(args)
@@ -77,6 +96,7 @@ def main() -> None:
 
 
 def cli() -> None:
+    """The console script longmem-generate."""
     run(main)
 
 

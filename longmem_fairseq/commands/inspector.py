@@ -1,4 +1,4 @@
-"""Writes a page that shows what memory did to a text, token by token.
+"""Writes a page that shows the effect of memory on a text, token by token.
 
     longmem-inspect runs/quickstart/longmem chapter.txt --memory documents.memory --output page.html
 
@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from longmem_fairseq.commands.options import (
-    check_output,
+    check_writable,
     load_model,
     make_parser,
     parse,
@@ -20,6 +20,7 @@ from longmem_fairseq.utils.cli import counted, run
 
 
 def main() -> None:
+    """Runs the command line of the process."""
     parser = make_parser(__doc__)
     add = parser.add_argument_group("inspection").add_argument
     add("--output", required=True, help="page to write, as page.html")
@@ -29,7 +30,7 @@ def main() -> None:
     for option, value in (("--max-tokens", args.max_tokens), ("--per-head", args.per_head)):
         if value < 1:
             raise ValueError(f"{option} ({value}) must be at least 1")
-    check_output(args.output)
+    check_writable("--output", args.output)
     texts = read_texts(args)
     if len(texts) > 1:
         raise ValueError(f"{len(texts)} texts: give one to inspect, the others to longmem-memorize")
@@ -42,7 +43,7 @@ def main() -> None:
     inspection = inspect_text(lm, text, args.per_head, True, args.special_tokens)
     bank = lm.memory.single_bank(lm.device)
     documents, held = len(bank.sources[0]), len(bank.held(0))
-    memory = f"Memorised before: {counted(documents, 'document')}; {counted(held, 'token')} held."
+    memory = f"Memorized before: {counted(documents, 'document')}; {counted(held, 'token')} held."
     page = make_page(inspection, Path(name).name, memory)
     Path(args.output).write_text(page, encoding="utf-8")
     tokens, gain = len(inspection.gain), float(inspection.gain.mean())
@@ -53,6 +54,7 @@ def main() -> None:
 
 
 def cli() -> None:
+    """The console script longmem-inspect."""
     run(main)
 
 

@@ -11,6 +11,7 @@ from longmem_fairseq.utils.cli import run
 
 
 def main() -> None:
+    """Runs the command line of the process."""
     try:
         from lm_eval.__main__ import cli_evaluate
 
@@ -23,6 +24,7 @@ def main() -> None:
 
 
 def cli() -> None:
+    """The console script longmem-lm-eval."""
     run(main)
 
 

@@ -2,7 +2,7 @@
 
     longmem-memorize runs/quickstart/longmem 'documents/*.txt' --output documents.memory
 
-Every file is a document of its own, which passages are cited as. With --memory it adds to what was
+Every file is a document of its own; passages name it. With --memory it adds to what was
 saved before; a memory to which another process is adding, or has added, is left as it is.
 """
 
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Iterator
 
 from longmem_fairseq.commands.options import (
-    check_output,
+    check_writable,
     load_model,
     make_parser,
     parse,
@@ -25,16 +25,17 @@ from longmem_fairseq.utils.replaced_file import file_version
 
 
 def main() -> None:
+    """Runs the command line of the process."""
     parser = make_parser(__doc__)
     parser.add_argument("--output", required=True, help="memory file to write")
     args = parse(parser)
-    check_output(args.output)
+    check_writable("--output", args.output)
     from longmem_fairseq.memory.memory_file import is_memory_file
 
     if os.path.exists(args.output) and not is_memory_file(args.output):
         raise ValueError(f"--output ({args.output}) is there, and no memory file: give a new name")
     with only_writer(args.output):
-        result = memorize(args)
+        result = memorize_files(args)
     if args.json:
         print(json.dumps(result))
         return
@@ -47,7 +48,8 @@ def main() -> None:
     )
 
 
-def memorize(args: argparse.Namespace) -> dict:
+def memorize_files(args: argparse.Namespace) -> dict:
+    """Memorizes the texts of a command line, saves the memory, and describes both for --json."""
     before = file_version(args.output)
     names, texts = zip(*read_texts(args), strict=True)
     lm = load_model(args)
@@ -89,6 +91,7 @@ def only_writer(path: str) -> Iterator[None]:
 
 
 def cli() -> None:
+    """The console script longmem-memorize."""
     run(main)
 
 

@@ -1,6 +1,6 @@
-"""What the commands have in common: which model, which memory, which texts.
+"""The options that the commands share: the model, its memory, the texts.
 
-fairseq takes seconds to import, and is imported when a command line was found to be good.
+fairseq takes seconds to import, and is imported once a command line is known to be good.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def make_parser(description: str, reads_texts: bool = True) -> argparse.Argument
     """A parser, for :func:`parse`, of MODEL, TEXT... and the options of model and memory.
 
     Args:
-        description: its first line says what the command does; the rest ends in an example
+        description: of the command in its first line; the rest ends in an example
         reads_texts: otherwise there are no TEXT..., --special-tokens and --json
     """
     parser = argparse.ArgumentParser(
@@ -33,18 +33,7 @@ def make_parser(description: str, reads_texts: bool = True) -> argparse.Argument
         "model", help="folder with checkpoint, dict.txt and tokenizer, or a checkpoint in it"
     )
     if reads_texts:
-        parser.add_argument(
-            "texts",
-            nargs="*",
-            metavar="text",
-            help="text files in UTF-8, or patterns in quotes; - or none: standard input",
-        )
-        parser.add_argument(
-            "--special-tokens",
-            action="store_true",
-            help="read special tokens of the model that a text spells out (default: they are text)",
-        )
-        parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+        _add_text_options(parser)
     parser.add_argument("--memory", help="memory file to start from (default: an empty memory)")
     parser.add_argument(
         "--memory-map",
@@ -70,6 +59,21 @@ def make_parser(description: str, reads_texts: bool = True) -> argparse.Argument
         help="show the options of model and memory too (--memory-size, --k, --compute-dtype, ...)",
     )
     return parser
+
+
+def _add_text_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "texts",
+        nargs="*",
+        metavar="text",
+        help="text files in UTF-8, or patterns in quotes; - or none: standard input",
+    )
+    parser.add_argument(
+        "--special-tokens",
+        action="store_true",
+        help="read special tokens of the model that a text spells out (default: they are text)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
 class _HelpModel(argparse.Action):
@@ -109,7 +113,7 @@ def load_model(args: argparse.Namespace, with_memory: bool = True) -> "LongMem":
         raise ValueError("--memory-map needs --memory, the file that is to be mapped")
     check_positive(args, "tokens_per_sample")
     from longmem_fairseq import LongMem
-    from longmem_fairseq.api.pretrained import load_with_options
+    from longmem_fairseq.api.pretrained import load_pretrained
     from longmem_fairseq.tasks.config import given_options
 
     keep_freed_memory()
@@ -117,7 +121,7 @@ def load_model(args: argparse.Namespace, with_memory: bool = True) -> "LongMem":
     for name in ("tokens_per_sample", "segment_overlap"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
-    lm = LongMem(*load_with_options(Path(args.model), args.device, options))
+    lm = LongMem(*load_pretrained(Path(args.model), args.device, options))
     if args.memory is not None and with_memory:
         lm.load_memory(args.memory, memory_map=args.memory_map)
     return lm
@@ -149,16 +153,11 @@ def check_argument(option: str, text: str) -> str:
     return text_of(os.fsencode(text), option)
 
 
-def check_output(path: str) -> None:
-    """See :func:`check_file`."""
-    check_file("--output", path)
-
-
-def check_file(option: str, path: str) -> None:
-    """Before the work of hours.
+def check_writable(option: str, path: str) -> None:
+    """Checks, before the work of hours, that a file can be written.
 
     Raises:
-        ValueError: *path*, given as *option*, cannot be a file that is written
+        ValueError: *path*, given as *option*, cannot
     """
     folder = Path(path).absolute().parent
     if not folder.is_dir():

@@ -39,6 +39,7 @@ FORMAT = 2
 
 
 def get_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -67,7 +68,11 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raise ValueError for options out of range or at odds, FileNotFoundError for missing files."""
+    """Checks options that are out of range or at odds, and files that are missing.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the option
+    """
     check_positive(args, "workers", "vocab_size")
     for option in ("valid_share", "test_share"):
         if not 0 <= getattr(args, option) < 1:
@@ -102,7 +107,7 @@ def check_options(args: argparse.Namespace) -> None:
     for option in ("sentencepiece_model", "dict"):
         path = getattr(args, option)
         if path is not None and not path.is_file():
-            raise FileNotFoundError(f"--{option.replace('_', '-')} ({path}) does not exist")
+            raise FileNotFoundError(f"{as_option(option)} ({path}) does not exist")
 
 
 def corpus_hash(args: argparse.Namespace, source: Source) -> str:
@@ -122,6 +127,11 @@ def corpus_hash(args: argparse.Namespace, source: Source) -> str:
 
 
 def make_tokenizer(args: argparse.Namespace, corpus: SplitCorpus) -> Tokenizer:
+    """The tokenizer that the options name, or one that is trained on the corpus.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing or damaged, or the corpus too small
+    """
     if args.vocabulary is not None:
         return load_tokenizer(args.vocabulary)
     dictionary = load_dictionary(args.dict) if args.dict else None
@@ -134,7 +144,7 @@ def make_tokenizer(args: argparse.Namespace, corpus: SplitCorpus) -> Tokenizer:
 
 
 def write_corpus(folder: Path, corpus: SplitCorpus, args: argparse.Namespace) -> Dict[str, Any]:
-    """Write all but the manifest into `folder`; returns the manifest without its hash."""
+    """Writes all but the manifest into *folder*; returns the manifest without its hash."""
     chance = corpus.source.chance()
     tokenizer = make_tokenizer(args, corpus)
     tokenizer.save(folder)
@@ -148,7 +158,7 @@ def write_corpus(folder: Path, corpus: SplitCorpus, args: argparse.Namespace) ->
         splits[split], frequencies = write_split(folder, split, bar, len(tokenizer.dictionary))
         trained_here = not (args.dict or args.vocabulary)
         if split == "train" and tokenizer.kind == "sentencepiece" and trained_here:
-            # what a new backbone predicts before it has learnt anything
+            # the predictions of a new backbone, before it has learned anything
             tokenizer.dictionary.count = frequencies.tolist()
     tokenizer.dictionary.save(str(folder / "dict.txt"))
     manifest = {
@@ -163,6 +173,7 @@ def write_corpus(folder: Path, corpus: SplitCorpus, args: argparse.Namespace) ->
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Runs the command line *argv* (default: that of the process)."""
     args = get_parser().parse_args(argv)
     check_options(args)
     if args.dest.resolve() in (args.source.resolve(), *args.source.resolve().parents):
@@ -194,4 +205,5 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 
 def cli() -> None:
+    """The console script longmem-prepare."""
     run(main)

@@ -2,7 +2,7 @@
 
     longmem-serve runs/quickstart/longmem --memory documents.memory
 
-http://127.0.0.1:8000/v1 is what clients call the base URL. /memory lists the documents in memory; POST
+The clients' base URL is http://127.0.0.1:8000/v1. /memory lists the documents in memory; POST
 adds one, DELETE /memory/NAME forgets it, and the file of --memory is written after each change; it
 need not be there at first. SIGTERM ends the server after the requests that are being answered.
 """
@@ -12,7 +12,7 @@ import os
 import socket
 from pathlib import Path
 
-from longmem_fairseq.commands.options import check_file, load_model, make_parser, parse
+from longmem_fairseq.commands.options import check_writable, load_model, make_parser, parse
 from longmem_fairseq.utils.cli import as_option, run
 
 KEY_VARIABLE = "LONGMEM_API_KEY"
@@ -21,16 +21,17 @@ MOST_CONNECTIONS = 512
 
 
 def main() -> None:
+    """Runs the command line of the process."""
     parser = make_parser(__doc__, reads_texts=False)
     add = parser.add_argument_group("server").add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     add("--port", type=int, default=8000, help="0: any that is free (default: 8000)")
     add(
         "--api-key",
-        help=f"what clients have to send as a Bearer token (default: ${KEY_VARIABLE}, else nothing); "
+        help=f"key that clients have to send as a Bearer token (default: ${KEY_VARIABLE}, else none); "
         "needed for any --host but this machine's own",
     )
-    add("--name", help="what clients call the model (default: the folder's name)")
+    add("--name", help="of the model, for clients (default: the folder's name)")
     add("--timeout", type=float, default=300.0, help="seconds for a request (default: 300)")
     add("--max-body", type=int, default=16, help="MiB that a request may have (default: 16)")
     args = parse(parser)
@@ -84,7 +85,7 @@ def _check(args, api_key) -> None:
             "have to send"
         )
     if args.memory is not None:
-        check_file("--memory", args.memory)
+        check_writable("--memory", args.memory)
 
 
 def _is_loopback(host: str) -> bool:
@@ -95,9 +96,10 @@ def _is_loopback(host: str) -> bool:
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """
+    """A socket that listens.
+
     Raises:
-        OSError: naming what was asked for
+        OSError: naming both options
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -108,6 +110,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def cli() -> None:
+    """The console script longmem-serve."""
     run(main)
 
 

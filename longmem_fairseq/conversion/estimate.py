@@ -1,4 +1,4 @@
-"""What a converted backbone and its SideNet will need, from their shape alone."""
+"""The memory that a converted backbone and its SideNet will need, from their shape alone."""
 
 from typing import Iterator
 

@@ -16,10 +16,12 @@ VISION = re.compile(r"(vision_tower|multi_modal_projector)\.")
 
 
 def unchanged(name: str, tensor: Tensor, config: Config) -> Tensor:
+    """Most families' tensors are ours."""
     return tensor
 
 
 def change_gpt2(name: str, tensor: Tensor, config: Config) -> Tensor:
+    """GPT-2's matrices are transposed, and its q, k and v those of all heads in turn."""
     # its Conv1D is a transposed Linear
     if name.startswith("layers.") and tensor.dim() == 2:
         tensor = tensor.t()
@@ -30,16 +32,18 @@ def change_gpt2(name: str, tensor: Tensor, config: Config) -> Tensor:
 
 
 def change_opt(name: str, tensor: Tensor, config: Config) -> Tensor:
-    # its first position is row 2: fairseq, where OPT comes from, counts from the padding index on
+    """OPT's positions count from 2."""
+    # fairseq, where OPT comes from, counts from the padding index on
     return tensor[2:] if name == "embed_positions.weight" else tensor
 
 
 def change_gemma(name: str, tensor: Tensor, config: Config) -> Tensor:
-    # its norms multiply by 1 + weight
+    """Gemma's norms multiply by 1 + weight."""
     return tensor.float() + 1 if "norm" in name else tensor
 
 
 def change_phi3(name: str, tensor: Tensor, config: Config) -> Tensor:
+    """Phi-3's q, k and v are those of all heads in turn, not of each head."""
     if "self_attn.qkv." not in name:
         return tensor
     # the rows of all query heads, then those of all keys, then of all values, not of each head
@@ -51,11 +55,13 @@ def change_phi3(name: str, tensor: Tensor, config: Config) -> Tensor:
 
 
 def change_gptj(name: str, tensor: Tensor, config: Config) -> Tensor:
+    """GPT-J's rotary turns neighboring channels."""
     head_dim = config["n_embd"] // config["n_head"]
     return unpaired(name, tensor, head_dim, config.get("rotary_dim", 64))
 
 
 def change_cohere(name: str, tensor: Tensor, config: Config) -> Tensor:
+    """Cohere's rotary turns neighboring channels, and its norms of queries and keys are H x D."""
     if "self_attn.q_norm." in name or "self_attn.k_norm." in name:
         tensor = tensor.flatten()
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
@@ -73,7 +79,8 @@ def unpaired(name: str, tensor: Tensor, head_dim: int, rotary_dim: int) -> Tenso
 
 
 class Family(NamedTuple):
-    """
+    """The models of one ``model_type``.
+
     options: config.json -> fields of LongMemBackboneConfig; ValueError for what is not supported
     blocks: the module that holds the layers
     modules: names of modules without their prefix -> ours; ``*.`` stands before those of a block and
@@ -81,7 +88,7 @@ class Family(NamedTuple):
         one: for each key/value head the rows of its query heads, those of its key, those of its value;
         ``gate_up`` is gate_proj and fc1
     prefixes: before the names of all modules but the head, as far as they are there
-    change: our name, tensor, config.json -> what the tensor has to be here
+    change: our name, tensor, config.json -> the tensor in our layout
     tied: the head is the embedding, where config.json does not say
     """
 
@@ -93,8 +100,8 @@ class Family(NamedTuple):
     tied: bool = False
 
     def our_name(self, name: str) -> str:
-        """What a tensor is called here, "" for one that is not needed; the number of a head stands at
-        the end, see :func:`join_heads`.
+        """Our name of a tensor, "" for one that is not needed; the number of a head stands at the end,
+        see :func:`join_heads`.
 
         Raises:
             ValueError: the family has none of this name
@@ -267,7 +274,7 @@ FAMILIES = {  # by the model_type of config.json
     "gemma2": Family(options.gemma2, "layers", GEMMA, change=change_gemma, tied=True),
     "gemma3_text": Family(options.gemma3, "layers", GEMMA, _LANGUAGE, change_gemma, tied=True),
 }
-FOREIGN = {  # what the model_type of other models is like, or the name of an option in config.json
+FOREIGN = {  # patterns of model_type in other models, or names of options in their config.json
     "a mixture of experts": r".*moe|mixtral|(num|n)_(local_|routed_)?experts",
     "a model that also sees or hears": r".*_vl|(vision|audio|image)_config|(img|audio)_processor",
     "a state-space model": r".*(mamba|rwkv).*|ssm_.+|state_size|lru_width",
@@ -275,7 +282,7 @@ FOREIGN = {  # what the model_type of other models is like, or the name of an op
 
 
 def unknown(config: Config) -> str:
-    """Why a config.json of no known family is refused."""
+    """The reason for which a config.json of no known family is refused."""
     kind = str(config.get("model_type"))
     for description, names in FOREIGN.items():
         if any(re.fullmatch(names, str(name)) for name in (kind, *config)):

@@ -9,11 +9,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from longmem_fairseq.utils.argument_error import ArgumentError, MissingFileError
 from longmem_fairseq.utils.checkpoint_errors import clear_errors
 from longmem_fairseq.utils.text_files import read_json
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference
-# What a conversion can use of a repository: not the same weights again in another format
+# The files of a repository that a conversion can use: not the same weights again in another format
 # (consolidated.safetensors, flax_model.msgpack, ...).
 PATTERNS = ("*.json", "model*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt")
 PICKLED = ("pytorch_model*.bin",)
@@ -34,33 +35,34 @@ def model_folder(model: str, dry_run: bool) -> Path:
     if path.is_dir():
         return path
     if not _HUB_ID.fullmatch(model) or (path.parent.name and path.parent.is_dir()):
-        raise FileNotFoundError(f"--model ({model}): no such file or folder, and no id of the hub")
+        raise MissingFileError("{model} ({}): no such file or folder, and no id of the hub", model)
     try:
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError:
         raise ImportError(
-            f"--model ({model}): no such file or folder; to download it from the Hugging Face hub: "
+            f"{model}: no such file or folder; to download it from the Hugging Face hub: "
             "pip install 'longmem-fairseq[hf]'"
         ) from None
-    errors = (HFValidationError, HfHubHTTPError, OSError)
     try:
         if dry_run:
             return Path(huggingface_hub.hf_hub_download(model, "config.json")).parent
         options = {"ignore_patterns": ["*/*"]}  # their * matches a slash: no file of a subfolder
-        found = huggingface_hub.snapshot_download(model, allow_patterns=list(PATTERNS), **options)
-        if not any(Path(found).glob("*.safetensors")):
+        folder = huggingface_hub.snapshot_download(model, allow_patterns=list(PATTERNS), **options)
+        if not any(Path(folder).glob("*.safetensors")):
             huggingface_hub.snapshot_download(model, allow_patterns=list(PICKLED), **options)
-        return Path(found)
-    except errors as error:
-        raise ValueError(
-            f"--model ({model}): no such file or folder, and it cannot be downloaded from the Hugging "
-            f"Face hub ({str(error).splitlines()[0]})"
+        return Path(folder)
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        raise ArgumentError(
+            "{model} ({}): no such file or folder, and it cannot be downloaded from the Hugging Face "
+            "hub ({})",
+            model,
+            str(error).splitlines()[0],
         ) from None
 
 
 def whole_number(config: Dict[str, Any], name: str, most: int) -> int:
-    """An option of config.json; the size of what is made of it before a weight is read.
+    """An option of config.json, a size that is looked at before anything is made of it.
 
     Raises:
         ValueError: it is missing, none, or more than *most*
@@ -143,13 +145,12 @@ def check_hashes(sums: Path, paths: List[Path]) -> None:
         ValueError: a file has another hash, or none is given for it
     """
     if not sums.is_file():
-        raise FileNotFoundError(f"--sha256 ({sums}): no such file")
+        raise MissingFileError("{sha256} ({}): no such file", sums)
     lines = [line.split() for line in sums.read_text(encoding="utf-8").splitlines()]
     expected = {Path(line[1].lstrip("*")).name: line[0] for line in lines if len(line) == 2}
     for path in paths:
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected.get(path.name):
-            raise ValueError(
-                f"{path} has the SHA-256 {found}, expected {expected.get(path.name, 'one')} of --sha256"
-            )
+            message = "{} has the SHA-256 {}, expected {} of {sha256}"
+            raise ArgumentError(message, path, found, expected.get(path.name, "one"))

@@ -106,7 +106,8 @@ def _olmo2(config: Config, metadata: Config, shapes: Shapes) -> None:
 
 
 class Architecture(NamedTuple):
-    """
+    """An architecture of llama.cpp's.
+
     model_type: in config.json
     keys: as in :data:`KEYS`, where config.json calls them something else
     settle: adds to a config.json what the metadata says otherwise
@@ -167,7 +168,8 @@ ARCHITECTURES = {name: arch for name, arch in _ALL.items() if arch.model_type in
 
 
 def architecture(metadata: Config) -> Architecture:
-    """
+    """The architecture that a file names.
+
     Raises:
         ValueError: it is not one that can be converted
     """
@@ -252,7 +254,7 @@ def _scaling(
 
 
 def _llama3_scaling(config: Config, channels: int, factors: Tensor) -> Config:
-    """The rule that llama.cpp's converter replaced by what it makes of every wavelength.
+    """The rule that llama.cpp's converter replaced by the factor of every wavelength.
 
     Raises:
         ValueError: no original length gives these factors

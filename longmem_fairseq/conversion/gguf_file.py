@@ -8,13 +8,15 @@ from typing import Any, Collection, Dict, Iterator, List, Tuple
 import torch
 from torch import Tensor
 
+from longmem_fairseq.utils.argument_error import ArgumentError
+from longmem_fairseq.utils.refusal import refused
+
 _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
-# raised by GGUFReader on bytes that are no GGUF, or not all of one
-_DAMAGE = (ValueError, LookupError, OverflowError, MemoryError, TypeError, AttributeError)
 
 
 def gguf_package():
-    """
+    """The package ``gguf``.
+
     Raises:
         ImportError: it is not installed
     """
@@ -56,13 +58,13 @@ def gguf_models(folder: Path) -> List[Path]:
 
 def _strict_reader(gguf):
     class Reader(gguf.GGUFReader):
-        """Which beyond the end of a file would read nothing, as often as a false length says."""
+        """A reader that refuses to read beyond the end of a file, whatever length a field claims."""
 
         def _get(self, offset, dtype, count=1, *args, **kwargs):
-            found = super()._get(offset, dtype, count, *args, **kwargs)
-            if len(found) != count:
+            values = super()._get(offset, dtype, count, *args, **kwargs)
+            if len(values) != count:
                 raise ValueError(f"it ends at byte {len(self.data):,}, and more was to follow")
-            return found
+            return values
 
     return Reader
 
@@ -89,22 +91,23 @@ class GGUFFile:
         with open(path, "rb") as file:
             magic = file.read(4)
         if magic != b"GGUF":
-            raise ValueError(
-                f"{path} is no GGUF file: it begins with {magic!r}, expected b'GGUF'; "
-                "--model is a folder, a GGUF file, or a hub id"
+            raise ArgumentError(
+                "{} is no GGUF file: it begins with {!r}, expected b'GGUF'; {model} is a folder, a "
+                "GGUF file, or a hub id",
+                path,
+                magic,
             )
         try:
-            return _strict_reader(self._gguf)(path)
-        except _DAMAGE as error:
-            raise ValueError(f"{path} is damaged or truncated ({error})") from None
+            with refused(f"{path} is damaged or truncated"):
+                return _strict_reader(self._gguf)(path)
+        except MemoryError:
+            raise ValueError(f"{path} is damaged: a field claims more than memory holds") from None
 
     @cached_property
     def metadata(self) -> Dict[str, Any]:
         """The key-value pairs of the first part."""
-        try:
+        with refused(f"{self.path} is damaged"):
             return {key: field.contents() for key, field in self._readers[0].fields.items()}
-        except _DAMAGE as error:
-            raise ValueError(f"{self.path} is damaged ({error})") from None
 
     @cached_property
     def shapes(self) -> Dict[str, Tuple[int, ...]]:

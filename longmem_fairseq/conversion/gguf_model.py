@@ -18,10 +18,12 @@ from longmem_fairseq.conversion.gguf_config import (
 )
 from longmem_fairseq.conversion.gguf_file import GGUFFile, gguf_package
 from longmem_fairseq.conversion.gguf_tokenizer import tokenizer_json
+from longmem_fairseq.utils.argument_error import ArgumentError
+from longmem_fairseq.utils.refusal import refused
 
 
 def write_json_files(file: GGUFFile, folder: Path, with_tokenizer: bool) -> None:
-    """What else is in the folder of a model: config.json, tokenizer.json and so on.
+    """Writes config.json, tokenizer.json and the like to a model's folder.
 
     Raises:
         ValueError: of an architecture or with a tokenizer that is not supported
@@ -36,10 +38,16 @@ def write_json_files(file: GGUFFile, folder: Path, with_tokenizer: bool) -> None
         texts = {name: json.dumps(content) for name, content in contents.items()}
         if with_tokenizer:
             texts["tokenizer"] = tokenizer_json(metadata)
-    except (LookupError, TypeError, AttributeError, ArithmeticError, OverflowError) as error:
-        raise ValueError(f"{file.path}: its metadata is damaged ({error!r})") from None
+    except ArgumentError as error:
+        raise error.within(file.path) from None
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from None
+    except (ImportError, MemoryError):
+        raise
+    except (
+        Exception
+    ) as error:  # anything may be missing in a stranger's metadata, or of another type
+        raise ValueError(f"{file.path}: its metadata is damaged ({error!r})") from None
     for name, text in texts.items():
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
 
@@ -51,9 +59,7 @@ def theirs_of_gguf(file: GGUFFile, family: Family, num_layers: int) -> Dict[str,
     arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
     table = gguf.get_tensor_name_map(arch, num_layers)
     found: Dict[str, str] = {}
-    for (
-        key
-    ) in family.modules:  # where two are the same to llama.cpp, the later belongs to the family
+    for key in family.modules:  # of two that are the same to llama.cpp, the later is the family's
         # Falcon's one norm of a block has another name than the first of two
         if key == "*.ln_mlp" and "blk.0.attn_norm_2.weight" not in file.shapes:
             continue
@@ -86,12 +92,9 @@ def gguf_weights(file: GGUFFile, config: Dict) -> Iterator[Tuple[Path, str, str,
         if module not in theirs_of:
             raise ValueError(f"{path}: {name} is no tensor of this family")
         theirs = theirs_of[module]
-        try:
+        shape = tuple(tensor.shape)
+        with refused(f"{path}: {name} of shape {shape} does not fit its metadata"):
             tensor = in_their_order(module, tensor, arch, config)
-        except (RuntimeError, ArithmeticError, TypeError) as error:
-            raise ValueError(
-                f"{path}: {name} of shape {tuple(tensor.shape)} does not fit its metadata ({error})"
-            ) from None
         if theirs.endswith(".#"):  # one norm for each head
             for head, row in enumerate(tensor):
                 yield path, name, f"{theirs[:-1]}{head}.{parameter}", row
@@ -100,7 +103,7 @@ def gguf_weights(file: GGUFFile, config: Dict) -> Iterator[Tuple[Path, str, str,
 
 
 def in_their_order(module: str, tensor: Tensor, arch: Architecture, config: Dict) -> Tensor:
-    """What llama.cpp's converter changed, as it was before.
+    """A tensor as it was before llama.cpp's converter changed it.
 
     Args:
         module: llama.cpp's name

@@ -5,11 +5,14 @@ from enum import IntEnum
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from longmem_fairseq.tokenizers.hf_tokenizer import SPACE_PIECE
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 Metadata = Dict[str, Any]
 
 
 class TokenType(IntEnum):
+    """llama.cpp's types of tokens (``llama_token_type``)."""
+
     NORMAL = 1
     UNKNOWN = 2
     CONTROL = 3
@@ -32,11 +35,11 @@ TEKKEN = WORD + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 class PreTokenizer(NamedTuple):
-    """How a text is cut before byte pairs are merged, as the tokenizers of these models do it.
+    """The cuts of a text before byte pairs are merged, as the tokenizers of these models make them.
 
     Args:
-        steps: of ``tokenizers.pre_tokenizers``, a regular expression being a Split; what comes after
-            them is ByteLevel
+        steps: of ``tokenizers.pre_tokenizers``, a regular expression being a Split; ByteLevel comes
+            after them
         gpt2: ByteLevel cuts as GPT-2 does
         nfc: the text is normalized first
         whole_words: a piece that is a token is not made of merges
@@ -72,7 +75,8 @@ PRE_TOKENIZERS = {  # by tokenizer.ggml.pre
 
 
 def tokenizer_json(metadata: Metadata) -> str:
-    """
+    """The text of tokenizer.json.
+
     Raises:
         ImportError: the package ``tokenizers`` is not installed
         ValueError: there is no tokenizer, or one of another kind
@@ -80,10 +84,8 @@ def tokenizer_json(metadata: Metadata) -> str:
     kinds: Dict[str, Callable] = {"gpt2": _byte_level, "llama": _sentencepiece}
     kind = metadata.get("tokenizer.ggml.model")
     if kind not in kinds:
-        raise ValueError(
-            f"tokenizer.ggml.model ({kind}) is not supported, only {', '.join(kinds)}; "
-            "or --no-tokenizer"
-        )
+        message = "tokenizer.ggml.model ({}) is not supported, only {}; or {no_tokenizer}"
+        raise ArgumentError(message, kind, ", ".join(kinds))
     try:
         import tokenizers
     except ImportError:
@@ -110,7 +112,7 @@ def tokenizer_json(metadata: Metadata) -> str:
 def _add_template(
     tokenizers, tokenizer, metadata: Metadata, tokens: List[str], adds_bos: bool
 ) -> None:
-    """What stands before and after every text."""
+    """Adds the tokens that stand before and after every text."""
     ends = {}
     for name, default in (("bos", adds_bos), ("eos", False)):
         id_ = metadata.get(f"tokenizer.ggml.{name}_token_id")
@@ -130,10 +132,8 @@ def _add_template(
 def _byte_level(tokenizers, metadata: Metadata, tokens: List[str], types: List[int]):
     name = metadata.get("tokenizer.ggml.pre")
     if name not in PRE_TOKENIZERS:
-        raise ValueError(
-            f"tokenizer.ggml.pre ({name}) is unknown, expected one of {', '.join(PRE_TOKENIZERS)}; or "
-            "--no-tokenizer"
-        )
+        message = "tokenizer.ggml.pre ({}) is unknown, expected one of {}; or {no_tokenizer}"
+        raise ArgumentError(message, name, ", ".join(PRE_TOKENIZERS))
     rule = PRE_TOKENIZERS[name]
     # llama.cpp fills an embedding without tokens with [PAD123]
     vocab = {t: i for i, t in enumerate(tokens) if types[i] != TokenType.UNUSED}
@@ -198,7 +198,7 @@ def _sentencepiece(tokenizers, metadata: Metadata, tokens: List[str], types: Lis
 
 
 def _is_filling(token: str, type_: int) -> bool:
-    """Whether llama.cpp made it up for a row of the embedding without a token."""
+    """True for a token that llama.cpp made up for a row of the embedding without one."""
     return type_ == TokenType.UNUSED and re.fullmatch(r"\[PAD\d+\]", token) is not None
 
 

@@ -1,4 +1,4 @@
-"""As options.py, for the families that do not descend from LLaMA."""
+"""The same as options.py for the families that do not descend from LLaMA."""
 
 from itertools import chain, islice
 
@@ -13,6 +13,7 @@ from longmem_fairseq.conversion.options import (
 
 
 def gpt2(config: Config) -> Config:
+    """GPT-2."""
     require(config, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
     return {
         "embed_dim": config["n_embd"],
@@ -30,6 +31,7 @@ def gpt2(config: Config) -> Config:
 
 
 def opt(config: Config) -> Config:
+    """OPT (not opt-350m)."""
     # opt-350m alone differs in all of these
     require(config, do_layer_norm_before=True, word_embed_proj_dim=config["hidden_size"])
     require(config, _remove_final_layer_norm=False, layer_norm_elementwise_affine=True)
@@ -51,6 +53,7 @@ def opt(config: Config) -> Config:
 
 
 def bloom(config: Config) -> Config:
+    """BLOOM."""
     require(config, apply_residual_connection_post_layernorm=False)
     return {
         "embed_dim": config.get("hidden_size", config.get("n_embed")),
@@ -67,6 +70,7 @@ def bloom(config: Config) -> Config:
 
 
 def gpt_neox(config: Config) -> Config:
+    """GPT-NeoX and Pythia."""
     heads, bias = config["num_attention_heads"], config.get("attention_bias", True)
     return {
         "embed_dim": config["hidden_size"],
@@ -85,6 +89,7 @@ def gpt_neox(config: Config) -> Config:
 
 
 def falcon(config: Config) -> Config:
+    """Falcon, old and new."""
     heads, bias = config["num_attention_heads"], config.get("bias", False)
     head_dim, new = config["hidden_size"] // heads, config.get("new_decoder_architecture", False)
     kv_heads = 1 if config.get("multi_query", True) else heads
@@ -112,6 +117,7 @@ def falcon(config: Config) -> Config:
 
 
 def gpt_neo(config: Config) -> Config:
+    """GPT-Neo."""
     heads, num_layers = config["num_heads"], config["num_layers"]
     repeated = config.get("attention_types") or [[["global", "local"], 12]]
     every = (kinds for kinds, times in repeated for _ in range(min(times, num_layers + 1)))
@@ -139,6 +145,7 @@ def gpt_neo(config: Config) -> Config:
 
 
 def gptj(config: Config) -> Config:
+    """GPT-J."""
     return {
         "embed_dim": config["n_embd"],
         "num_layers": config["n_layer"],
@@ -154,6 +161,7 @@ def gptj(config: Config) -> Config:
 
 
 def starcoder2(config: Config) -> Config:
+    """Starcoder 2."""
     bias = config.get("use_bias", True)
     options = llama({"hidden_act": "gelu_pytorch_tanh", **config})
     return {
@@ -169,6 +177,7 @@ def starcoder2(config: Config) -> Config:
 
 
 def stablelm(config: Config) -> Config:
+    """StableLM 2."""
     options = llama(config)
     return {
         **options,

@@ -19,12 +19,13 @@ def check_fits(
     module: nn.Module,
     names: Optional[Mapping[str, str]] = None,
 ) -> None:
-    """
+    """Checks that *weights* are all that *module* needs, and nothing else.
+
     Args:
         names: by our name of a tensor, the one to be used in messages
 
     Raises:
-        ValueError: *weights* are not all that *module* needs, and nothing else
+        ValueError: naming the first tensor that is missing, unknown, or of another shape
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     for name in sorted(shapes.keys() | weights.keys()):

@@ -1,7 +1,8 @@
 """The options of Hugging Face language models (config.json) as fields of LongMemBackboneConfig.
 
-One function per family: here those that descend from LLaMA, in gpt_options.py the others. What their
-tensors are called, and how they differ, stands in families.py.
+One function per family: here those that descend from LLaMA, in gpt_options.py the others. The names of
+their tensors stand in families.py. Each raises KeyError for an option that config.json lacks, and
+ValueError for one that is not supported.
 """
 
 import json
@@ -31,6 +32,11 @@ def require(config: Config, **expected: Any) -> None:
 
 
 def activation(name: str) -> str:
+    """Our name of an activation.
+
+    Raises:
+        ValueError: there is none
+    """
     if name not in ACTIVATIONS:
         raise ValueError(
             f"config.json: activation {name}, expected one of {', '.join(ACTIVATIONS)}"
@@ -102,6 +108,7 @@ def sliding(config: Config, layers: Iterable[int]) -> Config:
 
 
 def llama(config: Config) -> Config:
+    """LLaMA."""
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     bias = config.get("attention_bias", False)
@@ -125,10 +132,12 @@ def llama(config: Config) -> Config:
 
 
 def mistral(config: Config) -> Config:
+    """Mistral."""
     return {**llama(config), **sliding(config, range(config["num_hidden_layers"]))}
 
 
 def qwen(config: Config) -> Config:
+    """The common part of Qwen 2 and 3."""
     options = llama(config)
     if config.get("use_sliding_window", False):
         first = config.get("max_window_layers", 28)
@@ -137,14 +146,17 @@ def qwen(config: Config) -> Config:
 
 
 def qwen2(config: Config) -> Config:
+    """Qwen 2."""
     return {**qwen(config), "qkv_bias": True, "out_bias": False}
 
 
 def qwen3(config: Config) -> Config:
+    """Qwen 3."""
     return {**qwen(config), "qk_norm": True}
 
 
 def smollm3(config: Config) -> Config:
+    """SmolLM3."""
     config = {"num_key_value_heads": 4, "rope_theta": 2e6, **config}
     num_layers, every = config["num_hidden_layers"], config.get("no_rope_layer_interval", 4)
     # the name misleads: 0 is a layer without
@@ -157,6 +169,7 @@ def smollm3(config: Config) -> Config:
 
 
 def phi3(config: Config) -> Config:
+    """Phi-3."""
     config = {ORIGINAL: 4096, **config}
     for place in ("rope_scaling", "rope_parameters"):
         rule = config.get(place) or {}
@@ -166,6 +179,7 @@ def phi3(config: Config) -> Config:
 
 
 def granite(config: Config) -> Config:
+    """Granite 3."""
     options = llama(config)
     return {
         **options,
@@ -177,6 +191,7 @@ def granite(config: Config) -> Config:
 
 
 def olmo2(config: Config) -> Config:
+    """OLMo 2."""
     return {
         **llama({"rms_norm_eps": 1e-5, **config}),
         "no_pre_norms": True,
@@ -187,6 +202,7 @@ def olmo2(config: Config) -> Config:
 
 
 def exaone4(config: Config) -> Config:
+    """EXAONE 4."""
     every, windows = config.get("sliding_window_pattern", 4), {}
     if config.get("sliding_window"):
         if config.get("layer_types") is None and type(every) is not int:
@@ -203,6 +219,7 @@ def exaone4(config: Config) -> Config:
 
 
 def cohere(config: Config) -> Config:
+    """Cohere's Command R."""
     return {
         **llama({"rope_theta": 5e5, **config}),
         "block": "parallel",
@@ -215,6 +232,7 @@ def cohere(config: Config) -> Config:
 
 
 def cohere2(config: Config) -> Config:
+    """Cohere's Command R7B."""
     every = config.get("sliding_window_pattern", 4)
     windows = sliding({"sliding_window": 4096, **config}, _all_but_every(every, config))
     return {**cohere(config), **windows, "no_rotary_layers": _others(windows, config)}
@@ -231,6 +249,7 @@ def _others(windows: Config, config: Config) -> List[int]:
 
 
 def gemma(config: Config) -> Config:
+    """Gemma."""
     require(config, use_bidirectional_attention=False, hidden_activation="gelu_pytorch_tanh")
     config = {"head_dim": 256, **config}
     if config.get("hidden_act", "gelu") == "gelu":  # the first releases say so and mean
@@ -239,8 +258,9 @@ def gemma(config: Config) -> Config:
 
 
 def gemma2(config: Config) -> Config:
+    """Gemma 2."""
     require(config, use_bidirectional_attention=False)
-    # what config.json leaves out is as in the smallest model
+    # options that config.json leaves out are those of the smallest model
     config = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, **config}
     config["hidden_act"] = config.get("hidden_activation") or "gelu_pytorch_tanh"
     return {
@@ -255,6 +275,7 @@ def gemma2(config: Config) -> Config:
 
 
 def gemma3(config: Config) -> Config:
+    """Gemma 3's language model."""
     soft = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
     config = {"rope_theta": 1e6, "sliding_window": 4096, **soft, **config}
     pattern = config.get("sliding_window_pattern", 6)

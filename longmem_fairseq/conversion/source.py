@@ -10,13 +10,15 @@ from torch import Tensor
 from longmem_fairseq.conversion.files import WEIGHTS, model_folder, tensors, weight_files
 from longmem_fairseq.conversion.gguf_file import GGUFFile, gguf_models
 from longmem_fairseq.conversion.gguf_model import gguf_weights, write_json_files
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 
 class Weight(NamedTuple):
-    """
+    """A tensor of a checkpoint.
+
     path: the file that holds it
-    name: what it is called there
-    theirs: what transformers calls it
+    name: its name there
+    theirs: its name in transformers
     tensor: its values, in the order of transformers
     """
 
@@ -27,9 +29,10 @@ class Weight(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """
+    """A model of another project.
+
     folder: holds config.json and the tokenizer
-    source: what the user gave, for messages
+    source: the user's argument, for messages
     gguf: the file with the weights, None if they are in *folder*
     """
 
@@ -59,7 +62,7 @@ class Checkpoint(NamedTuple):
 
 @contextmanager
 def open_checkpoint(model: str, dry_run: bool, with_tokenizer: bool) -> Iterator[Checkpoint]:
-    """What --model names.
+    """The checkpoint that *model* names: a folder, a GGUF file, or a hub id.
 
     Args:
         dry_run: the configuration is enough
@@ -75,11 +78,13 @@ def open_checkpoint(model: str, dry_run: bool, with_tokenizer: bool) -> Iterator
         yield Checkpoint(path, path)
         return
     file = GGUFFile(gguf)
-    with tempfile.TemporaryDirectory() as folder:  # the metadata, as all that follows reads it
+    with tempfile.TemporaryDirectory() as folder:  # of the metadata, as JSON files
         write_json_files(file, Path(folder), with_tokenizer)
         try:
             yield Checkpoint(Path(folder), gguf, file)
-        except ValueError as error:  # of what the user has not seen
+        except ArgumentError as error:  # which names files that the user has not seen
+            raise error.replaced(f"{folder}/", f"{gguf}: ") from None
+        except ValueError as error:
             raise ValueError(str(error).replace(f"{folder}/", f"{gguf}: ")) from None
 
 

@@ -1,7 +1,7 @@
-"""A checkpoint's tokenizer and special tokens: what its tokenizer says, checked against config.json.
+"""A checkpoint's tokenizer and special tokens, checked against config.json.
 
 Configurations are often copied from another model. So the tokenizer decides which tokens are special,
-and what stands before a document.
+and which of them stands before a document.
 """
 
 import json
@@ -11,7 +11,9 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds
 from longmem_fairseq.tokenizers.hf_tokenizer import panics_as_errors, parsed_tokenizer
+from longmem_fairseq.utils.argument_error import ArgumentError, MissingFileError
 from longmem_fairseq.utils.cli import counted
+from longmem_fairseq.utils.refusal import refused
 from longmem_fairseq.utils.text_files import parse_json, read_json, read_text
 
 logger = logging.getLogger(__name__)
@@ -20,7 +22,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 
 
 class TokenFiles(NamedTuple):
-    """What a checkpoint says of its tokens, in the form of the files of the Hugging Face hub.
+    """A checkpoint's description of its tokens, in the form of the files of the Hugging Face hub.
 
     name: of the tokenizer's file, for messages
     tokenizer: text of tokenizer.json, None for a model that is converted without
@@ -35,7 +37,8 @@ class TokenFiles(NamedTuple):
 
 
 def read_token_files(folder: Path, with_tokenizer: bool = True) -> TokenFiles:
-    """
+    """The files of a model's folder that describe its tokens.
+
     Raises:
         FileNotFoundError: there is no tokenizer
         ValueError: a file is damaged
@@ -58,24 +61,23 @@ def older_tokenizer(folder: Path) -> str:
     """tokenizer.json, made by transformers from the files of older tokenizers."""
     older = ("tokenizer.model", "vocab.json", "merges.txt")
     if not any((folder / name).is_file() for name in older):
-        raise FileNotFoundError(
-            f"{folder} has no tokenizer.json: --no-tokenizer converts the weights alone"
-        )
+        message = "{} has no tokenizer.json: {no_tokenizer} converts the weights alone"
+        raise MissingFileError(message, folder)
     try:
         from transformers import AutoTokenizer
     except ImportError:
-        raise ValueError(
-            f"{folder} has an older tokenizer without tokenizer.json: to read it, pip install "
-            "transformers; or --no-tokenizer"
+        raise ArgumentError(
+            "{} has an older tokenizer without tokenizer.json: to read it, pip install transformers; "
+            "or {no_tokenizer}",
+            folder,
         ) from None
     options = {"trust_remote_code": False, "local_files_only": True}  # else it may ask, or download
     try:
         with panics_as_errors():
             return AutoTokenizer.from_pretrained(str(folder), **options).backend_tokenizer.to_str()
-    except Exception as error:  # whatever the many tokenizers of transformers raise
-        raise ValueError(
-            f"{folder}: transformers cannot read its tokenizer ({error}); or --no-tokenizer"
-        ) from error
+    except Exception as error:  # each of the many tokenizers of transformers has its own
+        message = "{}: transformers cannot read its tokenizer ({}); or {no_tokenizer}"
+        raise ArgumentError(message, folder, error) from error
 
 
 def without_impossible_tokens(files: TokenFiles, vocab_size: int) -> TokenFiles:
@@ -91,9 +93,10 @@ def without_impossible_tokens(files: TokenFiles, vocab_size: int) -> TokenFiles:
     impossible = [token["content"] for token in added if token["id"] >= vocab_size]
     last = max((id_ for token, id_ in vocab.items() if token not in impossible), default=-1)
     if last >= vocab_size:
-        raise ValueError(
-            f"{files.name} has ids up to {last}, and the model an embedding of {vocab_size} rows: "
-            "give the tokenizer it was trained with, or --no-tokenizer"
+        raise ArgumentError(
+            "{} has ids up to {}, and the model an embedding of {} rows: give the tokenizer it was "
+            "trained with, or {no_tokenizer}",
+            *(files.name, last, vocab_size),
         )
     if not impossible:
         return files
@@ -134,7 +137,7 @@ def checkpoint_ids(config: Dict[str, Any], files: TokenFiles) -> CheckpointIds:
     def special_ones(ids: List[int]) -> List[int]:
         return [id_ for id_ in ids if id_ in special.values()]
 
-    # what the tokenizer calls the end of text, where config.json calls nothing or a word so
+    # the tokenizer's end of text, where config.json names none, or an ordinary token
     own_end = [special[named["eos_token"]]] if named.get("eos_token") in special else []
     begins = _beginning(files, size)
     specials = _each_once(
@@ -186,9 +189,10 @@ def _beginning(files: TokenFiles, vocab_size: int) -> List[int]:
     first = encoding.special_tokens_mask.index(0) if 0 in encoding.special_tokens_mask else 0
     before = encoding.ids[:first]
     if len(before) > 1 or any(id_ >= vocab_size for id_ in before):
-        raise ValueError(
-            f"{files.name} puts the ids {before} before a text, expected one of the embedding's "
-            f"{vocab_size} rows: --no-tokenizer converts the weights alone"
+        raise ArgumentError(
+            "{} puts the ids {} before a text, expected one of the embedding's {} rows: {no_tokenizer} "
+            "converts the weights alone",
+            *(files.name, before, vocab_size),
         )
     return before
 
@@ -199,7 +203,7 @@ def _parsed(files: TokenFiles) -> Tuple[Dict[str, Any], Dict[str, int]]:
     Raises:
         ValueError: it is not a tokenizer
     """
-    try:
+    with refused(f"{files.name} is not a tokenizer"):
         content = parse_json(files.tokenizer)
         vocab = content["model"]["vocab"]
         if isinstance(vocab, list):  # of a Unigram model: pieces and scores
@@ -207,13 +211,8 @@ def _parsed(files: TokenFiles) -> Tuple[Dict[str, Any], Dict[str, int]]:
         added = [
             (token["content"], token["id"], token["special"]) for token in content["added_tokens"]
         ]
-        well_formed = all(
-            type(id_) is int for id_ in [*vocab.values(), *(id_ for _, id_, _ in added)]
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        well_formed = False
-    if not well_formed:
-        raise ValueError(f"{files.name} is not a tokenizer")
+        if not all(type(id_) is int for id_ in [*vocab.values(), *(id_ for _, id_, _ in added)]):
+            raise ValueError("ids must be whole numbers")
     return content, vocab
 
 

@@ -12,6 +12,7 @@ from longmem_fairseq.conversion.source import Checkpoint, Weight
 from longmem_fairseq.models.backbone import LongMemBackboneConfig
 from longmem_fairseq.models.decoder_config import key_value_sizes
 from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds
+from longmem_fairseq.utils.refusal import refused
 
 EMBEDDING, HEAD, HEAD_BIAS = (
     "embed_tokens.weight",
@@ -54,8 +55,8 @@ def convert_weights(
     ids: CheckpointIds,
     dtype: Optional[torch.dtype],
 ) -> Tuple[Dict[str, Tensor], Names]:
-    """The state dict of our decoder, with vectors (norms, biases) in float32 in any case, and what the
-    checkpoint calls the tensors.
+    """The state dict of our decoder, with vectors (norms, biases) in float32 in any case, and the
+    checkpoint's names of the tensors.
 
     Whether the head is the embedding, the weights decide: *cfg* is changed where it says otherwise.
 
@@ -69,25 +70,21 @@ def convert_weights(
         if not ours:
             continue
         _check_finite(weight, weight.tensor, "the file is damaged")
-        try:
+        shape = tuple(weight.tensor.shape)
+        with refused(f"{weight.path}: {weight.name} of shape {shape} does not fit config.json"):
             changed = family.change(ours, weight.tensor, config)
             parts = dict(separated(ours, changed, cfg))
             for name in {EMBEDDING, HEAD, HEAD_BIAS} & parts.keys():
                 parts[name] = dictionary_rows(parts[name], ids)
-        except (RuntimeError, LookupError, TypeError, ArithmeticError, ValueError) as error:
-            raise ValueError(
-                f"{weight.path}: {weight.name} of shape {tuple(weight.tensor.shape)} does not fit "
-                f"config.json ({error})"
-            ) from None
         for name, part in parts.items():
             stored = torch.float32 if part.dim() < 2 else dtype or part.dtype
-            # a copy: what is saved with a view is all that it is a view of
+            # a copy: a view is saved with all of the tensor that it is a view of
             weights[name] = part.to(stored, copy=True).contiguous()
             names[name] = weight.name
             _check_finite(
                 weight,
                 weights[name],
-                f"{stored} has no larger ones: give --dtype bfloat16 or float32",
+                f"{stored} has no larger ones, bfloat16 and float32 have",
             )
     join_heads(weights)
     _settle_head(weights, cfg, names)
@@ -124,7 +121,7 @@ def _settle_head(weights: Dict[str, Tensor], cfg: LongMemBackboneConfig, names: 
 def separated(
     name: str, tensor: Tensor, cfg: LongMemBackboneConfig
 ) -> Iterator[Tuple[str, Tensor]]:
-    """What *name* is in one, apart; see :class:`Family`."""
+    """The projections that *name* holds in one, apart; see :class:`Family`."""
     if ".gate_up." in name:
         for projection, part in zip(("gate_proj", "fc1"), tensor.chunk(2), strict=True):
             yield name.replace("gate_up", projection), part

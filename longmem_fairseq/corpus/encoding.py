@@ -7,10 +7,15 @@ import numpy as np
 
 from longmem_fairseq.corpus.source import Document
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 
 class EncodedDocument(NamedTuple):
-    """`item`: dictionary indices, eos included. `info`, `questions`: lines of the .jsonl files."""
+    """A document of a corpus.
+
+    item: dictionary indices, eos included
+    info, questions: lines of the .jsonl files
+    """
 
     item: np.ndarray
     info: Dict[str, Any]
@@ -18,7 +23,11 @@ class EncodedDocument(NamedTuple):
 
 
 def encode_document(tokenizer: Tokenizer, document: Document) -> EncodedDocument:
-    """Tokenize one document; ValueError where the tokens do not give back its text."""
+    """Tokenizes one document.
+
+    Raises:
+        ValueError: the tokens do not give back its text
+    """
     ids = tokenizer.encode(document.text)
     indices = tokenizer.to_dictionary[ids]
     spelled = tokenizer.spelled(document.text)
@@ -26,10 +35,11 @@ def encode_document(tokenizer: Tokenizer, document: Document) -> EncodedDocument
         raise ValueError(f"{document.where}: the tokenizer changes this text, and it has questions")
     lossless = tokenizer.joined_bytes(ids.tolist()) == spelled.encode()
     if not lossless or (indices < tokenizer.dictionary.nspecial).any():
-        raise ValueError(
-            f"{document.where}: the tokenizer loses characters of this text; it needs byte "
-            "fallback, no normalization, no dummy prefix, and all its tokens in the dictionary "
-            "(--sentencepiece-model, --gpt2-bpe-dir, --vocabulary, --dict)"
+        raise ArgumentError(
+            "{}: the tokenizer loses characters of this text; it needs byte fallback, no "
+            "normalization, no dummy prefix, and all its tokens in the dictionary "
+            "({sentencepiece_model}, {gpt2_bpe_dir}, {vocabulary}, {dict})",
+            document.where,
         )
     item = np.append(indices, tokenizer.dictionary.eos())
     info = {
@@ -47,7 +57,7 @@ def encode_document(tokenizer: Tokenizer, document: Document) -> EncodedDocument
 
 
 def locate_question(question: Dict[str, Any], text: str, ends: np.ndarray) -> Dict[str, Any]:
-    """Character spans of a question as token positions; `ends` are the tokens' ends in bytes."""
+    """Character spans of a question as token positions; *ends* are the tokens' ends in bytes."""
 
     def token_at(offset: int) -> int:
         num_bytes = offset if text.isascii() else len(text[:offset].encode())
@@ -67,7 +77,7 @@ def locate_question(question: Dict[str, Any], text: str, ends: np.ndarray) -> Di
 def encode_documents(
     tokenizer: Tokenizer, documents: Iterator[Document], workers: int
 ) -> Iterator[EncodedDocument]:
-    """Encode in order with `workers` processes, holding only a few documents for each of them."""
+    """Encodes in order with *workers* processes, holding only a few documents for each of them."""
     if workers == 1:
         yield from (encode_document(tokenizer, document) for document in documents)
         return

@@ -14,7 +14,7 @@ LONGEST_LINE = 1 << 28
 
 
 def has_suffix(path: Path, suffixes: Sequence[str]) -> bool:
-    """Whether the name ends in one of them, in capitals or not."""
+    """True for a name that ends in one of them, in capitals or not."""
     return path.name.lower().endswith(tuple(suffixes))
 
 
@@ -75,7 +75,7 @@ def lines_of(path: Path) -> Iterator[bytes]:
 
 
 def content_of(path: Path) -> bytes:
-    """What is in a file, which may be compressed (.gz, .zst).
+    """The content of a file, which may be compressed (.gz, .zst).
 
     Raises:
         OSError, ValueError: see :func:`lines_of`

@@ -13,6 +13,7 @@ from longmem_fairseq.corpus.files import (
     has_suffix,
     lines_of,
 )
+from longmem_fairseq.utils.argument_error import ArgumentError, MissingFileError
 from longmem_fairseq.utils.text_files import (
     chance_of,
     parse_json,
@@ -28,7 +29,7 @@ DOCUMENT_SUFFIXES = TEXT_SUFFIXES + RECORD_SUFFIXES
 
 
 class Document(NamedTuple):
-    """A document of the source; `where` names its file (and line) in error messages."""
+    """A document of the source; *where* is its file (and line), for error messages."""
 
     name: str
     text: str
@@ -42,17 +43,18 @@ class Source:
     Args:
         path: a .txt or .jsonl file, also .gz or .zst, or a folder of them at any depth, linked folders
             included and hidden ones left out. Its folders or record files called train, valid and
-            test are the splits, and then the only input.
-        text_field: field of a record that holds the text.
-        exclude: folder inside `path` that is not input (the result, where it is written there).
+            test are the splits, and then the only input
+        text_field: field of a record that holds the text
+        exclude: folder inside *path* that is not input (the result, where it is written there)
 
-    Raises FileNotFoundError where `path` is missing and ValueError where it holds no documents or
-    where two things claim to be the same split.
+    Raises:
+        FileNotFoundError: *path* is missing
+        ValueError: it holds no documents, or two things claim to be the same split
     """
 
     def __init__(self, path: Path, text_field: str = "text", exclude: Optional[Path] = None):
         if not path.exists():
-            raise FileNotFoundError(f"--source ({path}) does not exist")
+            raise MissingFileError("{source} ({}) does not exist", path)
         self.path = path
         self.text_field = text_field
         self.split_files: Dict[str, List[Path]] = {}
@@ -64,13 +66,15 @@ class Source:
                 self.left_out -= Counter([self._corpus_json.suffix])
         if not self.files or not all(has_suffix(file, DOCUMENT_SUFFIXES) for file in self.files):
             others = f"; there are {counted_kinds(self.left_out)}" if self.left_out else ""
-            raise ValueError(
-                f"--source ({path}) holds no documents: expected .txt or .jsonl files, also .gz or "
-                f".zst{others}"
+            raise ArgumentError(
+                "{source} ({}) holds no documents: expected .txt or .jsonl files, also .gz or .zst{}",
+                path,
+                others,
             )
 
     @property
     def has_splits(self) -> bool:
+        """True for a source that comes with its own train, valid and test."""
         return bool(self.split_files)
 
     def _find_splits(self, exclude: Optional[Path]) -> None:
@@ -84,12 +88,12 @@ class Source:
             ]
             if len(candidates) > 1:
                 names = ", ".join(path.name for path in candidates)
-                raise ValueError(f"--source ({self.path}) has {names}: keep one for each split")
+                message = "{source} ({}) has {}: keep one for each split"
+                raise ArgumentError(message, self.path, names)
             for path in candidates:
-                found = (
-                    files_under(path, DOCUMENT_SUFFIXES, exclude)[0] if path.is_dir() else [path]
-                )
-                self.split_files[split] = found
+                is_folder = path.is_dir()
+                files = files_under(path, DOCUMENT_SUFFIXES, exclude)[0] if is_folder else [path]
+                self.split_files[split] = files
         if self.split_files:
             everything = {file.resolve() for file in self.files}
             self.files = [file for files in self.split_files.values() for file in files]
@@ -137,9 +141,8 @@ class Source:
         for where, number, record in json_records(path):
             text = record.get(self.text_field) if isinstance(record, dict) else None
             if not isinstance(text, str):
-                raise ValueError(
-                    f"{where}: no text in field '{self.text_field}' (--text-field names another)"
-                )
+                message = "{}: no text in field '{}' ({text_field} names another)"
+                raise ArgumentError(message, where, self.text_field)
             try:
                 text.encode()
             except UnicodeEncodeError:
@@ -153,10 +156,11 @@ class Source:
 
 
 def json_records(path: Path) -> Iterator[Tuple[str, int, Any]]:
-    """Every record of a .jsonl file, which may be compressed: where it is, for messages, its line, its
+    """Every record of a .jsonl file, which may be compressed: its place, for messages, its line, its
     content.
 
-    Raises ValueError for a line that is not JSON.
+    Raises:
+        ValueError: a line is not JSON
     """
     for number, line in enumerate(lines_of(path), start=1):
         where = f"{path}, line {number}"

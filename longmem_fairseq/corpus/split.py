@@ -1,4 +1,4 @@
-"""Which document is in which split, and how much text each split holds."""
+"""The split of every document, and how much text each split holds."""
 
 import hashlib
 import itertools
@@ -6,6 +6,7 @@ import random
 from typing import Iterator, List, Sequence
 
 from longmem_fairseq.corpus.source import SPLITS, Document, Source
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 MAX_TRAINING_CHARACTERS = 30_000_000  # for SentencePiece; more text changes hardly a piece
 
@@ -16,11 +17,12 @@ class SplitCorpus:
     Reads every document once, so that bad input shows before any work is done on it.
 
     Args:
-        valid_share, test_share: share of the documents, where the source has no splits of its own.
-        seed: of that split.
-        must_train: there has to be a train split, from which the tokenizer is made.
+        valid_share, test_share: share of the documents, where the source has no splits of its own
+        seed: of that split
+        must_train: there has to be a train split, from which the tokenizer is made
 
-    Raises ValueError where there are no documents, or none to train on.
+    Raises:
+        ValueError: there are no documents, or none to train on
     """
 
     def __init__(
@@ -49,11 +51,12 @@ class SplitCorpus:
             for split, length in zip(self.split_of, lengths, strict=True):
                 self._count(split, length)
         if not any(self.num_documents.values()):
-            raise ValueError(f"--source ({source.path}) holds no documents")
+            raise ArgumentError("{source} ({}) holds no documents", source.path)
         if must_train and not self.num_documents["train"]:
-            raise ValueError(
-                f"--source ({source.path}) has no documents in its train split, from which the "
-                "tokenizer is made; for evaluation alone, give a model's folder as --vocabulary"
+            raise ArgumentError(
+                "{source} ({}) has no documents in its train split, from which the tokenizer is made; "
+                "for evaluation alone, give a model's folder as {vocabulary}",
+                source.path,
             )
 
     def _count(self, split: str, num_characters: int) -> None:
@@ -61,6 +64,7 @@ class SplitCorpus:
         self.num_characters[split] += num_characters
 
     def documents(self, split: str) -> Iterator[Document]:
+        """The documents of a split, read from the source again."""
         if not self.num_documents[split]:
             return iter(())
         if self.source.has_splits:

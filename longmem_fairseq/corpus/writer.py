@@ -14,7 +14,7 @@ from longmem_fairseq.corpus.encoding import EncodedDocument
 def write_split(
     folder: Path, split: str, encoded: Iterable[EncodedDocument], vocab_size: int
 ) -> Tuple[Dict[str, int], np.ndarray]:
-    """Write one split's files; returns its manifest entry and how often each token occurs."""
+    """Writes one split's files; returns its manifest entry and how often each token occurs."""
     prefix = str(folder / split)
     builder = indexed_dataset.make_builder(prefix + ".bin", "mmap", vocab_size)
     counts = {"documents": 0, "tokens": 0, "words": 0, "characters": 0}

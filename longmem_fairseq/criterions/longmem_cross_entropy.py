@@ -1,4 +1,4 @@
-"""Cross-entropy, with what there is to know about the memory beside it."""
+"""Cross-entropy, and measurements of the memory beside it."""
 
 import math
 from dataclasses import dataclass, field
@@ -14,11 +14,13 @@ from longmem_fairseq.models.memory_decoder import unwrapped
 
 @dataclass
 class LongMemCrossEntropyConfig(FairseqDataclass):
+    """The options of the criterion."""
+
     memory_gain_interval: int = field(
         default=10,
         metadata={
-            "help": "every so many updates, one stream is also read without memory, which shows in "
-            "memory_gain what memory is worth; 0: never"
+            "help": "every so many updates, one stream is also read without memory, for memory_gain, "
+            "the worth of memory in nats per token; 0: never"
         },
     )
 
@@ -42,9 +44,10 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
             )
         self.memory_gain_interval = memory_gain_interval
         self.num_updates = 0  # so far; the task says so
-        self.losses = None  # of the last batch, B x T, to find what is not finite
+        self.losses = None  # of the last batch, B x T, to find one that is not finite
 
     def forward(self, model, sample, reduce=True):
+        """The loss of a batch, its number of targets, and the measurements to log."""
         _, extra = model(**sample["net_input"], target=sample["target"])
         losses = extra["losses"]
         self.losses = losses.detach()
@@ -72,7 +75,7 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
 
     @torch.no_grad()
     def _memory_gain(self, model, sample) -> Dict:
-        """What memory is worth to one stream of this batch, now and then."""
+        """The worth of memory to one stream of this batch, every so many updates."""
         if not (model.training and self.memory_gain_interval):
             return {}
         turn, rest = divmod(self.num_updates, self.memory_gain_interval)
@@ -89,6 +92,8 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
 
     @staticmethod
     def reduce_metrics(logging_outputs) -> None:
+        """Logs the means over all batches of an update."""
+
         def total(name):
             return sum(log.get(name, 0) for log in logging_outputs)
 
@@ -110,4 +115,5 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
+        """True: all are sums."""
         return True

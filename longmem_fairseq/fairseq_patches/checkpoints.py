@@ -1,7 +1,7 @@
 """Replacements for fairseq's functions that save and load checkpoints, and around its update.
 
 ``torch.load`` unpickles nothing but tensors and plain containers unless told otherwise, and we keep
-it that way. fairseq's loader is wrapped so that whatever goes wrong is one clear error.
+it that way. fairseq's loader is wrapped so that any mishap is one clear error.
 
 fairseq tells a task of a save on the first rank alone, and of a load without model and folder. Its
 functions are wrapped so that a task that has ``before_save``, ``after_save`` and ``after_load``

@@ -34,7 +34,7 @@ timeout_wrapper = partial(DistributedTimeoutWrapper, signal=signal.SIGKILL)
 _original_call_main = distributed_utils.call_main
 _original_main = distributed_utils.distributed_main
 
-# what gloo says, in a plain RuntimeError, where another process has ended, or its machine
+# gloo has no exception type for the loss of another process, but a RuntimeError with one of these texts
 _LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -91,7 +91,7 @@ def call_main(cfg, main, **kwargs):
 
 
 def _is_ours(cfg) -> bool:
-    """Whether the task of a command is that of this plugin."""
+    """True for a command with the task of this plugin."""
     return getattr(getattr(cfg, "task", None), "_name", None) == TASK
 
 

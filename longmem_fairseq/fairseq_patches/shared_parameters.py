@@ -1,7 +1,7 @@
-"""Which parameters modules share.
+"""The parameters that modules share.
 
-fairseq's trainer looks for them, because moving a model to a device may separate them. It takes what a
-module does not have, such as the bias of a layer without one, for one parameter that all of them share:
+fairseq's trainer looks for them, because moving a model to a device may separate them. It takes missing
+parameters, such as the bias of a layer without one, for one parameter that all these layers share:
 "detected shared parameter: ..." in the log for each of them, hundreds in a converted model.
 """
 

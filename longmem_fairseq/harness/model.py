@@ -37,7 +37,7 @@ class LongMemHarness(TemplateLM):
         memory: memory file (default: an empty memory)
         memory_size, window: in tokens (default: as it was trained)
         dtype: float32, bfloat16 or float16 (default: as it was trained)
-        add_bos_token: begin every text with what stands before a document (default: where the model's
+        add_bos_token: begin every text with the symbol before a document (default: where the model's
             own tokenizer does, and for models without one)
         max_gen_toks: where the task does not say how long an answer may be
         batch_size, max_batch_size, device: the harness's
@@ -78,11 +78,12 @@ class LongMemHarness(TemplateLM):
             self.lm.load_memory(memory)
         self.special_tokens = bool(self.lm.tokenizer.special_tokens)
         ids = self.lm.tokenizer.ids
-        own = ids is None or ids.start == "bos"  # what the model's own tokenizer does
-        self.adds_start = own if add_bos_token is None else add_bos_token
+        usual = ids is None or ids.start == "bos"  # as the model's own tokenizer does
+        self.adds_start = usual if add_bos_token is None else add_bos_token
 
     @property
     def eot_token_id(self) -> int:
+        """The end of a text, for the harness."""
         return self.lm.dictionary.eos()
 
     @property
@@ -94,11 +95,17 @@ class LongMemHarness(TemplateLM):
 
     @property
     def max_length(self) -> int:
+        """Tokens of the local window."""
         return self.lm.window
 
     def tok_encode(
         self, string: str, add_special_tokens: Optional[bool] = None, **unused
     ) -> List[int]:
+        """Dictionary indices of a text.
+
+        Args:
+            add_special_tokens: begin with the symbol before a document (default: as *add_bos_token*)
+        """
         adds = self.adds_start if add_special_tokens is None else add_special_tokens
         if not string:
             return [self.prefix_token_id] if adds else []
@@ -107,6 +114,7 @@ class LongMemHarness(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
+        """The model's folder, by which the harness tells chat templates apart."""
         return self.name
 
     def chat_template(self, chat_template: Union[bool, str] = False) -> Optional[str]:
@@ -122,16 +130,18 @@ class LongMemHarness(TemplateLM):
     def apply_chat_template(
         self, chat_history: List[Dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """
+        """The prompt of a chat, with the model's own template.
+
         Raises:
             ValueError: the model has no template, or the task begins the answer itself
         """
         if not add_generation_prompt:
             raise ValueError("longmem cannot go on with an answer that the task begins")
-        self.adds_start = False  # the template says all
+        self.adds_start = False  # the template writes it
         return self.lm.tokenizer.spelled_chat(chat_history)
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> List[float]:
+        """The log-probability (nats) of each whole text."""
         rows = [
             (None, [self.prefix_token_id], self.tok_encode(text, add_special_tokens=False))
             for (text,) in (request.args for request in requests)
@@ -147,24 +157,25 @@ class LongMemHarness(TemplateLM):
         rows = [
             Row(torch.tensor([*before, *scored]), len(scored)) for _, before, scored in requests
         ]
-        found = [(0.0, True)] * len(rows)  # of those of which nothing is scored
+        results = [(0.0, True)] * len(rows)  # of rows without scored tokens
         scored = [i for i, row in enumerate(rows) if row.scored > 0]
         lengths = [len(rows[i].tokens) for i in scored]
         with tqdm(total=len(scored), disable=disable_tqdm, desc="longmem: loglikelihood") as bar:
             for batch in batches(self.lm, lengths, self.batch_size):
                 batch = [scored[i] for i in batch]
-                for i, own in zip(
+                for i, scores in zip(
                     batch, score_rows(self.lm, [rows[i] for i in batch]), strict=True
                 ):
                     targets = rows[i].tokens[-rows[i].scored :]
-                    greedy = bool((own.choices[:, 0] == targets).all())
-                    found[i] = (float(own.log_probs.sum()), greedy)
+                    greedy = bool((scores.choices[:, 0] == targets).all())
+                    results[i] = (float(scores.log_probs.sum()), greedy)
                     if requests[i][0] is not None:
-                        self.cache_hook.add_partial("loglikelihood", requests[i][0], found[i])
+                        self.cache_hook.add_partial("loglikelihood", requests[i][0], results[i])
                 bar.update(len(batch))
-        return found
+        return results
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> List[str]:
+        """The continuation of each context, up to the strings that its task names."""
         groups = Collator(
             [r.args for r in requests], group_by="gen_kwargs", group_fn=lambda x: x[1]
         )
@@ -180,7 +191,7 @@ class LongMemHarness(TemplateLM):
         return groups.get_original(texts)
 
     def _generate(self, contexts: Sequence[str], options: Dict, bar: tqdm) -> List[str]:
-        """What follows each of the contexts, all with the same options."""
+        """The continuation of each of the contexts, all with the same options."""
         options = normalize_gen_kwargs(options, self.max_gen_toks)
         for name in options:
             if name not in GENERATION:
@@ -200,12 +211,13 @@ class LongMemHarness(TemplateLM):
         for batch in batches(
             self.lm, [len(prompt) for prompt in prompts], self.batch_size, MOST_APART
         ):
-            own = [streams[i] for i in batch]
+            rows = [streams[i] for i in batch]
             decode(
-                self.lm,
+                self.lm.decoder,
+                self.lm.tokenizer,
                 [prompts[i] for i in batch],
                 length,
-                lambda row, token, own=own: own[row].push(token.index),
+                lambda row, token, rows=rows: rows[row].push(token.index),
                 draw,
                 stop=stop,
             )

@@ -1,4 +1,4 @@
-"""A page that shows what memory did to a text."""
+"""A page that shows the effect of memory on a text."""
 
 from longmem_fairseq.inspector.inspection import Inspection, inspect_text
 from longmem_fairseq.inspector.page import make_page

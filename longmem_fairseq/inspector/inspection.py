@@ -1,10 +1,11 @@
-"""What memory did to every token of a text."""
+"""The effect of memory on every token of a text."""
 
 from typing import Dict, List, NamedTuple, Optional
 
 import numpy as np
 
-from longmem_fairseq.api.hub_interface import THIS_TEXT, LongMem, TokenReading
+from longmem_fairseq.api.hub_interface import LongMem
+from longmem_fairseq.api.reading import THIS_TEXT, TokenReading
 
 SHORTEST = 64  # tokens; nearer passages are counted together
 NOTHING, ELSEWHERE = "nothing read", "another document"
@@ -39,7 +40,7 @@ def inspect_text(
     progress: bool = False,
     special_tokens: bool = False,
 ) -> Inspection:
-    """Reads a text with memory, without, and once more to see what is read.
+    """Reads a text with memory, without, and once more to see the passages that are read.
 
     Args:
         per_head: so many passages of each head, those with the largest weights

@@ -19,7 +19,7 @@ def make_page(inspection: Inspection, title: str, memory: str) -> str:
 
     Args:
         title: of the text
-        memory: a sentence on what was memorised
+        memory: a sentence on the memory
     """
     log_probs, gain = inspection.log_probs, inspection.gain
     without = log_probs - gain
@@ -40,7 +40,7 @@ def make_page(inspection: Inspection, title: str, memory: str) -> str:
 
 
 def _data(inspection: Inspection) -> Dict:
-    """What the page's script shows: every passage and every document name once.
+    """The data of the page's script: every passage and every document name once.
 
     readings: of every token [head, passage, weight, head, passage, weight, ...]
     gates: of every head; pointer: the weight of a pointer, which differs from token to token (or null)
@@ -61,8 +61,8 @@ def _data(inspection: Inspection) -> Dict:
         "tokens": [reading.token for reading in inspection.readings],
         "logProbs": [round(float(value), 3) for value in inspection.log_probs],
         "gains": [round(float(value), 3) for value in inspection.gain],
-        "gates": {head: max(found) for head, found in gates.items()},
-        "pointer": pointer if any(len(found) > 1 for found in gates.values()) else None,
+        "gates": {head: max(values) for head, values in gates.items()},
+        "pointer": pointer if any(len(values) > 1 for values in gates.values()) else None,
         "documents": list(documents),
         "passages": list(numbers),
         "readings": readings,

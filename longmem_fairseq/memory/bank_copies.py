@@ -87,9 +87,7 @@ def forget_document(bank: MemoryBank, name: str) -> int:
         if sources and sources[-1].name == name:  # its next tokens continue nothing
             bank.pending.in_document[row] = False
             rest.logs[number].sources.append(Source(rest.held(number).stop, None, 0))
-        elif (
-            sources and sources[-1].first == bank.held(number).stop
-        ):  # begun, and still without tokens
+        elif sources and sources[-1].first == bank.held(number).stop:  # begun, without tokens yet
             rest.logs[number].sources.append(sources[-1]._replace(first=rest.held(number).stop))
     bank.ring, bank.logs, bank.num_written = rest.ring, rest.logs, rest.num_written
     bank.pending.take_over(rest.pending)

@@ -100,22 +100,14 @@ class MemoryBank:
         return self.logs[bank].documents(self.held(bank))
 
     def first_token(self, bank: int, slot: int) -> int:
-        """The number, counted from the last reset, of the first token of a stored chunk.
-
-        Raises:
-            ValueError: the slot is empty
-        """
+        """The number, from the last reset, of a chunk's first token; ValueError for an empty slot."""
         if not 0 <= slot < self.num_chunks[bank]:
             raise ValueError(f"slot {slot} of a bank that holds {self.num_chunks[bank]} chunks")
         number = self.layout.chunk_in(torch.tensor(slot), self.num_written[bank])
         return int(number) * self.layout.chunk_size
 
     def locate(self, bank: int, slot: int) -> Optional[Source]:
-        """Where the first token of a stored chunk came from, None if that is unknown.
-
-        Raises:
-            ValueError: the slot is empty
-        """
+        """Where :meth:`first_token` of a slot came from; None if that is unknown."""
         source = self.logs[bank].sources_from(self.first_token(bank, slot))[0]
         return None if source.name is None else source
 
@@ -221,9 +213,9 @@ class MemoryBank:
         # one copy from the device: each waits for all that it has to do
         slots, written = retrieved.chunks[:, 0].cpu(), [self.num_written[bank] for bank in banks]
         logs, held = [self.logs[bank] for bank in banks], [self.held(bank) for bank in banks]
-        ids, matches = look_up(logs, layout.tokens_in(slots, written), held, contexts)
-        matches = None if matches is None else matches.to(self.device)
-        return retrieved._replace(token_ids=ids.to(self.device), matches=matches)
+        looked_up = look_up(logs, layout.tokens_in(slots, written), held, contexts)
+        ids, matches = (None if tensor is None else tensor.to(self.device) for tensor in looked_up)
+        return retrieved._replace(token_ids=ids, matches=matches)
 
     def header(self) -> Dict[str, Any]:
         """Sizes, fill and sources, for JSON."""
@@ -262,9 +254,8 @@ class MemoryBank:
             log.write(held.start, state["token_ids"][bank, : len(held)])
 
     def save(self, path: str, replaces: Optional[Version] = None) -> Version:
-        """Writes the bank to a file, at once or not at all; see :func:`write_memory_file`.
-
-        Then removes the files that shards have saved under the same *path*.
+        """Writes a file, at once or not at all, see :func:`write_memory_file`; then removes the files
+        that shards have saved under the same *path*.
 
         Raises:
             OSError: the file cannot be written, or one of those not removed

@@ -9,6 +9,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.profiler import record_function
 
 from longmem_fairseq.memory.bank_layout import BankLayout
 from longmem_fairseq.memory.chunk_ring import ChunkRing, rows_of
@@ -44,6 +45,11 @@ class ShardedRing:
         check_divisible(layout.memory_size, layout.chunk_size, self.num_shards)
         self.part = ChunkRing(layout, layout.num_slots // self.num_shards, **options)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of this process's part, see :attr:`ChunkRing.num_bytes`."""
+        return self.part.num_bytes
+
     def _num_here(self, num_written: int) -> int:
         """How many of the first chunks are kept here."""
         return len(range(self.shard, num_written, self.num_shards))
@@ -74,9 +80,13 @@ class ShardedRing:
             return self.part.search(queries, banks, given)
         slots = self.part.best_slots(queries, banks, given)
         scores = self.part.scores(queries, slots, banks)
-        scores, slots = self.merge(scores, slots)
-        shape = (self.layout.num_banks, self.layout.num_heads, self.layout.num_slots)
-        rows, store = self.fetch(rows_of(slots, banks, shape))
+        # named for torch.profiler, as in eval/benchmark_shards.py
+        with record_function("memory.merge"):
+            scores, slots = self.merge(scores, slots)
+        num_banks, heads, slots_here = self.part.store.keys.shape[:3]  # in a file fewer than S / N
+        shape = (num_banks, heads, slots_here * self.num_shards)
+        with record_function("memory.fetch"):
+            rows, store = self.fetch(rows_of(slots, banks, shape))
         one_search = self.layout.reads_successors
         return Retrieved(slots, rows, store, scores.squeeze(1) if one_search else None)
 

@@ -1,7 +1,7 @@
 """Backbone, LongMem and the MemTRM baseline."""
 
 from longmem_fairseq.models.backbone import LongMemBackbone
-from longmem_fairseq.models.longmem import LongMem
+from longmem_fairseq.models.longmem import LongMemModel
 from longmem_fairseq.models.memtrm import MemTRM
 
-__all__ = ["LongMem", "LongMemBackbone", "MemTRM"]
+__all__ = ["LongMemModel", "LongMemBackbone", "MemTRM"]

@@ -8,7 +8,6 @@ from typing import Dict, Iterator, Tuple
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
-from fairseq.models import FairseqLanguageModel
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -44,13 +43,6 @@ def hexadecimal(fingerprint: Tensor) -> str:
     return fingerprint.cpu().numpy().tobytes().hex()
 
 
-def identify_memory(model: FairseqLanguageModel) -> None:
-    """A MemTRM is its own backbone: where it is not trained any more, its memories are its own."""
-    memory = getattr(model.decoder, "memory", None)
-    if memory is not None and not memory.options["fingerprint"]:
-        memory.options["fingerprint"] = hexadecimal(fingerprint(model.decoder.state_dict()))
-
-
 def dictionary_hash(dictionary: Dictionary) -> str:
     """SHA-256 over the symbols of a dictionary, in order."""
     return hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()
@@ -83,6 +75,10 @@ def _model_options(state: Dict) -> Dict:
     return options if isinstance(options, dict) or OmegaConf.is_dict(options) else {}
 
 
+class BackboneNotFoundError(FileNotFoundError):
+    """There is no backbone where ``--pretrained-model-path`` points to."""
+
+
 def read_backbone(path: str) -> Dict:
     """The checkpoint of a backbone.
 
@@ -90,7 +86,7 @@ def read_backbone(path: str) -> Dict:
         path: the checkpoint, or its folder
 
     Raises:
-        FileNotFoundError: there is no such file
+        BackboneNotFoundError: there is no such file
         ValueError: it is not a checkpoint, or not one of a backbone
     """
     if not path:
@@ -98,11 +94,11 @@ def read_backbone(path: str) -> Dict:
     path = checkpoint_in(path)
     if os.path.isdir(path):
         expected = ", ".join(CHECKPOINTS)
-        raise FileNotFoundError(
+        raise BackboneNotFoundError(
             f"--pretrained-model-path ({path}) holds no checkpoint: expected {expected}"
         )
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"--pretrained-model-path ({path}): no such file")
+        raise BackboneNotFoundError(f"--pretrained-model-path ({path}): no such file")
     state = checkpoint_utils.load_checkpoint_to_cpu(path)
     cfg = state["cfg"]["model"] if state.get("cfg") else None
     # a model of fairseq's before hydra has an argparse.Namespace there

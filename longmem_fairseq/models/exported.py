@@ -11,10 +11,9 @@ from typing import Any, Dict, Optional
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.utils import overwrite_args_by_name
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from longmem_fairseq.utils.refusal import refused
 from longmem_fairseq.utils.replaced_file import give_usual_mode
 from longmem_fairseq.utils.text_files import parse_json
 
@@ -65,7 +64,7 @@ def read_exported(path: Path, overrides: Optional[Dict[str, Any]] = None) -> Dic
     for file in (path, path.with_name(CONFIG_FILE)):
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file")
-    try:
+    with refused(f"{path.parent} holds no exported model"):
         config = parse_json(path.with_name(CONFIG_FILE).read_bytes())
         if config["format"] != FORMAT:
             raise ValueError(f"format {config['format']}, expected {FORMAT}")
@@ -75,8 +74,6 @@ def read_exported(path: Path, overrides: Optional[Dict[str, Any]] = None) -> Dic
         weights = load_file(path)
         history = [{"num_updates": config["num_updates"]}]
         task_state = {"dictionary_hash": config["dictionary_hash"]}
-    except (SafetensorError, OmegaConfBaseException, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path.parent} holds no exported model ({error})") from None
     if overrides is not None:
         overwrite_args_by_name(cfg, overrides)
     return {

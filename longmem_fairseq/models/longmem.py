@@ -74,8 +74,8 @@ class LongMemConfig(MemoryConfig):
         default="released",
         metadata={
             "help": "activation of the SideNet's MLP; backbone: that of the layers it starts from; "
-            "released: gelu beside a backbone of the paper's shape (one parallel block, gelu_tanh), as "
-            "in the release, and that of the backbone beside any other, converted ones among them"
+            "released: gelu beside a backbone of the paper's shape (parallel, gelu_tanh, alibi), "
+            "as in the release, and that of the backbone beside any other, converted ones among them"
         },
     )
     backbone_dtype: BACKBONE_DTYPE_CHOICES = field(
@@ -296,8 +296,9 @@ def _already(found: Optional[Retrieved], queries: Tensor) -> Optional[Retrieved]
 
 def _activation(choice: str, backbone: LongMemBackboneConfig) -> str:
     """Of the SideNet's MLP; see ``--activation-fn``."""
-    shape = (str(backbone.block), str(backbone.activation_fn))
-    if choice == "released" and shape == ("parallel", "gelu_tanh"):
+    names = ("block", "activation_fn", "positions")
+    shape = tuple(str(getattr(backbone, name)) for name in names)
+    if choice == "released" and shape == ("parallel", "gelu_tanh", "alibi"):
         return "gelu"
     return shape[1] if choice in ("released", "backbone") else choice
 
@@ -328,11 +329,19 @@ def _keep_backbone(module: SideNetDecoder, state_dict, prefix: str, *unused) -> 
             f"{hexadecimal(module.backbone_fingerprint)[:16]}: give its own backbone as "
             "--pretrained-model-path"
         )
-    # a checkpoint trained with memory may be evaluated without, or with another search
-    for name in ("search_keys", "pointer"):
-        if getattr(module, name) is None:
+    for name, option, other in (
+        ("search_keys", "--memory-search (hidden)", "attention"),
+        ("pointer", "--pointer (trained)", "constant"),
+    ):
+        part = getattr(module, name)
+        if part is None:
+            # a checkpoint trained with memory may be evaluated without, or with another search
             for unused in [key for key in state_dict if key.startswith(f"{prefix}{name}.")]:
                 del state_dict[unused]
+        elif any(f"{prefix}{name}.{key}" not in state_dict for key in part.state_dict()):
+            raise ValueError(
+                f"{option} needs a checkpoint that was trained with it: choose {other}, or train it"
+            )
 
 
 def _miss_no_backbone(module: SideNetDecoder, incompatible) -> None:
@@ -342,7 +351,7 @@ def _miss_no_backbone(module: SideNetDecoder, incompatible) -> None:
 
 
 @register_model("longmem", dataclass=LongMemConfig)
-class LongMem(FairseqLanguageModel):
+class LongMemModel(FairseqLanguageModel):
     """Backbone, SideNet and memory; only the SideNet is trained and saved."""
 
     @staticmethod

@@ -3,13 +3,24 @@
 B streams or hypotheses, T tokens, H heads, D head_dim, V vocabulary, W window.
 """
 
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import torch
 from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor
 
-from longmem_fairseq.memory import ExternalMemory, MemoryFork, Retrieved
+from longmem_fairseq.memory import ExternalMemory, MemoryBank, MemoryFork, Retrieved
 from longmem_fairseq.modules import LocalCache, Pointer
 from longmem_fairseq.modules.rotary_scaling import Rule, length_that_counts
 from longmem_fairseq.utils.allocator import give_back_freed_memory
@@ -192,14 +203,14 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         target: Optional[Tensor] = None,
         **unused,
     ) -> Tuple[Optional[Tensor], Dict]:
-        """Reads a segment of every stream, predicts, and memorises it; or goes on generating.
+        """Reads a segment of every stream, predicts, and memorizes it; or goes on generating.
 
         Args:
             src_tokens: B x T, padded on the right; with *incremental_state* everything since it was
                 empty, of which what is new is read
             new_document: B, True for rows whose memory is to be forgotten first
             incremental_state: fairseq's, for generation: tokens go into a local window, and out of it
-                into a memory of the hypothesis; what evaluation memorised is read, not changed
+                into a memory of the hypothesis; what evaluation memorized is read, not changed
             last_only: with *incremental_state*: predict only what follows the last token, which is all
                 that a generation asks for, and not what follows every new one
             overlap: B, how many of a row's first tokens were in the segment before, and are not
@@ -230,13 +241,39 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         return logits, extra
 
     @torch.no_grad()
-    def memorise(
+    def memorize(
+        self,
+        segments: Iterable[Tuple[Tensor, int]],
+        memory: Union[MemoryBank, MemoryFork],
+        on_segment: Callable[[int], None] = lambda num_tokens: None,
+    ) -> None:
+        """Reads segments into a memory of B streams, and predicts nothing.
+
+        Args:
+            segments: B x T tokens, and the number of first ones that are in memory already; see
+                :meth:`segments`
+            on_segment: takes the number of tokens that each segment added
+        """
+        for tokens, overlap in segments:
+            new = slice(overlap, None)
+            memory.write(**self.entries(tokens).of_tokens(new)._asdict(), token_ids=tokens[:, new])
+            on_segment(tokens.size(1) - overlap)
+
+    @torch.no_grad()
+    def memorize_streams(
         self, src_tokens: Tensor, new_document: Tensor, overlap: Optional[Tensor] = None
     ) -> None:
-        """Memorises a segment of every stream and predicts nothing; arguments as :meth:`forward`."""
+        """Memorizes a segment of every stream and predicts nothing; arguments as :meth:`forward`."""
         self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
         entries, valid = self.entries(src_tokens), self._to_memorize(src_tokens, overlap)
         self.memory.write(**entries._asdict(), valid=valid, token_ids=src_tokens)
+
+    def identify_memory(self) -> None:
+        """Gives the memory the fingerprint of this model, which its files have to bear.
+
+        Called once the weights are final. A memory of attention keys has the backbone's from the
+        start, so that most models have nothing to do here.
+        """
 
     def _to_memorize(self, src_tokens: Tensor, overlap: Optional[Tensor]) -> Tensor:
         """Which of B x T tokens are neither padding nor in memory already, B x T."""
@@ -261,13 +298,11 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         # with the rules dynamic and longrope a longer text is another one from its first token on
         if not window.caches or tokens.size(1) > self.window or turned != turns:
             # the oldest half makes room, and what stays is read anew as a segment of its own: so every
-            # token sees what it would if the text before it had been memorised in such halves
-            half, past = self._half, self.left_behind(tokens.size(1))
-            if window.memory is not None:
-                for segment in tokens[:, :past].split(half, dim=1):
-                    if segment.size(1) > 0:
-                        entries = self.entries(segment)._asdict()
-                        window.memory.write(**entries, token_ids=segment)
+            # token sees what it would if the text before it had been memorized in such halves
+            past = self.left_behind(tokens.size(1))
+            if window.memory is not None and past > 0:
+                halves = tokens[:, :past].split(self._half, dim=1)
+                self.memorize(((half, 0) for half in halves), window.memory)
             new = tokens = tokens[:, past:]
             before = tokens[:, :0]
             window.caches = [LocalCache(self.window) for _ in range(self.num_attention_layers)]

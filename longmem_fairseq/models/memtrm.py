@@ -9,7 +9,12 @@ from fairseq.models import FairseqLanguageModel, register_model
 from torch import Tensor
 
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
-from longmem_fairseq.models.checkpoints import load_backbone, read_backbone
+from longmem_fairseq.models.checkpoints import (
+    fingerprint,
+    hexadecimal,
+    load_backbone,
+    read_backbone,
+)
 from longmem_fairseq.models.decoder_config import DecoderConfig
 from longmem_fairseq.models.memory_config import (
     MemoryConfig,
@@ -63,6 +68,11 @@ class MemTRMDecoder(BackboneDecoder):
             prediction = self.predict(self.layer_norm(encoded.hidden_states[-1][:, first:]), target)
         entries = Entries(encoded.keys, encoded.values)
         return Reading(prediction.logits, entries, lookup=lookup, losses=prediction.losses)
+
+    def identify_memory(self) -> None:
+        """A MemTRM is its own backbone: once it is not trained any more, its memories are its own."""
+        if self.memory is not None and not self.memory.options["fingerprint"]:
+            self.memory.options["fingerprint"] = hexadecimal(fingerprint(self.state_dict()))
 
     def entries(self, src_tokens) -> Entries:
         return Entries(*self.layer_keys_values(src_tokens, self.memory_layer))

@@ -21,7 +21,7 @@ from longmem_fairseq.api.hub_interface import LongMem
 from longmem_fairseq.serving.completion import Chunk, complete
 from longmem_fairseq.serving.documents import Documents
 from longmem_fairseq.serving.errors import RequestError
-from longmem_fairseq.serving.model_queue import Cancelled, ModelQueue
+from longmem_fairseq.serving.model_queue import Canceled, ModelQueue
 from longmem_fairseq.serving.requests import Completion, chat_of, completion_of
 from longmem_fairseq.serving.responses import Format
 from longmem_fairseq.utils.text_files import parse_json
@@ -36,7 +36,7 @@ class Service:
 
     Args:
         lm: the model
-        name: what clients call it
+        name: of the model, for clients
         memory_path: file in which the memory is saved after each change
         timeout: seconds for a request
         max_body: bytes of a request
@@ -52,20 +52,29 @@ class Service:
     # --- routes ---
 
     async def models(self, request: Request) -> Response:
+        """GET /v1/models: the one model."""
         entry = {"id": self.name, "object": "model", "created": self.created}
         return JSONResponse({"object": "list", "data": [{**entry, "owned_by": "longmem-fairseq"}]})
 
     async def completions(self, request: Request) -> Response:
+        """POST /v1/completions."""
         return await self._complete(request, completion_of, chat=False)
 
     async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
         return await self._complete(request, chat_of, chat=True)
 
     async def list_documents(self, request: Request) -> Response:
+        """GET /memory: names and sizes of the documents, and of the memory."""
         listed = await self.queue.run(lambda _: (self.documents.listed(), self.documents.size()))
         return JSONResponse({"object": "list", "data": listed[0], **listed[1]})
 
     async def add_document(self, request: Request) -> Response:
+        """POST /memory: memorizes a document.
+
+        Raises:
+            RequestError: a field is missing, unknown, or no text; or see :meth:`Documents.add`
+        """
         body = await self._body(request)
         for field in body:
             if field not in ("name", "text"):
@@ -83,6 +92,7 @@ class Service:
         return JSONResponse(added, status_code=201)
 
     async def forget_document(self, request: Request) -> Response:
+        """DELETE /memory/NAME: forgets a document."""
         name = request.path_params["name"]
         await self.queue.run(lambda _: self.documents.forget(name))
         return JSONResponse({"name": name, "deleted": True})
@@ -96,20 +106,20 @@ class Service:
         if body.get("model") not in (None, self.name):
             message = f"model ({body['model']!r:.60}) is not served here: this is {self.name}"
             raise RequestError(message, 404, param="model", code="model_not_found")
-        wanted = await asyncio.to_thread(read, self.lm, body)  # a long prompt takes time
+        completion = await asyncio.to_thread(read, self.lm, body)  # a long prompt takes time
         answer = Format(chat, self.name, next(self.numbers))
         chunks = self.queue.stream(
-            lambda ticket, emit: complete(self.lm, wanted, ticket.check, emit)
+            lambda ticket, emit: complete(self.lm, completion, ticket.check, emit)
         )
-        if not wanted.stream:
+        if not completion.stream:
             whole = await _unless_gone(request, _collected(chunks))
             return (
                 Response(status_code=499) if whole is None else JSONResponse(answer.answer(whole))
             )
-        first = await _unless_gone(request, anext(chunks))  # what goes wrong before has a status
+        first = await _unless_gone(request, anext(chunks))  # an error before it has a status
         if first is None:
             return Response(status_code=499)
-        events = _events(answer, first, chunks, wanted.include_usage)
+        events = _events(answer, first, chunks, completion.include_usage)
         return StreamingResponse(events, media_type="text/event-stream")
 
     async def _body(self, request: Request) -> Dict[str, Any]:
@@ -219,10 +229,11 @@ def _on_fault(request: Request, error: Exception) -> Response:
 
 
 def make_app(service: Service, api_key: Optional[str]) -> Starlette:
-    """
+    """The server of a model.
+
     Args:
-        api_key: what every request has to bring (default: nothing; then only requests to this machine
-            by one of its own names are answered)
+        api_key: a key that every request has to bring (default: none; then only requests to this
+            machine by one of its own names are answered)
     """
 
     @asynccontextmanager
@@ -248,7 +259,7 @@ def make_app(service: Service, api_key: Optional[str]) -> Starlette:
         RequestError: _on_request_error,
         HTTPException: _on_http_error,
         ClientDisconnect: _on_gone,
-        Cancelled: _on_gone,
+        Canceled: _on_gone,
         Exception: _on_fault,
     }
     return Starlette(

@@ -44,7 +44,7 @@ def complete(
     """Answers every prompt of a request.
 
     Args:
-        check: is called before each token; what it raises ends the answer
+        check: is called before each token; an exception ends the answer
         emit: takes the pieces
     """
     for index in range(len(request.prompts)):
@@ -80,15 +80,17 @@ class _Choice:
                 return stopped
 
             draw = Draw(request.temperature, 0, request.top_p, request.seed, lm.device)
-            look = self._look if request.retrieved and lm.decoder.memory is not None else None
+            look = self._look if request.retrieved else None
             top = min(max(request.top or 0, 1), len(lm.dictionary))
-            arguments = ([self.prompt], request.max_tokens, on_token, draw, top)
-            (reason,) = decode(lm, *arguments, stop=request.stop, look=look)
+            (reason,) = decode(
+                *(lm.decoder, lm.tokenizer, [self.prompt], request.max_tokens, on_token),
+                *(draw, top, request.stop, look),
+            )
             self.stream.finish()
         self._send(len(self.stream.text), reason)
 
     def _send(self, settled: int, reason: Optional[str] = None) -> None:
-        """Emits what is settled and has not been sent."""
+        """Emits all that is settled and has not been sent."""
         text = self.stream.text[self.sent_text : settled]
         infos = None
         if self.request.top is not None:
@@ -128,18 +130,18 @@ class _Choice:
         return TokenInfo(text, offset, token.log_prob, top)
 
     def _look(self, lookup, pointer, bank, num_tokens: int) -> None:
-        """Notes what was read for a new token, the last one of *num_tokens*."""
+        """Notes the passages that were read for a new token, the last one of *num_tokens*."""
         gate = self.lm.decoder.gate
-        found = lookup, pointer, bank, num_tokens
-        for passage in read_passages(*found, gate, self.lm.tokenizer)[-1]:
+        reading = lookup, pointer, bank, num_tokens
+        for passage in read_passages(*reading, gate, self.lm.tokenizer)[-1]:
             self.heads.add(passage.head)
             place = (passage.document, passage.offset, passage.text)
             share = self.passages.get(place, (passage, 0.0))[1]
             self.passages[place] = passage, share + passage.gate * passage.weight
 
     def _retrieved(self) -> List[Dict]:
-        """The passages with the largest shares of what the heads said, over all tokens."""
-        best = sorted(self.passages.values(), key=lambda found: -found[1])[:MOST_PASSAGES]
+        """The passages with the largest shares of the heads' attention, over all tokens."""
+        best = sorted(self.passages.values(), key=lambda shared: -shared[1])[:MOST_PASSAGES]
         whole = max(1, len(self.tokens)) * max(1, len(self.heads))
         return [
             {

@@ -25,7 +25,8 @@ class Documents:
         self.replaces = None if path is None else file_version(path)  # when the work begins
 
     def add(self, name: str, text: str) -> Dict:
-        """
+        """Memorizes a document.
+
         Returns:
             the document's entry of :meth:`listed`
 
@@ -41,7 +42,8 @@ class Documents:
         return next(document for document in self.listed() if document["name"] == name)
 
     def forget(self, name: str) -> None:
-        """
+        """Forgets a document.
+
         Raises:
             RequestError: there is no document of that name, or the memory cannot be saved
         """
@@ -55,13 +57,13 @@ class Documents:
     def listed(self) -> List[Dict]:
         """Name and tokens of every document of which something is in memory, the oldest first.
 
-        Tokens of which nobody said what document they are of have the name None.
+        Tokens of no named document have the name None.
         """
         tokens = self._bank().documents(0)
         return [{"name": name, "tokens": count} for name, count in tokens.items()]
 
     def size(self) -> Dict:
-        """How many tokens are in memory, and how many there can be."""
+        """The number of tokens in memory, and the largest possible one."""
         bank = self._bank()
         return {"tokens": len(bank.held(0)), "memory_size": bank.layout.memory_size}
 

@@ -1,10 +1,11 @@
-"""What a client is told went wrong, in OpenAI's format."""
+"""Errors for clients, in OpenAI's format."""
 
 from typing import Dict, Optional
 
 
 class RequestError(Exception):
-    """
+    """A request that cannot be answered.
+
     Args:
         message: one line
         status: of HTTP
@@ -23,6 +24,7 @@ class RequestError(Exception):
         self.status, self.param, self.code = status, param, code
 
     def body(self) -> Dict:
+        """The answer's JSON."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
         return {"error": error}

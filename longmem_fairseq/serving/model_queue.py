@@ -11,7 +11,7 @@ from longmem_fairseq.serving.errors import RequestError
 MOST_WAITING = 64  # requests, with the one that is answered
 
 
-class Cancelled(Exception):
+class Canceled(Exception):
     """Nobody waits for the answer any more."""
 
 
@@ -20,16 +20,17 @@ class Ticket:
 
     def __init__(self, timeout: float):
         self.timeout, self.deadline = timeout, time.monotonic() + timeout
-        self.cancelled = Event()
+        self.canceled = Event()
 
     def check(self) -> None:
-        """
+        """Lets the work go on, or ends it.
+
         Raises:
-            Cancelled: nobody waits for the answer any more
+            Canceled: nobody waits for the answer any more
             RequestError: its time is over
         """
-        if self.cancelled.is_set():
-            raise Cancelled
+        if self.canceled.is_set():
+            raise Canceled
         if time.monotonic() > self.deadline:
             message = (
                 f"no answer within {self.timeout:g} seconds (--timeout): ask for less, or later"
@@ -49,7 +50,7 @@ class ModelQueue:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
     async def run(self, job: Callable[[Ticket], Any]) -> Any:
-        """What the job returns. If the caller is cancelled, so is the job.
+        """Runs a job and returns its result. If the caller is canceled, so is the job.
 
         Raises:
             RequestError: too many are waiting, its time is over, or the job's own
@@ -59,12 +60,12 @@ class ModelQueue:
         try:
             return await asyncio.shield(future)
         finally:
-            ticket.cancelled.set()
+            ticket.canceled.set()
 
     async def stream(
         self, job: Callable[[Ticket, Callable[[Any], None]], None]
     ) -> AsyncIterator[Any]:
-        """What the job gives to its second argument, as it comes; otherwise like :meth:`run`."""
+        """The items that a job gives to its second argument, as they come; see :meth:`run`."""
         ticket, loop, items = Ticket(self.timeout), asyncio.get_running_loop(), asyncio.Queue()
         end = object()
 
@@ -78,7 +79,7 @@ class ModelQueue:
                 yield item
             future.result()
         finally:
-            ticket.cancelled.set()
+            ticket.canceled.set()
 
     def close(self) -> None:
         """Waits for the job that runs; those that wait in line are dropped."""

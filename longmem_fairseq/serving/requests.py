@@ -1,4 +1,4 @@
-"""Requests for a completion: which fields there are, and what they may be."""
+"""Requests for a completion: their fields, and the values that these may have."""
 
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Sequence
@@ -9,6 +9,7 @@ from longmem_fairseq.api.generation import check_generation
 from longmem_fairseq.api.hub_interface import LongMem
 from longmem_fairseq.api.prompts import document_tokens
 from longmem_fairseq.serving.errors import RequestError
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 MOST_ALTERNATIVES = 20  # that logprobs may ask for
 # fields of OpenAI's that are refused unless they ask for nothing
@@ -32,10 +33,10 @@ CHAT = ("messages", "max_completion_tokens", "top_logprobs", *COMMON)
 
 @dataclass
 class Completion:
-    """What is asked for.
+    """A request for the continuation of prompts.
 
     Args:
-        prompts: dictionary indices, what stands before a document included; a choice for each
+        prompts: dictionary indices, those before a document included; a choice for each
         top: how many of the most likely tokens are told for each token; None: nothing of tokens
         others: see OpenAI's API; ``retrieved``: passages that were read for the answer
     """
@@ -119,8 +120,8 @@ def _common(body: Dict[str, Any]) -> Dict[str, Any]:
     drawn = top_p if temperature > 0 and top_p < 1 else 0.0
     try:
         check_generation(1, temperature, 0, drawn, 1, seed, stop)
-    except ValueError as error:
-        raise RequestError(str(error), param=str(error).split(" ")[0]) from None
+    except ArgumentError as error:
+        raise RequestError(str(error), param=error.argument) from None
     if not 0 < top_p <= 1:
         raise RequestError(f"top_p ({top_p}) must be above 0 and at most 1", param="top_p")
     options = _field(body, "stream_options", _object, {})
@@ -159,7 +160,7 @@ def _prompt(lm: LongMem, text: str, special_tokens: bool) -> Tensor:
 
 
 def _chat_prompt(lm: LongMem, messages: List[Dict[str, str]]) -> Tensor:
-    """What the model's template makes of the messages, which says all that the model is to read."""
+    """The prompt that the model's template writes of the messages, its beginning included."""
     if lm.tokenizer.ids is None or lm.tokenizer.ids.chat_template is None:
         message = "this model has no chat template: use /v1/completions"
         raise RequestError(message, param="messages", code="no_chat_template")
@@ -171,7 +172,7 @@ def _chat_prompt(lm: LongMem, messages: List[Dict[str, str]]) -> Tensor:
 
 
 def _field(body: Dict[str, Any], name: str, read: Callable[[Any], Any], default: Any) -> Any:
-    """A field as *read*, which raises ValueError with what it has to be."""
+    """A field as *read*, which raises ValueError with a description of valid values."""
     value = body.get(name)
     if value is None:
         return default

@@ -24,12 +24,12 @@ class Format:
         """The whole of it."""
         choices = []
         for index in range(1 + max(chunk.index for chunk in chunks)):
-            own = [chunk for chunk in chunks if chunk.index == index]
+            pieces = [chunk for chunk in chunks if chunk.index == index]
             infos = None
-            if own[-1].tokens is not None:
-                infos = [info for chunk in own for info in chunk.tokens]
-            text = "".join(chunk.text for chunk in own)
-            choices.append(self._choice(own[-1]._replace(text=text, tokens=infos), "message"))
+            if pieces[-1].tokens is not None:
+                infos = [info for chunk in pieces for info in chunk.tokens]
+            text = "".join(chunk.text for chunk in pieces)
+            choices.append(self._choice(pieces[-1]._replace(text=text, tokens=infos), "message"))
         return {**self.head, "object": self.kind, "choices": choices, "usage": usage(chunks)}
 
     def piece(self, chunk: Chunk) -> Dict[str, Any]:
@@ -56,7 +56,7 @@ class Format:
 
 
 def usage(chunks: List[Chunk]) -> Dict[str, int]:
-    """Tokens that were read and written; what stands before a document is not counted."""
+    """Tokens that were read and written; the symbol before a document is not counted."""
     prompt, completion = (sum(chunk.num_tokens[i] for chunk in chunks) for i in (0, 1))
     return {
         "prompt_tokens": prompt,

@@ -11,7 +11,7 @@ from omegaconf import II, MISSING
 from longmem_fairseq.models.longmem import LongMemConfig
 
 TASK = "longmem_language_modeling"
-# options of the models, which say what they mean
+# options of the models, where their help is
 MODEL_OPTIONS = (
     "pretrained_model_path",
     "no_memory",
@@ -70,6 +70,8 @@ def given_options(options: Any) -> Dict[str, Any]:
 
 @dataclass
 class LongMemLanguageModelingConfig(ModelOptions):
+    """The options of the task, those of the model among them."""
+
     data: str = field(
         default=MISSING, metadata={"help": "folder made by preprocess/prepare_corpus.py"}
     )
@@ -110,9 +112,9 @@ class LongMemLanguageModelingConfig(ModelOptions):
 
 
 def check_command(cfg: FairseqConfig) -> None:
-    """Raises ValueError for what fairseq's commands offer and these models do not have.
+    """Raises ValueError for options of fairseq's commands that these models do not have.
 
-    That is before fairseq acts on it: for --bf16 it looks for a TPU, and where the package for
+    That is before fairseq acts on them: for --bf16 it looks for a TPU, and where the package for
     --write-checkpoints-asynchronously is missing it ends as if it had trained.
     """
     common, distributed = cfg.common, cfg.distributed_training

@@ -1,55 +1,38 @@
-"""Language modelling over contiguous document streams."""
+"""Language modeling over contiguous document streams."""
 
 import logging
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, Optional
 
-import torch
 from fairseq import utils
 from fairseq.data import Dictionary, NestedDictionaryDataset
-from fairseq.models import (
-    ARCH_MODEL_NAME_REGISTRY,
-    ARCH_MODEL_REGISTRY,
-    MODEL_DATACLASS_REGISTRY,
-)
-from fairseq.tasks import register_task
-from omegaconf import open_dict
-from torch import Tensor
+from fairseq.tasks import FairseqTask, register_task
 
-from longmem_fairseq.data import (
-    DocumentStreamDataset,
-    IndexedDocuments,
-    documents_to_continue,
-)
+from longmem_fairseq.data import IndexedDocuments, documents_to_continue, lines_to_continue
 from longmem_fairseq.models.backbone import LongMemBackbone
 from longmem_fairseq.models.checkpoints import dictionary_hash
-from longmem_fairseq.models.longmem import LongMem
+from longmem_fairseq.models.longmem import LongMemModel
 from longmem_fairseq.models.memory_decoder import unwrapped
-from longmem_fairseq.tasks.config import (
-    TASK,
-    LongMemLanguageModelingConfig,
-    given_options,
-)
-from longmem_fairseq.tasks.generation import GenerationTask
-from longmem_fairseq.tasks.resume import (
-    ResumableStreams,
-    load_memory,
-    remove_unnamed_memory,
-    save_memory,
+from longmem_fairseq.tasks.config import TASK, LongMemLanguageModelingConfig, given_options
+from longmem_fairseq.tasks.continuation import continue_prompts, load_memory_of_models
+from longmem_fairseq.tasks.model_settings import check_architecture, settle_model, wants_memory
+from longmem_fairseq.tasks.resume import load_memory, remove_unnamed_memory, save_memory
+from longmem_fairseq.tasks.stream_batches import (
+    check_streams,
+    number_of_streams,
+    sample_of,
+    stream_batches,
 )
 from longmem_fairseq.tasks.update_losses import UpdateLosses
 from longmem_fairseq.tokenizers import CheckpointIds, load_dictionary
-from longmem_fairseq.utils.cli import as_option
 
 logger = logging.getLogger(__name__)
 
-FITTED_TOKENS, FITTED_SEGMENTS = 8192, 16  # to which search keys are fitted
-
 
 @register_task(TASK, dataclass=LongMemLanguageModelingConfig)
-class LongMemLanguageModelingTask(GenerationTask):
+class LongMemLanguageModelingTask(FairseqTask):
     """Feeds B contiguous streams of documents; see :class:`DocumentStreamDataset`."""
 
     def __init__(self, cfg: LongMemLanguageModelingConfig):
@@ -78,7 +61,8 @@ class LongMemLanguageModelingTask(GenerationTask):
 
     @classmethod
     def setup_task(cls, cfg: LongMemLanguageModelingConfig, **unused):
-        """
+        """The task of a configuration.
+
         Raises:
             FileNotFoundError, ValueError: as the constructor
         """
@@ -86,11 +70,33 @@ class LongMemLanguageModelingTask(GenerationTask):
 
     @property
     def source_dictionary(self) -> Dictionary:
+        """The dictionary, which fairseq asks for by this name."""
         return self.dictionary
 
     @property
     def target_dictionary(self) -> Dictionary:
+        """The same."""
         return self.dictionary
+
+    @property
+    def prefix_size(self) -> int:
+        """How many tokens of each document fairseq-generate continues; 0 in all other commands."""
+        size = self.cfg.prefix_size
+        return size if isinstance(size, int) else 0  # a reference, outside of fairseq's commands
+
+    def build_dataset_for_inference(self, src_tokens, src_lengths, **unused):
+        """Prompts for fairseq-interactive."""
+        return lines_to_continue(src_tokens, self.dictionary.eos(), self.dictionary.pad())
+
+    def build_generator(self, models, args, *more, **options):
+        """fairseq's generator of models that start with --memory; see :func:`load_memory_of_models`."""
+        load_memory_of_models(models, self.cfg.memory)
+        return super().build_generator(models, args, *more, **options)
+
+    def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
+        """Continues prompts; see :func:`continue_prompts`."""
+        start = self.document_start
+        return continue_prompts(generator, models, sample, prefix_tokens, constraints, start)
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **unused) -> None:
         """Loads the documents of a split.
@@ -106,7 +112,7 @@ class LongMemLanguageModelingTask(GenerationTask):
         self.datasets[split] = documents
 
     def dataset(self, split: str):
-        # fairseq's insists on a FairseqDataset, which batches for itself
+        """The documents of a split. fairseq's insists on a FairseqDataset, which batches for itself."""
         return self.datasets[split]
 
     def get_batch_iterator(
@@ -117,88 +123,44 @@ class LongMemLanguageModelingTask(GenerationTask):
         seed: int = 1,
         num_shards: int = 1,
         shard_id: int = 0,
-        num_workers: int = 0,
         epoch: int = 1,
-        data_buffer_size: int = 0,
-        skip_remainder_batch: bool = False,
         training: Optional[bool] = None,
-        **unused,
+        **loading,
     ):
         """Batches of streams, in order; the documents are shuffled anew each epoch for training.
 
         *dataset* is trained on if it is --train-subset, and read in a fixed order otherwise; *training*
-        says so if it is given.
-        Prompts, and the documents of which fairseq-generate is to continue the first --prefix-size
-        tokens, are no streams: each is read on its own.
-
-        The processes that share one memory (--memory-shards) all read everything.
+        says so if it is given. Prompts, and the documents of which fairseq-generate is to continue the
+        first --prefix-size tokens, are no streams: each is read on its own.
 
         Raises:
             ValueError: neither --batch-size nor --max-tokens says how many streams there are; or
                 --memory is given; or --memory-shards in training
         """
-        sharded = (self.cfg.memory_shards or 1) > 1
         if training is None:
             training = dataset is self.datasets.get(self.train_subset)
-        if sharded and training:
-            raise ValueError(
-                f"--memory-shards ({self.cfg.memory_shards}) is for evaluation and generation: in "
-                "training every process has streams and banks of its own"
-            )
-        if sharded:
-            num_shards, shard_id = 1, 0
+        if (self.cfg.memory_shards or 1) > 1:
+            if training:
+                raise ValueError(
+                    f"--memory-shards ({self.cfg.memory_shards}) is for evaluation and generation: in "
+                    "training every process has streams and banks of its own"
+                )
+            num_shards, shard_id = 1, 0  # the processes that share one memory all read everything
         if self.prefix_size > 0:
-            dataset = documents_to_continue(
-                dataset, self.prefix_size, self.cfg.tokens_per_sample, self.dictionary.pad()
-            )
+            sizes = self.prefix_size, self.cfg.tokens_per_sample
+            dataset = documents_to_continue(dataset, *sizes, self.dictionary.pad())
         if isinstance(dataset, NestedDictionaryDataset):
             return super().get_batch_iterator(
                 dataset, max_tokens, max_sentences, num_shards=num_shards, shard_id=shard_id
             )
-        if self.cfg.memory is not None:
-            raise ValueError(
-                f"--memory ({self.cfg.memory}) is for fairseq-interactive, and for fairseq-generate "
-                "with --prefix-size: leave it out"
-            )
-        segment = self.cfg.tokens_per_sample
-        batch_size = max_sentences or (max_tokens or 0) // segment
-        if batch_size < 1:
-            raise ValueError(
-                f"--batch-size is missing, and --max-tokens ({max_tokens}) is less than one segment of "
-                f"--tokens-per-sample ({segment})"
-            )
-        if skip_remainder_batch:
-            raise ValueError("--skip-remainder-batch would drop tokens: leave it out")
-        streams = DocumentStreamDataset(
-            dataset,
-            pad=self.dictionary.pad(),
-            bos=self.document_start,
-            batch_size=batch_size,
-            tokens_per_sample=segment,
-            segment_overlap=self.cfg.segment_overlap,
-            stream_span=self.cfg.stream_span if training else 0,
-            num_shards=num_shards,
-            seed=seed + epoch if training else None,
-            memory_size=0 if self.cfg.no_save_memory else self.memory_size,
-        )
-        return ResumableStreams(
-            dataset=streams,
-            collate_fn=_single_item,
-            seed=seed,
-            num_shards=num_shards,
+        check_streams(self.cfg, loading.get("skip_remainder_batch", False))
+        batch_size = number_of_streams(self.cfg, max_tokens, max_sentences)
+        return stream_batches(
+            *(self.cfg, dataset, self.dictionary, self.document_start, batch_size, training),
+            *(seed, epoch, num_shards, self.memory_size),
             shard_id=shard_id,
-            num_workers=num_workers,
-            epoch=epoch,
-            buffer_size=data_buffer_size,
-            disable_shuffling=True,
-            layout={
-                "--tokens-per-sample": segment,
-                "--segment-overlap": self.cfg.segment_overlap,
-                "--stream-span": self.cfg.stream_span,
-                "--seed": seed,
-                "the number of training documents": len(dataset),
-                "the number of training tokens": int(dataset.sizes.sum()),
-            },
+            num_workers=loading.get("num_workers", 0),
+            buffer_size=loading.get("data_buffer_size", 0),
         )
 
     def eval_lm_dataloader(
@@ -213,7 +175,7 @@ class LongMemLanguageModelingTask(GenerationTask):
         data_buffer_size: int = 10,
         context_window: int = 0,
     ):
-        """What ``fairseq-eval-lm`` reads: every document whole, segment by segment.
+        """The batches of ``fairseq-eval-lm``: every document whole, segment by segment.
 
         Raises:
             ValueError: --context-window, for which there is --segment-overlap
@@ -243,38 +205,21 @@ class LongMemLanguageModelingTask(GenerationTask):
         return name
 
     def build_model(self, cfg, from_checkpoint: bool = False):
-        """
+        """The model of a configuration, which becomes that of a checkpoint saved later.
+
+        A backbone's own checkpoint with --pointer constant is a model with a memory.
+
         Raises:
             ValueError: an option does not apply to the model, or this plugin does not have it
         """
-        model_class = ARCH_MODEL_REGISTRY.get(getattr(cfg, "_name", None))
-        if not hasattr(model_class, "settle_config"):
-            # the configuration is a stranger's, and some of fairseq's models hand theirs to eval()
-            raise ValueError(
-                f"architecture {getattr(cfg, '_name', 'unknown')}: this task is for longmem, memtrm "
-                "and longmem_backbone"
-            )
-        if from_checkpoint and cfg._name.startswith("longmem_backbone"):
-            given = given_options(self.cfg)
-            if str(given.get("pointer", "none")) != "none":
-                return self._backbone_with_memory(cfg, given)
-        # a checkpoint may be older than an option of its model
-        options = MODEL_DATACLASS_REGISTRY.get(ARCH_MODEL_NAME_REGISTRY.get(cfg._name))
+        check_architecture(cfg)
         given = given_options(self.cfg)
-        if given.get("memory_index", cfg.get("memory_index")) != cfg.get("memory_index"):
-            given.setdefault("memory_index_parameters", "")  # the checkpoint's are of its own index
-        if from_checkpoint and "no_memory" in given and "use_external_memory" in cfg:
-            cfg.use_external_memory = False  # the released switch of its training
-        for name, value in given.items():
-            if name not in cfg and not hasattr(options, name):
-                raise ValueError(
-                    f"{as_option(name)} ({value}) does not apply to a {cfg._name} model: leave it out"
-                )
-            with open_dict(cfg):
-                cfg[name] = value
-        with open_dict(cfg):
-            # here and not in the model's build_model, which fairseq gives a copy: this one is saved
-            model_class.settle_config(cfg, from_checkpoint)
+        if wants_memory(cfg, given, from_checkpoint):
+            LongMemBackbone.settle_config(cfg, True)
+            model = LongMemModel.around_backbone(cfg, given, self)
+            model.decoder.overlap = self.cfg.segment_overlap
+            return model
+        settle_model(cfg, given, from_checkpoint)
         model = super().build_model(cfg, from_checkpoint)
         model.decoder.overlap = self.cfg.segment_overlap
         memory = getattr(model.decoder, "memory", None)
@@ -282,32 +227,19 @@ class LongMemLanguageModelingTask(GenerationTask):
         search_keys = getattr(model.decoder, "search_keys", None)
         if not from_checkpoint and memory is not None and search_keys is not None:
             if not search_keys.is_fitted:
-                model.decoder.fit_search_keys(self._fitting_segments())
+                path = os.path.join(utils.split_paths(self.cfg.data)[0], self.train_subset)
+                documents = IndexedDocuments(path, len(self.dictionary))
+                segments = sample_of(documents, self.document_start, self.cfg.tokens_per_sample)
+                model.decoder.fit_search_keys(segments)
         return model
-
-    def _backbone_with_memory(self, cfg, given):
-        """The model of a backbone's checkpoint, with --pointer constant."""
-        LongMemBackbone.settle_config(cfg, True)
-        model = LongMem.around_backbone(cfg, given, self)
-        model.decoder.overlap = self.cfg.segment_overlap
-        return model
-
-    def _fitting_segments(self) -> List[Tensor]:
-        """Segments from all over the training split, to which search keys are fitted; 1 x T each."""
-        path = os.path.join(utils.split_paths(self.cfg.data)[0], self.train_subset)
-        documents, segments = IndexedDocuments(path, len(self.dictionary)), []
-        segment, step = self.cfg.tokens_per_sample, max(1, len(documents) // FITTED_SEGMENTS)
-        while sum(map(len, segments)) < FITTED_TOKENS and len(segments) < len(documents):
-            document = documents[len(segments) * step % len(documents)]
-            start = torch.tensor([self.document_start])
-            segments.append(torch.cat([start, document[: segment - 1]]))
-        return [tokens.long().unsqueeze(0) for tokens in segments]
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        """``FairseqTask.train_step``, before which streams that go on elsewhere read again what they
+        remembered there."""
         decoder = unwrapped(model).decoder
         memory = getattr(decoder, "memory", None)
         for segment in [] if ignore_grad else sample.get("earlier", []):
-            decoder.memorise(**segment)
+            decoder.memorize_streams(**segment)
         criterion.num_updates = update_num
         # the trainer's dummy batch on a shard that has run out is nobody's document
         with memory.frozen() if ignore_grad and memory is not None else nullcontext():
@@ -334,16 +266,19 @@ class LongMemLanguageModelingTask(GenerationTask):
     # The next three are called on every rank, by fairseq_patches/checkpoints.py.
 
     def before_save(self, trainer, epoch_itr, folder: str) -> None:
-        save_memory(trainer, epoch_itr, folder, wanted=not self.cfg.no_save_memory)
+        """Writes the memory of this rank; see :func:`save_memory`."""
+        save_memory(trainer, epoch_itr, folder, enabled=not self.cfg.no_save_memory)
 
     def after_save(self, trainer, epoch_itr, folder: str) -> None:
+        """Removes the memory of checkpoints that are gone."""
         if trainer.is_data_parallel_master:
             remove_unnamed_memory(folder, epoch_itr.memory_files)
 
     def after_load(self, trainer, epoch_itr, folder: str) -> None:
+        """Reads the memory of this rank; see :func:`load_memory`."""
         self.goes_on = epoch_itr.iterations_in_epoch > 0
-        load_memory(trainer, epoch_itr, folder, wanted=not self.cfg.no_save_memory)
-        if trainer.is_data_parallel_master:  # what a run left that was killed in a save
+        load_memory(trainer, epoch_itr, folder, enabled=not self.cfg.no_save_memory)
+        if trainer.is_data_parallel_master:  # a run that was killed in a save left files
             remove_unnamed_memory(trainer.cfg.checkpoint.save_dir)
 
     def state_dict(self) -> Dict:
@@ -351,7 +286,8 @@ class LongMemLanguageModelingTask(GenerationTask):
         return {**super().state_dict(), "dictionary_hash": dictionary_hash(self.dictionary)}
 
     def load_state_dict(self, state_dict: Dict) -> None:
-        """
+        """Checks the dictionary of a checkpoint.
+
         Raises:
             ValueError: the checkpoint was trained with another dictionary
         """
@@ -361,8 +297,3 @@ class LongMemLanguageModelingTask(GenerationTask):
                 f"the checkpoint was trained with another dictionary than {self.cfg.data}/dict.txt: "
                 "prepare the data with the checkpoint's dictionary and tokenizer"
             )
-
-
-def _single_item(items):
-    (batch,) = items
-    return batch

@@ -1,12 +1,13 @@
-"""Going on in the middle of an epoch: where the streams were, and what they remembered.
+"""Going on in the middle of an epoch: the places of the streams, and their memory.
 
-A checkpoint says how many batches were read (fairseq), what their layout depends on, and which files
-beside it hold the memory, one per rank. Those files are written before the checkpoint that names
-them, under names never used before, and removed when no checkpoint in the folder names them any more.
+A checkpoint names the number of batches that were read (fairseq), the options of their layout, and
+the files beside it that hold the memory, one per rank. Those files are written before the checkpoint
+that names them, under names never used before, and removed when no checkpoint in the folder names them
+any more.
 So every checkpoint has its memory, at whatever moment a run was killed. Between two epochs there is
 nothing to remember: all streams start anew.
 
-A run may go on with other numbers of ranks and streams: what is left of the epoch is laid out again
+A run may go on with other numbers of ranks and streams: the rest of the epoch is laid out again
 (:meth:`DocumentStreamDataset.lay_out`), and a stream that goes on in a document takes its memory along,
 from whichever rank's file holds it.
 """
@@ -26,7 +27,7 @@ from longmem_fairseq.utils.checkpoint_errors import clear_errors
 
 logger = logging.getLogger(__name__)
 
-# with what a save that was cut short may have left
+# and the leftovers of a save that was cut short
 _MEMORY_FILE = re.compile(r"\.?memory_\d+_[0-9a-f]{8}_rank\d+\.safetensors.*")
 
 
@@ -35,7 +36,7 @@ class ResumableStreams(iterators.EpochBatchIterator):
 
     Args:
         dataset: a :class:`DocumentStreamDataset`
-        layout: option, or what else the pieces that streams read depend on, and its value
+        layout: the values, by option, on which the pieces that streams read depend
     """
 
     def __init__(self, dataset, *, layout: Dict[str, int], **options):
@@ -43,18 +44,19 @@ class ResumableStreams(iterators.EpochBatchIterator):
         self.layout = layout
         self.earlier: List[Tuple[int, int]] = []  # see DocumentStreamDataset.lay_out
         self.memory_files: Optional[List[str]] = None  # of the checkpoint, one per rank
-        # by rank and row, of those in the middle of a document: who read it before, if others did
+        # former[rank][row]: the (rank, row) that previously read this row's document, or None
         self.former: Optional[List[List[Optional[Tuple[int, int]]]]] = None
 
     @property
     def streams(self) -> Dict[str, int]:
-        """How many there are."""
+        """The number of streams, by option."""
         return {
             "--batch-size": self.dataset.batch_size,
             "--distributed-world-size": self.dataset.num_shards,
         }
 
     def state_dict(self) -> Dict:
+        """Position, layout of the streams, and memory files, for a checkpoint."""
         return {
             **super().state_dict(),
             "layout": {**self.layout, **self.streams},
@@ -63,7 +65,8 @@ class ResumableStreams(iterators.EpochBatchIterator):
         }
 
     def load_state_dict(self, state_dict: Dict) -> None:
-        """
+        """Goes on where a checkpoint was saved.
+
         Raises:
             ValueError: the streams of the epoch would not read what those of the checkpoint would have;
                 or it names a memory outside of its folder
@@ -79,11 +82,13 @@ class ResumableStreams(iterators.EpochBatchIterator):
                         "empty memory (--reset-dataloader)"
                     )
             saved_streams = {name: layout.get(name, own) for name, own in self.streams.items()}
-            self._go_on(steps, state_dict.get("earlier_streams", []), *saved_streams.values())
+            self._continue_epoch(
+                steps, state_dict.get("earlier_streams", []), *saved_streams.values()
+            )
         super().load_state_dict(state_dict)
         self.memory_files = names_beside(state_dict.get("memory_files"))
 
-    def _go_on(
+    def _continue_epoch(
         self, steps: int, earlier: List[Tuple[int, int]], batch_size: int, ranks: int
     ) -> None:
         """After so many steps of *batch_size* streams on each of *ranks*."""
@@ -95,10 +100,10 @@ class ResumableStreams(iterators.EpochBatchIterator):
         self._frozen_batches = _one_by_one(dataset)
         if before != dataset.num_streams:
             continued = dataset.continued
-            kept = sum(stream is not None for stream in continued)
+            going_on = sum(stream is not None for stream in continued)
             logger.info(
                 f"what is left of the epoch is read by {dataset.num_streams} streams instead of "
-                f"{before}: {kept} go on in their documents with their memory"
+                f"{before}: {going_on} go on in their documents with their memory"
             )
         if (batch_size, ranks) != (dataset.batch_size, dataset.num_shards):
             # stream s is row s // W of rank s % W
@@ -121,10 +126,10 @@ def names_beside(names: Optional[List[str]]) -> Optional[List[str]]:
     return names
 
 
-def save_memory(trainer, epoch_itr: ResumableStreams, folder: str, wanted: bool = True) -> None:
+def save_memory(trainer, epoch_itr: ResumableStreams, folder: str, enabled: bool = True) -> None:
     """Writes the memory of this rank; the next checkpoint will name the files of all ranks."""
     memory, epoch_itr.memory_files = _memory(trainer), None
-    if memory is None or not wanted or epoch_itr.end_of_epoch():
+    if memory is None or not enabled or epoch_itr.end_of_epoch():
         return
     os.makedirs(folder, exist_ok=True)
     updates, rank = trainer.get_num_updates(), trainer.data_parallel_rank
@@ -138,7 +143,7 @@ def save_memory(trainer, epoch_itr: ResumableStreams, folder: str, wanted: bool 
         torch.distributed.all_gather_object(epoch_itr.memory_files, name, group=group)
 
 
-def load_memory(trainer, epoch_itr: ResumableStreams, folder: str, wanted: bool = True) -> None:
+def load_memory(trainer, epoch_itr: ResumableStreams, folder: str, enabled: bool = True) -> None:
     """Reads the memory of this rank's streams if they go on in the middle of an epoch.
 
     Raises:
@@ -148,8 +153,8 @@ def load_memory(trainer, epoch_itr: ResumableStreams, folder: str, wanted: bool 
     memory, rank = _memory(trainer), trainer.data_parallel_rank
     if memory is None or epoch_itr.iterations_in_epoch == 0:
         return
-    if not wanted or epoch_itr.memory_files is None:
-        reason = "the checkpoint names no memory file" if wanted else "--no-save-memory"
+    if not enabled or epoch_itr.memory_files is None:
+        reason = "the checkpoint names no memory file" if enabled else "--no-save-memory"
         logger.warning(f"{reason}: the streams go on in their documents with an empty memory")
         return
     paths = [os.path.join(folder, name) for name in epoch_itr.memory_files]

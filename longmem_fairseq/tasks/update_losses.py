@@ -1,4 +1,4 @@
-"""Where in the documents a loss became NaN."""
+"""The place in the documents where a loss became NaN."""
 
 from typing import Dict, Optional
 
@@ -15,7 +15,8 @@ class UpdateLosses:
         self.update, self.batches = None, []
 
     def add(self, update: int, sample: Dict, losses: Optional[Tensor]) -> None:
-        """
+        """Keeps the losses of one batch.
+
         Args:
             sample: with ``id`` and ``position`` of :class:`DocumentStreamDataset`
             losses: B x T, or None from a criterion that does not keep them

@@ -1,7 +1,7 @@
 """The template with which a chat model wants its messages written, rendered as transformers does.
 
 A template comes with a model and is a program. It runs in jinja2's sandbox, which can neither change
-what it is given nor reach attributes of Python's own; from version 3.1.6 on no way out of it is known.
+its input nor reach attributes of Python's own; from version 3.1.6 on no way out of it is known.
 """
 
 import json
@@ -28,17 +28,22 @@ def render_chat(template: str, messages: Sequence[Message], named_tokens: Dict[s
             add_generation_prompt=True,
             **named_tokens,
         )
-    except Exception as error:  # whatever the program that a model brings raises
+    except Exception as error:  # of a program that came with a model
         raise ValueError(
             f"the model's chat template fails ({type(error).__name__}: {error})"
         ) from error
 
 
-def _environment():
+def _jinja2():
+    """The package jinja2, from a version on whose sandbox is safe.
+
+    Raises:
+        ImportError: it is missing, or older
+    """
     try:
         import jinja2
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        import jinja2.ext
+        import jinja2.sandbox
     except ImportError:
         raise ImportError("chat templates need jinja2: pip install 'longmem-fairseq[hf]'") from None
     if tuple(map(int, jinja2.__version__.split(".")[:3])) < OLDEST_JINJA:
@@ -46,6 +51,12 @@ def _environment():
             f"chat templates need jinja2 3.1.6 or later, and {jinja2.__version__} is installed: older "
             "sandboxes have known holes"
         )
+    return jinja2
+
+
+def _environment():
+    """A sandbox with all that templates of transformers use."""
+    jinja2 = _jinja2()
 
     class Generation(jinja2.ext.Extension):
         """``{% generation %}``, with which training marks an answer: its content, and nothing more."""
@@ -56,14 +67,24 @@ def _environment():
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
+
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["namespace"] = _namespace(jinja2)
+    # a function, of which a template can reach less than of the type
+    environment.globals["dict"] = lambda *pairs, **names: dict(*pairs, **names)
+    return environment
+
+
+def _namespace(jinja2):
+    """The class ``namespace`` of templates."""
 
     def check_name(name: str) -> None:
         if name.startswith("_"):
@@ -83,11 +104,7 @@ def _environment():
             check_name(name)
             super().__setitem__(name, value)
 
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["namespace"] = Namespace
-    # a function, of which a template can reach less than of the type
-    environment.globals["dict"] = lambda *pairs, **names: dict(*pairs, **names)
-    return environment
+    return Namespace
 
 
 def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional, Sequence, Union
 import numpy as np
 from fairseq.data import Dictionary
 
+from longmem_fairseq.utils.refusal import refused
 from longmem_fairseq.utils.text_files import parse_json
 
 IDS_FILE = "ids.json"
@@ -25,7 +26,7 @@ class CheckpointIds:
         start: the one of them that stands before a document, bos or eos
         ends: ids that end a generated text, besides eos
         chat_template: jinja2's, which writes the messages of a chat as a prompt (default: none)
-        named_tokens: what templates call special tokens, as in ``{"eos_token": "</s>"}``
+        named_tokens: special tokens by the names that templates use, as in ``{"eos_token": "</s>"}``
 
     Raises:
         ValueError: the model does not have *start*, or an end is no id of it
@@ -70,12 +71,14 @@ class CheckpointIds:
         return sorted(self.to_dictionary[self.ends].tolist())
 
     def dictionary(self) -> Dictionary:
+        """A fairseq dictionary with all symbols."""
         dictionary = Dictionary()
         for symbol in self.symbols:
             dictionary.add_symbol(symbol)
         return dictionary
 
     def save(self, folder: Path) -> None:
+        """Writes the table to a model's folder."""
         table: Dict[str, Any] = {"num_ids": self.num_ids, "start": self.start, **self.specials}
         table.update(ends=self.ends, named_tokens=self.named_tokens)
         if self.chat_template is not None:
@@ -97,15 +100,13 @@ class CheckpointIds:
         path = Path(folder) / IDS_FILE
         if not path.is_file():
             return None
-        try:
+        with refused(f"{path} is not a table of ids"):
             table = parse_json(path.read_bytes())
             num_ids = table["num_ids"]
             specials = {name: table[name] for name in SPECIALS if name in table}
             num_symbols = num_ids + len(SPECIALS) - len(specials)
             # compared first: the table of a wrong number may be larger than the machine
             ids = cls._of(table, specials) if num_symbols == len(dictionary) else None
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not a table of ids ({error!r})") from None
         if ids is None or ids.symbols != dictionary.symbols[dictionary.nspecial :]:
             raise ValueError(
                 f"{path} ({num_symbols} symbols) and the dictionary ({len(dictionary)} symbols) do not "

@@ -13,6 +13,8 @@ from longmem_fairseq.utils.text_files import plain_text
 
 @dataclass
 class FairseqBPEConfig(FairseqDataclass):
+    """The options of ``--bpe longmem_tokenizer``."""
+
     data: str = II("task.data")  # the folder with dict.txt, where the tokenizer is too
 
 
@@ -28,9 +30,11 @@ class FairseqBPE:
         self.tokenizer = load_tokenizer(utils.split_paths(cfg.data)[0])
 
     def encode(self, text: str) -> str:
+        """Symbols of a text, with spaces between them."""
         dictionary = self.tokenizer.dictionary
         return " ".join(dictionary[index] for index in self.tokenizer.indices(plain_text(text)))
 
     def decode(self, symbols: str) -> str:
+        """The text of such symbols."""
         dictionary = self.tokenizer.dictionary
         return self.tokenizer.decode(dictionary.index(symbol) for symbol in symbols.split())

@@ -16,7 +16,7 @@ from longmem_fairseq.tokenizers.sentencepiece_tokenizer import (
 )
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer, load_dictionary
 
-# whatever says which text an index of the model stands for
+# the files that give every index of a model its text
 VOCABULARY_FILES = (SENTENCEPIECE_FILE, *GPT2_FILES, TOKENIZER_FILE, IDS_FILE)
 
 
@@ -34,12 +34,12 @@ def load_tokenizer(
 
     Args:
         dictionary: the one in use (default: the folder's dict.txt)
-        ids_suffice: take a model that was converted with --no-tokenizer; see :class:`NoTokenizer`
+        ids_suffice: take a model that was converted without a tokenizer; see :class:`NoTokenizer`
 
     Raises:
         FileNotFoundError: the folder has no tokenizer
         ImportError: it has one that needs a package which is not installed
-        ValueError: what it has is none, or another one than the dictionary's
+        ValueError: it is damaged, or another dictionary's
     """
     folder = Path(folder)
     dictionary = dictionary or load_dictionary(folder / "dict.txt")

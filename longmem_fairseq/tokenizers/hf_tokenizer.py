@@ -60,9 +60,11 @@ class HFTokenizer(Tokenizer):
             raise ValueError(f"{path} has other ids than {folder / IDS_FILE} ({error})") from None
 
     def encode(self, text: str) -> np.ndarray:
+        """The checkpoint's ids of a text; a spelled-out special token is text."""
         return self._encode(text, special_tokens_are_text=True)
 
     def encode_spelled(self, text: str) -> np.ndarray:
+        """The checkpoint's ids of a text in which special tokens are spelled out."""
         return self._encode(text, special_tokens_are_text=False)
 
     def _encode(self, text: str, special_tokens_are_text: bool) -> np.ndarray:
@@ -71,7 +73,7 @@ class HFTokenizer(Tokenizer):
         return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
     def spelled(self, text: str) -> str:
-        """The text as normalised (NFC in some), and with the space that some put before it."""
+        """The text as normalized (NFC in some), and with the space that some put before it."""
         if self.tokenizer.normalizer is not None:
             text = self.tokenizer.normalizer.normalize_str(text)
         if not self.is_byte_level:
@@ -81,6 +83,7 @@ class HFTokenizer(Tokenizer):
         return " " + text if adds_space else text
 
     def save(self, folder: Path) -> None:
+        """Writes tokenizer.json and ids.json to a folder."""
         (folder / TOKENIZER_FILE).write_text(self.text, encoding="utf-8")
         self.ids.save(folder)
 

@@ -1,4 +1,4 @@
-"""What stands for the tokenizer of a model that was converted without one."""
+"""The stand-in for the tokenizer of a model that was converted without one."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ from fairseq.data import Dictionary
 
 from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 
 class NoTokenizer(Tokenizer):
@@ -24,11 +25,13 @@ class NoTokenizer(Tokenizer):
         self.to_dictionary, self.token_bytes = ids.to_dictionary, [b""] * ids.num_ids
 
     def encode(self, text: str) -> np.ndarray:
-        """
+        """Refuses every text.
+
         Raises:
             ValueError: always
         """
-        raise ValueError(
-            f"{self.folder} has no tokenizer (--no-tokenizer left it out): give token ids to "
-            "LongMem.logits, or convert the model with its tokenizer"
+        raise ArgumentError(
+            "{} has no tokenizer ({no_tokenizer} left it out): give token ids to LongMem.logits, or "
+            "convert the model with its tokenizer",
+            self.folder,
         )

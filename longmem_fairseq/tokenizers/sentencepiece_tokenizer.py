@@ -10,11 +10,12 @@ import sentencepiece
 from fairseq.data import Dictionary
 
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 SENTENCEPIECE_FILE = "sentencepiece.model"
 SPACE_PIECE = "\u2581"  # how SentencePiece writes a space
-# What never enters a piece but goes through byte fallback: that character itself, which would come
-# back as a space, and whitespace other than the space. A newline is the one piece <0x0A>, and the
+# These characters go through byte fallback and never enter a piece: that character itself, which would
+# come back as a space, and whitespace other than the space. A newline is the one piece <0x0A>, and the
 # dictionary, whose file has a symbol a line, holds no line break.
 BYTES_ONLY = re.compile(rf"[^\S ]|{SPACE_PIECE}")
 BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -26,10 +27,13 @@ class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model; its pieces in order, less unknown and controls, are the dictionary.
 
     Args:
-        model: serialized model.
-        name: what to call it in error messages.
+        model: serialized model
+        name: of its file, for error messages
         dictionary: one that has all pieces (default: made from them, padded to a multiple of 8
-            as fairseq does).
+            as fairseq does)
+
+    Raises:
+        ValueError: it is no model, has no byte fallback, or is not the dictionary's
     """
 
     kind = "sentencepiece"
@@ -37,14 +41,14 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, model: bytes, name: str, dictionary: Optional[Dictionary] = None):
         processor = sentencepiece.SentencePieceProcessor()
         try:
-            processor.LoadFromSerializedProto(model or b"none")  # which takes no bytes for a model
+            processor.LoadFromSerializedProto(model or b"none")  # no bytes at all would be a model
             byte_ids = [processor.piece_to_id(piece) for piece in BYTE_PIECES]
             has_bytes = all(processor.is_byte(i) for i in byte_ids)
         except (RuntimeError, IndexError):
-            raise ValueError(f"--sentencepiece-model ({name}) is not a model") from None
+            raise ArgumentError("{sentencepiece_model} ({}) is not a model", name) from None
         if not has_bytes:
-            raise ValueError(
-                f"--sentencepiece-model ({name}) loses characters: train it with byte_fallback"
+            raise ArgumentError(
+                "{sentencepiece_model} ({}) loses characters: train it with byte_fallback", name
             )
         self.model, self.processor = model, processor
         self.byte_ids = np.array(byte_ids, dtype=np.int32)
@@ -70,9 +74,10 @@ class SentencePieceTokenizer(Tokenizer):
         for i, piece in pieces.items():
             self.to_dictionary[i] = dictionary.index(piece)
             if self.to_dictionary[i] < dictionary.nspecial:
-                raise ValueError(f"--dict has no entry of its own for the piece {piece!r}")
+                raise ArgumentError("{dict} has no entry of its own for the piece {!r}", piece)
 
     def encode(self, text: str) -> np.ndarray:
+        """SentencePiece's ids of a text."""
         parts, start = [], 0
         for match in BYTES_ONLY.finditer(text):
             parts.append(self._encode_span(text[start : match.start()]))
@@ -85,14 +90,18 @@ class SentencePieceTokenizer(Tokenizer):
         return np.array(self.processor.encode(text) if text else [], dtype=np.int32)
 
     def save(self, folder: Path) -> None:
+        """Writes the model to a folder."""
         (folder / SENTENCEPIECE_FILE).write_bytes(self.model)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "SentencePieceTokenizer":
-        """Train byte-pair encoding on `texts`; the same texts give the same model.
+        """A tokenizer with byte-pair encoding trained on *texts*; the same texts give the same model.
 
         BPE rather than unigram: nothing in its training is random or depends on threads, and a
         frequent word reliably becomes one piece.
+
+        Raises:
+            ValueError: the texts have too few or too many different characters for *vocab_size*
         """
         model = io.BytesIO()
         try:
@@ -118,15 +127,16 @@ class SentencePieceTokenizer(Tokenizer):
         except RuntimeError as error:
             # "INTERNAL: FILE(LINE) [CONDITION] MESSAGE Increase ... --an_option_of_its_own ..."
             reason = str(error).rsplit("] ", 1)[-1].split(" Increase")[0].strip()
-            raise ValueError(
-                f"--vocab-size ({vocab_size}) does not suit the train split: "
-                f"{reason or 'it has no text'}"
+            raise ArgumentError(
+                "{vocab_size} ({}) does not suit the train split: {}",
+                vocab_size,
+                reason or "it has no text",
             ) from None
         return cls(model.getvalue(), "trained here")
 
 
 def training_sentences(text: str) -> Iterator[str]:
-    """Runs of `text` to train on: a line each, long ones cut before a space."""
+    """Runs of *text* to train on: a line each, long ones cut before a space."""
     for line in BYTES_ONLY.split(text):
         start = 0
         while start < len(line):

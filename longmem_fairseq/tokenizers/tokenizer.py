@@ -1,4 +1,4 @@
-"""What every tokenizer has in common.
+"""The base of every tokenizer.
 
 Every token stands for a run of UTF-8 bytes. That makes the round trip checkable, and maps a
 character offset to its token in the same way for every tokenizer.
@@ -14,6 +14,7 @@ from fairseq.data import Dictionary
 
 from longmem_fairseq.tokenizers.chat_template import Message, render_chat
 from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds
+from longmem_fairseq.utils.argument_error import ArgumentError
 
 
 class Tokenizer:
@@ -28,7 +29,7 @@ class Tokenizer:
 
     @property
     def document_start(self) -> int:
-        """Index in the dictionary of what stands before a document; see :func:`document_start`."""
+        """Index in the dictionary of the symbol that stands before a document."""
         return self.dictionary.eos() if self.ids is None else self.ids.document_start
 
     @property
@@ -51,7 +52,9 @@ class Tokenizer:
         Raises:
             ValueError: the tokenizer has none
         """
-        raise ValueError("the model's tokenizer has no special tokens: leave special_tokens out")
+        raise ArgumentError(
+            "the model's tokenizer has no special tokens: leave {special_tokens} out"
+        )
 
     def spelled_chat(self, messages: Sequence[Message]) -> str:
         """The prompt that the model's own template makes of a chat, with special tokens spelled out.
@@ -60,17 +63,16 @@ class Tokenizer:
             ValueError: it has no template, or one that refuses the messages
         """
         if self.ids is None or self.ids.chat_template is None:
-            raise ValueError(
-                "the model has no chat template: give it prompts without chat (--chat)"
-            )
+            raise ArgumentError("the model has no chat template: give it prompts without {chat}")
         return render_chat(self.ids.chat_template, messages, self.ids.named_tokens)
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer's own files; the dictionary is saved apart from it."""
+        """Writes the tokenizer's own files; the dictionary is saved apart from it."""
         raise NotImplementedError
 
     def spelled(self, text: str) -> str:
-        """What the tokens of a text join to; other than the text for some tokenizers of others."""
+        """Text obtained by joining the tokens of *text*. Some third-party tokenizers normalize, so it
+        may differ."""
         return text
 
     def joined_bytes(self, ids: Iterable[int]) -> bytes:
@@ -136,7 +138,12 @@ class Tokenizer:
 
 
 def load_dictionary(path: Path) -> Dictionary:
-    """A fairseq dictionary; FileNotFoundError or ValueError name the file."""
+    """The fairseq dictionary in a file.
+
+    Raises:
+        FileNotFoundError: there is no such file
+        ValueError: it is no dictionary
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:

@@ -1,7 +1,8 @@
 """Errors about arguments, which a command line says with the names of its options."""
 
+from pathlib import PurePath
 from string import Formatter
-from typing import Callable
+from typing import Any, Callable
 
 
 class ArgumentError(ValueError):
@@ -22,8 +23,30 @@ class ArgumentError(ValueError):
         text, *values = self.args
         return Formatter().vformat(text, values, _Names(spell))
 
+    @property
+    def argument(self) -> str:
+        """The name of the argument that the message names first."""
+        return next(name for _, name, _, _ in Formatter().parse(self.args[0]) if name)
+
+    def within(self, place: Any) -> "ArgumentError":
+        """The same error, with its place before the message."""
+        text, *values = self.args
+        return type(self)("{}: " + text, place, *values)
+
+    def replaced(self, old: str, new: str) -> "ArgumentError":
+        """The same error, with *new* for *old* in the texts and paths that it names."""
+        text, *values = self.args
+        kinds = (str, PurePath)
+        return type(self)(
+            text, *(str(v).replace(old, new) if isinstance(v, kinds) else v for v in values)
+        )
+
     def __str__(self) -> str:
         return self.spelled(str)
+
+
+class MissingFileError(ArgumentError, FileNotFoundError):
+    """An argument names a file that is not there."""
 
 
 class _Names:

@@ -41,6 +41,14 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(2)
 
 
+def script_parser(documentation: str) -> argparse.ArgumentParser:
+    """A parser whose help shows the first line of a module's *documentation*, and defaults."""
+    return argparse.ArgumentParser(
+        description=documentation.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+
 @contextmanager
 def option_names() -> Iterator[None]:
     """Inside, an :class:`ArgumentError` becomes a ValueError that names options.

@@ -11,32 +11,30 @@ from longmem_fairseq.utils.text_files import parse_json
 
 
 def check_new(dest: Path) -> None:
-    """Raises ArgumentError unless `dest` is absent or empty: its contents would be deleted."""
+    """Raises ValueError unless *dest* is absent or an empty folder: its content would be deleted."""
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise ArgumentError("{dest} ({}) is not empty: give a new or empty folder", dest)
 
 
 def is_up_to_date(dest: Path, marker: str, wanted: Dict[str, Any], overwrite: bool) -> bool:
-    """Whether `dest` is this very result: the JSON file `marker` in it holds all of `wanted`.
+    """True where *dest* is this very result: the JSON file *marker* in it holds all of *wanted*.
 
-    Raises ArgumentError where `dest` holds anything else, unless it is an older result (it has a
-    `marker` that names its format, as all of ours do) and `overwrite` is set: a folder that is not
-    ours is never replaced.
+    Raises:
+        ValueError: *dest* holds anything else, unless it is an older result (it has a *marker* that
+            names its format, as all of ours do) and *overwrite* is set: a folder that is not ours is
+            never replaced
     """
     if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())):
         return False
     path = dest / marker
     try:
-        result = parse_json(path.read_bytes()) if path.is_file() else None
+        content = parse_json(path.read_bytes()) if path.is_file() else None
     except ValueError:
-        result = None
-    if not isinstance(result, dict) or "format" not in result:
-        raise ArgumentError(
-            "{dest} ({}) holds something else (no {} of ours): give a new or empty folder",
-            dest,
-            marker,
-        )
-    if all(result.get(key) == value for key, value in wanted.items()):
+        content = None
+    if not isinstance(content, dict) or "format" not in content:
+        message = "{dest} ({}) holds something else (no {} of ours): give a new or empty folder"
+        raise ArgumentError(message, dest, marker)
+    if all(content.get(key) == value for key, value in wanted.items()):
         return True
     if not overwrite:
         raise ArgumentError(
@@ -49,9 +47,9 @@ def is_up_to_date(dest: Path, marker: str, wanted: Dict[str, Any], overwrite: bo
 
 @contextlib.contextmanager
 def replaced_folder(dest: Path) -> Iterator[Path]:
-    """A new folder beside `dest`, which takes its place when the block ends well.
+    """A new folder beside *dest*, which takes its place when the block ends well.
 
-    Former contents of `dest` are deleted: :func:`check_new` or :func:`is_up_to_date` comes first.
+    The old content of *dest* is deleted: :func:`check_new` or :func:`is_up_to_date` comes first.
     """
     dest.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))

@@ -1,5 +1,6 @@
 """A converted backbone has a memory without training: a constant pointer, against the slow mixture."""
 
+import json
 import logging
 import math
 import re
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarnin
 
 from fairseq_cli import eval_lm  # noqa: E402
 
+from eval import evaluate  # noqa: E402
 from longmem_fairseq import LongMem  # noqa: E402
 from longmem_fairseq.api.reading import read_segments  # noqa: E402
 from longmem_fairseq.commands import convert, prepare  # noqa: E402
@@ -53,7 +55,7 @@ def load(folder, **options):
 
 @pytest.fixture
 def lm(folder):
-    """Which remembers DOCUMENTS."""
+    """A bare backbone that remembers DOCUMENTS."""
     lm = load(folder)
     lm.memorize(DOCUMENTS.values(), names=list(DOCUMENTS), progress=False)
     return lm
@@ -241,6 +243,30 @@ def test_eval_lm_and_scores_agree(folder, root, monkeypatch, caplog):
     assert f"Evaluated {len(losses)} tokens" in caplog.text
     loss = float(re.search(r"Loss \(base 2\): ([\d.]+)", caplog.text)[1])
     assert loss == pytest.approx(float(losses.mean()) / math.log(2), abs=2e-4)
+
+
+def test_evaluation_says_what_the_pointer_is_worth(folder, tmp_path, monkeypatch):
+    """Without it, in the same pass: the backbone alone, which is also the model of an empty memory."""
+    results = tmp_path / "results.jsonl"
+    for name, options in {
+        "backbone": "--pointer none",
+        "own": "--pointer constant",
+        "empty": "--pointer constant --memory empty",
+        "other": "--pointer constant --memory other",
+    }.items():
+        arguments = (
+            f"evaluate {folder.parent}/data --path {folder}/checkpoint.pt --name {name} --batch-size 2 "
+            f"--tokens-per-sample {WINDOW} --k {K} --results {results} {options}"
+        )
+        monkeypatch.setattr(sys, "argv", arguments.split())
+        evaluate.main()
+    lines = {line["name"]: line for line in map(json.loads, results.open(encoding="utf-8"))}
+    assert "without_pointer" not in lines["backbone"]
+    backbone = pytest.approx(lines["backbone"]["ppl"], rel=1e-5)
+    for name in ("own", "empty", "other"):
+        assert lines[name]["without_pointer"]["ppl"] == backbone
+    assert lines["empty"]["ppl"] == backbone
+    assert len({round(line["ppl"], 3) for line in lines.values()}) == 3
 
 
 @pytest.mark.parametrize(

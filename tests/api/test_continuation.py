@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from longmem_fairseq import LongMem
-from longmem_fairseq.api.generation import most_likely
+from longmem_fairseq.api.decoding import most_likely
 from tests.helpers.model_folders import WINDOW, story
 
 KINDS = ("backbone", "longmem", "memtrm")
@@ -14,11 +14,11 @@ PROMPTS = {"short": story(3, seed=5), "long": story(40, seed=6), "very long": st
 
 @pytest.fixture
 def load(models):
-    """Loads a model by name; what it has memorised is a document."""
+    """Loads a model by name; what it has memorized is a document."""
 
-    def load_model(name="longmem", memorised=True):
+    def load_model(name="longmem", memorized=True):
         lm = LongMem.from_pretrained(models[name])
-        if memorised and lm.decoder.memory is not None:
+        if memorized and lm.decoder.memory is not None:
             lm.memorize(story(40, seed=1))
         return lm
 
@@ -61,7 +61,7 @@ def test_generation_reads_the_memory_and_leaves_it(load):
     text = lm.generate(PROMPTS["short"], 2 * WINDOW)
     assert lm.memory.single_bank(lm.device) is bank
     assert all(torch.equal(bank.state_dict()[name], before[name]) for name in before)
-    empty = load(memorised=False).generate(PROMPTS["short"], 2 * WINDOW)
+    empty = load(memorized=False).generate(PROMPTS["short"], 2 * WINDOW)
     assert text != empty
     lm.forget()
     assert lm.generate(PROMPTS["short"], 2 * WINDOW) == empty

@@ -91,10 +91,10 @@ def test_every_generation_gives_back_what_the_one_before_freed(decoder, monkeypa
 
 @torch.no_grad()
 @pytest.mark.parametrize("frozen", [False, True])
-def test_generation_reads_what_evaluation_memorised_and_leaves_it(build, frozen):
+def test_generation_reads_what_evaluation_memorized_and_leaves_it(build, frozen):
     decoder = build(perturb=True).decoder
-    memorised, tokens = document(5, 40), document(1, 3 * SEGMENT, rows=3)
-    for segment in memorised.split(SEGMENT, dim=1):
+    memorized, tokens = document(5, 40), document(1, 3 * SEGMENT, rows=3)
+    for segment in memorized.split(SEGMENT, dim=1):
         decoder(segment)
     bank = decoder.memory.banks[False]
     before = {name: tensor.clone() for name, tensor in bank.state_dict().items()}
@@ -105,9 +105,9 @@ def test_generation_reads_what_evaluation_memorised_and_leaves_it(build, frozen)
     assert decoder.memory.banks[False] is bank and bank.num_written == [20]
     for name, tensor in bank.state_dict().items():
         assert torch.equal(tensor, before[name])
-    for row in range(3):  # alone, each after what was memorised
+    for row in range(3):  # alone, each after what was memorized
         decoder.memory.reset()
-        for segment in memorised.split(SEGMENT, dim=1):
+        for segment in memorized.split(SEGMENT, dim=1):
             decoder(segment)
         with decoder.memory.frozen() if frozen else torch.no_grad():
             for segment in tokens[row : row + 1, : 2 * SEGMENT].split(HALF, dim=1):
@@ -156,7 +156,7 @@ def test_selected_banks_are_copies(options, index):
 @pytest.mark.parametrize("document", [None, "what was read last"])
 def test_a_fork_knows_what_it_added(document):
     bank = MemoryBank(1, 1, 2, 64, 2, 4)
-    bank.begin_document(0, "memorised", offset=-1)
+    bank.begin_document(0, "memorized", offset=-1)
     bank.write(*torch.randn(2, 1, 1, 7, 2), token_ids=torch.arange(7).view(1, 7))
     fork = MemoryFork(bank, 2, document=document)
     fork.write(*torch.randn(2, 2, 1, 3, 2), torch.tensor([[20, 21, 22], [30, 31, 32]]))
@@ -164,10 +164,10 @@ def test_a_fork_knows_what_it_added(document):
     fork.write(*torch.randn(2, 2, 1, 2, 2), torch.tensor([[33, 34], [23, 24]]))
     assert fork.bank.logs[0].read(range(12)).tolist() == [*range(7), 30, 31, 32, 33, 34]
     assert fork.bank.logs[1].read(range(12)).tolist() == [*range(7), 20, 21, 22, 23, 24]
-    assert fork.bank.locate(0, 3) == Source(6, "memorised", 5)  # its second half is not
+    assert fork.bank.locate(0, 3) == Source(6, "memorized", 5)  # its second half is not
     expected = None if document is None else Source(8, document, 0)
     assert fork.bank.locate(1, 4) == expected
-    assert bank.sources == [[Source(0, "memorised", -1)]] and bank.held(0) == range(7)
+    assert bank.sources == [[Source(0, "memorized", -1)]] and bank.held(0) == range(7)
 
 
 @torch.no_grad()

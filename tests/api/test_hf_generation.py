@@ -10,61 +10,19 @@ from torch.testing import assert_close
 
 pytest.importorskip("tokenizers", reason="needs the extra hf")
 
-from tokenizers import AddedToken  # noqa: E402
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 
 from longmem_fairseq import LongMem  # noqa: E402
 from longmem_fairseq.commands import convert, generate  # noqa: E402
 from longmem_fairseq.tokenizers.checkpoint_ids import CheckpointIds  # noqa: E402
-from tests.helpers.hf_models import make_model, transformers  # noqa: E402
+from tests.helpers.hf_models import make_model  # noqa: E402
+from tests.helpers.hf_pairs import MARKS, PROMPT, STEPS, Pair, log_probs  # noqa: E402
 from tests.helpers.hf_tokenizers import make_tokenizer  # noqa: E402
 
-MARKS = [f"<|{number}|>" for number in range(60)]  # so many that a random model writes some
-PROMPT = "the best mat of all worlds"
-STEPS = 40
 TEMPLATE = (
     "{% for message in messages %}{{ '<|0|>' + message['role'] + '\n' + message['content'] + '<|1|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|0|>assistant\n' }}{% endif %}"
 )
-
-
-class Pair:
-    """A model of transformers with its tokenizer, and what it is converted to."""
-
-    def __init__(self, folder, settings=None, vocab_size=None, name="llama", **changes):
-        tokenizer = make_tokenizer("llama3")
-        tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in MARKS])
-        tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
-        self.hf, self.folder = folder / "hf", folder / "ours"
-        size = vocab_size or tokenizer.get_vocab_size()
-        options = {"vocab_size": size, "max_position_embeddings": 128, "pad_token_id": None}
-        self.model = make_model(name, self.hf, tokenizer, **{**options, **changes})
-        settings = {"bos_token": "<s>", "eos_token": "</s>", **(settings or {})}
-        (self.hf / "tokenizer_config.json").write_text(json.dumps(settings))
-        self.tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(self.hf)
-
-    def change(self, file="config.json", **changes):
-        content = json.loads((self.hf / file).read_text())
-        (self.hf / file).write_text(json.dumps({**content, **changes}))
-
-    def converted(self, **options):
-        convert.main(["--model", str(self.hf), "--dest", str(self.folder), "--search-tokens", "0"])
-        return LongMem.from_pretrained(self.folder, **options)
-
-    def ids(self, text=PROMPT):
-        return torch.tensor([self.tokenizer(text)["input_ids"]])
-
-    def generated(self, ids=None, **options):
-        """The new ids, with the end that there may be."""
-        ids = self.ids() if ids is None else ids
-        model = transformers.AutoModelForCausalLM.from_pretrained(self.hf).eval()
-        options = {"max_new_tokens": STEPS, "do_sample": False, **options}
-        return model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.size(1) :]
-
-    def text(self, ids):
-        return self.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
 
 
 @pytest.fixture
@@ -86,12 +44,6 @@ def call(monkeypatch, capsys):
 @pytest.fixture
 def pair(tmp_path):
     return Pair(tmp_path)
-
-
-def log_probs(model, ids):
-    with torch.no_grad():
-        logits = model(ids).logits[0, :-1]
-    return logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
 
 
 def test_padding_that_is_an_ordinary_token_is_one(tmp_path):

@@ -1,29 +1,21 @@
-"""LongMem: what it memorises, scores and reads is what evaluation does, and its memory is its own."""
-
-import shutil
+"""LongMem: what it memorizes, scores and reads is what evaluation does, and its memory is its own."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from longmem_fairseq import LongMem
 from longmem_fairseq.memory import Source
 from tests.helpers.model_folders import (
     DOCUMENTS,
     TEXT,
     WINDOW,
     assert_same_memory,
+    ids,
     memory_state,
     story,
 )
 
 KINDS = ("backbone", "longmem", "memtrm")
-
-
-def ids(lm, text):
-    """1 x (1 + T)"""
-    start = [lm.dictionary.eos()]
-    return torch.tensor([start + lm.tokenizer.indices(text).tolist()])
 
 
 @torch.no_grad()
@@ -35,7 +27,7 @@ def evaluated(lm, texts, frozen=()):
     decoder, fresh, log_probs = lm.decoder, True, []
     for number, text in enumerate(texts):
         tokens, log_probs = ids(lm, text), []
-        # what is memorised has every token as a source, what is scored all but the last
+        # what is memorized has every token as a source, what is scored all but the last
         source = tokens[:, :-1] if number == len(texts) - 1 else tokens
         for start in range(0, source.size(1), WINDOW):
             if decoder.memory is not None:
@@ -124,7 +116,7 @@ def test_a_window_of_another_length(load_lm):
 # --- memory ---
 
 
-def test_what_is_memorised_is_known_by_name(load_lm):
+def test_what_is_memorized_is_known_by_name(load_lm):
     lm = load_lm()
     lm.memorize([DOCUMENTS["a"], DOCUMENTS["b"]], names=["first", "second"])
     lm.memorize(TEXT)
@@ -206,139 +198,3 @@ def test_an_empty_memory_can_be_saved(load_lm, tmp_path):
     lm.memorize(DOCUMENTS["a"])
     lm.load_memory(tmp_path / "memory")
     assert lm.memory.single_bank(lm.device).num_tokens == [0]
-
-
-# --- what was read ---
-
-
-def test_passages_are_what_the_heads_read(load_lm):
-    lm = load_lm()
-    lm.memorize(DOCUMENTS.values(), names=DOCUMENTS)
-    before, readings = memory_state(lm), lm.retrieved(TEXT)
-    assert [reading.token for reading in readings] == lm.score(TEXT).tokens
-    assert_same_memory(lm, before)
-    texts = {**DOCUMENTS, "this text": TEXT}
-    tokens = {name: lm.tokenizer.indices(text).tolist() for name, text in texts.items()}
-    read = set()
-    for position, (_, passages) in enumerate(readings):
-        for head in range(2):
-            found = [p for p in passages if p.head == head]
-            weights = [p.weight for p in found]
-            assert len(found) == 4 and weights == sorted(weights, reverse=True)
-            assert sum(weights) == pytest.approx(1, abs=1e-5)
-            assert {p.gate for p in found} == {0.5}
-        for p in passages:
-            read.add(p.document)
-            last = p.offset + (1 if p.offset == 0 and p.before == "" else 2)
-            assert p.document != "this text" or p.offset + 1 < position // WINDOW * WINDOW
-            at = slice(p.offset, p.offset + 2)
-            expected = lm.tokenizer.decode(tokens[p.document][at])
-            assert p.text in (expected, lm.tokenizer.decode(tokens[p.document][: last - p.offset]))
-            start = max(0, p.offset - 8)
-            assert lm.tokenizer.decode(tokens[p.document][start : p.offset]).endswith(p.before)
-    assert read == set(texts)
-
-
-def test_scores_and_weights_of_passages_by_hand(load_lm):
-    """One segment, whose queries and the bank are at hand."""
-    lm, asked = load_lm(), []
-    lm.memorize(DOCUMENTS["a"], names="a")
-    text, bank = story(4, seed=9), lm.memory.single_bank(lm.device)
-    with torch.no_grad():
-        lm.decoder.read(ids(lm, text)[:, :-1], lambda q: asked.append(q) or bank.retrieve(q))
-    queries, stored = asked[0][0], bank.num_chunks[0]  # H x T x D
-    readings = lm.retrieved(text)
-    assert len(readings) == queries.size(1) < WINDOW
-    for position, (_, passages) in enumerate(readings):
-        for head in range(2):
-            query, found = queries[head, position], [p for p in passages if p.head == head]
-            scores, order = (bank.ring.chunk_keys[0, head, :stored] @ query).sort(descending=True)
-            assert_close(
-                sorted((p.score for p in found), reverse=True),
-                scores[:4].tolist(),
-                atol=1e-4,
-                rtol=0,
-            )
-            keys = bank.ring.store.keys[0, head, order[:4]]  # 4 x c x D
-            weights = (keys @ query * query.numel() ** -0.5).flatten().softmax(0).view(4, 2).sum(1)
-            expected = weights.sort(descending=True).values.tolist()
-            assert_close([p.weight for p in found], expected, atol=1e-5, rtol=0)
-            offsets = [2 * int(order[i]) - 1 for i in weights.argsort(descending=True)]
-            assert [p.offset for p in found] == [max(0, offset) for offset in offsets]
-    few = lm.retrieved(text, per_head=2)
-    for (_, passages), (_, all_passages) in zip(few, readings, strict=True):
-        assert passages == [*all_passages[:2], *all_passages[4:6]]
-
-
-def test_nothing_is_read_in_an_empty_memory(load_lm):
-    readings = load_lm().retrieved(TEXT)
-    assert [len(passages) for _, passages in readings[:WINDOW]] == [0] * WINDOW
-    assert all(len(passages) == 8 for _, passages in readings[WINDOW:])
-
-
-# --- loading ---
-
-
-def test_the_best_checkpoint_comes_first(models, tmp_path):
-    for file in models["longmem"].iterdir():
-        shutil.copy(file, tmp_path)
-    state = torch.load(tmp_path / "checkpoint_last.pt")
-    for name, gate in (("checkpoint_best.pt", 1.0), ("checkpoint.pt", 2.0)):
-        state["model"]["decoder.layers.0.self_attn.memory_bias"] += gate
-        torch.save(state, tmp_path / name)
-    gate = torch.sigmoid(torch.ones(2))
-    assert torch.equal(LongMem.from_pretrained(tmp_path).decoder.gate, gate)
-    assert torch.equal(
-        LongMem.from_pretrained(str(tmp_path / "checkpoint_best.pt")).decoder.gate, gate
-    )
-    (tmp_path / "checkpoint_best.pt").unlink()
-    lm = LongMem.from_pretrained(tmp_path)
-    assert torch.equal(lm.decoder.gate, torch.full((2,), 0.5)) and not lm.model.training
-
-
-def test_options_replace_those_of_training(load_lm):
-    lm = load_lm(memory_size=64, k=2, memory_dtype="int8", dtype="bfloat16")
-    options = lm.memory.options
-    assert (options["memory_size"], options["k"], options["dtype"]) == (64, 2, "int8")
-    assert lm.decoder.backbone.compute_dtype == torch.bfloat16
-    assert lm.memorize(DOCUMENTS["a"]) > 0
-    assert load_lm(no_memory=True).decoder.memory is None
-    half = load_lm("backbone", dtype=torch.bfloat16)
-    assert half.decoder.compute_dtype == torch.bfloat16
-
-
-def changed(models, folder, **options):
-    """The longmem as if it had been trained with other options."""
-    shutil.copytree(models["longmem"], folder)
-    state = torch.load(folder / "checkpoint_last.pt")
-    state["cfg"]["model"].update(options)
-    torch.save(state, folder / "checkpoint_last.pt")
-    return folder
-
-
-def test_the_released_switch_in_a_checkpoint_leaves_no_memory_possible(models, tmp_path):
-    path = changed(models, tmp_path / "model", use_external_memory=True)
-    assert LongMem.from_pretrained(path, no_memory=True).decoder.memory is None
-    assert LongMem.from_pretrained(path).decoder.memory is not None
-
-
-def test_parameters_of_an_index_go_with_it(models, tmp_path):
-    options = {"memory_index": "IVF1,Flat", "memory_index_parameters": "nprobe=1"}
-    path = changed(models, tmp_path / "model", **options)
-    for given, parameters in (({}, "nprobe=1"), ({"memory_index": "torch"}, "")):
-        lm = LongMem.from_pretrained(path, **given)
-        assert lm.memory.options["index_parameters"] == parameters
-    lm = LongMem.from_pretrained(path, memory_index="IVF1,Flat")
-    assert lm.memory.options["index_parameters"] == "nprobe=1"
-
-
-@pytest.mark.gpu
-def test_on_a_gpu(load_lm):
-    lm, other = load_lm(device="cuda"), load_lm()
-    for used in (lm, other):
-        used.memorize(DOCUMENTS.values())
-    assert_close(lm.score(TEXT).log_probs, other.score(TEXT).log_probs, atol=1e-3, rtol=0)
-    assert lm.generate(TEXT, 8) == other.generate(TEXT, 8)
-    assert lm.generate(TEXT, 8, temperature=1, seed=1) == lm.generate(
-        TEXT, 8, temperature=1, seed=1
-    )

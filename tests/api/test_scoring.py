@@ -93,7 +93,14 @@ def test_a_text_in_the_window_has_the_scores_of_score(lm):
 def continued(lm, prompts, length, draw=None, stop=()):
     streams = [TextStream(lm.tokenizer, stop) for _ in prompts]
     tokens = [document_tokens(lm.tokenizer, prompt)[0] for prompt in prompts]
-    reasons = decode(lm, tokens, length, lambda row, token: streams[row].push(token.index), draw)
+    reasons = decode(
+        lm.decoder,
+        lm.tokenizer,
+        tokens,
+        length,
+        lambda row, token: streams[row].push(token.index),
+        draw,
+    )
     for stream in streams:
         stream.finish()
     return [stream.text for stream in streams], reasons
@@ -125,7 +132,7 @@ def test_what_is_drawn_is_what_generate_draws(lm):
 @pytest.mark.parametrize("lm", ["longmem"], indirect=True)
 def test_tokens_come_with_their_log_probabilities(lm):
     prompt, tokens = document_tokens(lm.tokenizer, "Ann saw")[0], []
-    decode(lm, [prompt], 6, lambda row, token: tokens.append(token), top=2)
+    decode(lm.decoder, lm.tokenizer, [prompt], 6, lambda row, token: tokens.append(token), top=2)
     row = torch.cat([prompt, torch.tensor([token.index for token in tokens])])
     (found,) = score_rows(lm, [Row(row, len(tokens))], top=2)
     assert_close(torch.tensor([t.log_prob for t in tokens]), found.log_probs, atol=1e-4, rtol=1e-4)

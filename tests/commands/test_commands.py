@@ -1,11 +1,8 @@
 """longmem-memorize, longmem-generate and longmem-inspect: files in, text or JSON out; bad input is in
 test_bad_input.py."""
 
-import fcntl
 import importlib
-import io
 import json
-import os
 import runpy
 import sys
 from unittest import mock
@@ -15,68 +12,12 @@ import pytest
 from longmem_fairseq import LongMem
 from longmem_fairseq.commands import (
     convert,
-    generate,
-    inspector,
     lm_eval,
-    memorize,
     prepare,
     serve,
 )
-from longmem_fairseq.memory import MemoryBank
-from longmem_fairseq.utils.cli import run
-from tests.helpers.model_folders import DOCUMENTS, story
-
-COMMANDS = {
-    "longmem-memorize": memorize,
-    "longmem-generate": generate,
-    "longmem-inspect": inspector,
-}
-PROMPT = " ".join(story(5, seed=3).split())
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The working directory: two documents and a prompt."""
-    monkeypatch.chdir(tmp_path)
-    for name, text in DOCUMENTS.items():
-        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
-    (tmp_path / "prompt.txt").write_text(PROMPT + "\n\n", encoding="utf-8")
-    return tmp_path
-
-
-@pytest.fixture
-def call(models, folder, monkeypatch, capsys):
-    """Runs a command in this process; returns what it printed."""
-
-    def run_command(line, stdin=""):
-        program, *arguments = line.split("|")
-        command = [argument.format(**models) for argument in arguments]
-        monkeypatch.setattr(sys, "argv", [f"/usr/bin/{program}", *command])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-        run(COMMANDS[program].main)
-        return capsys.readouterr().out
-
-    return run_command
-
-
-@pytest.fixture
-def load(models):
-    """A longmem that has memorised the documents, or nothing."""
-
-    def load_model(memorised=True):
-        lm = LongMem.from_pretrained(models["longmem"])
-        if memorised:
-            lm.memorize(DOCUMENTS.values(), names=["a.txt", "b.txt"])
-        return lm
-
-    return load_model
-
-
-def num_tokens(lm, *texts):
-    return sum(len(lm.tokenizer.indices(text)) for text in texts)
-
-
-# --- what they do ---
+from tests.helpers.commands import COMMANDS, PROMPT, num_tokens
+from tests.helpers.model_folders import DOCUMENTS
 
 
 def test_a_memory_of_files_serves_the_other_commands(call, load, folder):
@@ -87,7 +28,7 @@ def test_a_memory_of_files_serves_the_other_commands(call, load, folder):
         f"m: read 2 documents of {tokens} tokens; the memory holds {tokens + 2} tokens, beginnings "
         "included, of at most 128\n"
     )
-    text, empty = lm.generate(PROMPT, 12), load(memorised=False).generate(PROMPT, 12)
+    text, empty = lm.generate(PROMPT, 12), load(memorized=False).generate(PROMPT, 12)
     assert text != empty
     line = "longmem-generate|{longmem}|prompt.txt|--max-new-tokens|12"
     assert call(line) == empty + "\n"
@@ -101,92 +42,12 @@ def test_a_memory_of_files_serves_the_other_commands(call, load, folder):
     )
     page = (folder / "page.html").read_text(encoding="utf-8")
     assert "<h1>prompt.txt</h1>" in page and '"a.txt"' in page and '"b.txt"' in page
-    assert f"Memorised before: 2 documents; {tokens + 2} tokens held." in page
-
-
-@pytest.mark.parametrize("option", ["", "|--memory-map"])
-def test_memorising_goes_on_with_what_was_saved(call, load, option):
-    assert call("longmem-memorize|{longmem}|a.txt|--output|m").startswith("m: read 1 document of ")
-    said = call("longmem-memorize|{longmem}|b.txt|--memory|m|--output|m|--json" + option)
-    lm, other = load(), load(memorised=False)
-    other.load_memory("m")
-    bank, expected = (used.memory.single_bank(used.device) for used in (other, lm))
-    assert bank.header() == expected.header()
-    assert (bank.logs[0].ids == expected.logs[0].ids).all()
-    tokens = num_tokens(lm, DOCUMENTS["b"])
-    assert json.loads(said) == {
-        "memory": "m",
-        "documents": 1,
-        "tokens": tokens,
-        "held": expected.num_tokens[0],
-        "waiting": expected.num_pending[0],
-        "memory_size": 128,
-    }
-
-
-def test_a_memory_to_which_another_process_adds_is_refused_at_once(call, folder, capsys):
-    call("longmem-memorize|{longmem}|a.txt|--output|m")
-    before = (folder / "m").read_bytes()
-    with open(folder / "m") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(SystemExit) as exited:
-            call("longmem-memorize|{longmem}|b.txt|--memory|m|--output|m")
-    assert exited.value.code == 2 and capsys.readouterr().err == (
-        "longmem-memorize: error: --output (m): another process is adding to it: wait until it has "
-        "ended\n"
-    )
-    assert (folder / "m").read_bytes() == before
-    call("longmem-memorize|{longmem}|b.txt|--memory|m|--output|m")
-    assert [source.name for source in MemoryBank.load("m").sources[0]] == ["a.txt", "b.txt"]
-
-
-def test_a_memory_that_appears_during_the_work_is_left_as_it_is(call, load, capsys, monkeypatch):
-    def memorize(lm, texts, names, special_tokens):
-        other.save_memory("m")  # another process was faster
-        return 1
-
-    other = load()
-    monkeypatch.setattr(LongMem, "memorize", memorize)
-    with pytest.raises(SystemExit):
-        call("longmem-memorize|{longmem}|a.txt|--output|m")
-    assert capsys.readouterr().err.startswith(
-        "longmem-memorize: error: m: cannot be written (another process saved it after it was read"
-    )
-    assert [source.name for source in MemoryBank.load("m").sources[0]] == ["a.txt", "b.txt"]
-
-
-def test_numbers_of_a_full_memory_agree(call):
-    """Tokens of an incomplete chunk cannot be found: they are not held, and no more than that are."""
-    said = call("longmem-memorize|{longmem}|a.txt|prompt.txt|--output|m|--memory-size|16|--k|4")
-    bank = MemoryBank.load("m")
-    assert bank.num_tokens == [16] and bank.num_pending[0] > 0
-    held = "the memory holds 16 tokens, beginnings included, of at most 16"
-    assert said.endswith(f"{held}, and {bank.num_pending[0]} of an unfinished chunk\n")
-
-
-@pytest.mark.parametrize(
-    "name, message",
-    [
-        ("a.txt", "is there, and no memory file: give a new name"),
-        ("protected", "it is read-only (mode 400): chmod u+w, or give another name"),
-        ("pipe", "it is no regular file: give another name"),
-    ],
-)
-def test_the_output_is_looked_at_before_the_work(call, load, folder, capsys, name, message):
-    load().save_memory("protected")
-    (folder / "protected").chmod(0o400)
-    os.mkfifo(folder / "pipe")
-    with mock.patch.object(LongMem, "from_pretrained"), pytest.raises(SystemExit):
-        call(f"longmem-memorize|{{longmem}}|a.txt|--output|{name}")
-    error = capsys.readouterr().err
-    assert error.startswith(f"longmem-memorize: error: --output ({name})")
-    assert error.endswith(message + "\n") and error.count("\n") == 1
-    assert (folder / "a.txt").read_text(encoding="utf-8") == DOCUMENTS["a"]
+    assert f"Memorized before: 2 documents; {tokens + 2} tokens held." in page
 
 
 def test_standard_input_is_a_text(call, load, folder):
     call("longmem-memorize|{longmem}|--output|m", stdin=DOCUMENTS["a"])
-    lm = load(memorised=False)
+    lm = load(memorized=False)
     lm.load_memory("m")
     assert lm.memory.single_bank(lm.device).sources[0][0].name == "standard input"
     lm.forget()
@@ -200,7 +61,7 @@ def test_standard_input_is_a_text(call, load, folder):
 
 @pytest.mark.parametrize("ending", ["\r\n", "\r\n\r\n", "\n"])
 def test_a_prompt_of_windows_is_continued_as_any_other(call, load, folder, ending):
-    text, mark = load(memorised=False).generate(PROMPT, 5), "\ufeff"
+    text, mark = load(memorized=False).generate(PROMPT, 5), "\ufeff"
     line = "longmem-generate|{longmem}|--max-new-tokens|5"
     assert (
         call(line, stdin=PROMPT + ending) == call(line, stdin=mark + PROMPT + ending) == text + "\n"
@@ -209,16 +70,8 @@ def test_a_prompt_of_windows_is_continued_as_any_other(call, load, folder, endin
     assert call(line + "|windows.txt") == text + "\n"
 
 
-def test_a_document_of_windows_is_memorised_as_any_other(call, folder):
-    call("longmem-memorize|{longmem}|a.txt|--output|m")
-    windows = "\ufeff" + DOCUMENTS["a"].replace("\n", "\r\n")
-    (folder / "a.txt").write_bytes(windows.encode())
-    call("longmem-memorize|{longmem}|a.txt|--output|windows")
-    assert (folder / "m").read_bytes() == (folder / "windows").read_bytes()
-
-
 def test_several_prompts(call, load):
-    lm = load(memorised=False)
+    lm = load(memorized=False)
     texts = [lm.generate(prompt, 5) for prompt in (PROMPT, "Ann")]
     line = f"longmem-generate|{{longmem}}|--max-new-tokens|5|--prompt|{PROMPT}|--prompt|Ann"
     assert call(line) == "".join(f"==> --prompt <==\n{text}\n" for text in texts)
@@ -229,7 +82,7 @@ def test_several_prompts(call, load):
 
 
 def test_options_of_the_generation_arrive(call, load):
-    lm = load(memorised=False)
+    lm = load(memorized=False)
     line = f"longmem-generate|{{longmem}}|--prompt|{PROMPT}|--max-new-tokens|9"
     drawn = lm.generate(PROMPT, 9, temperature=0.7, top_k=5, top_p=0.9, seed=3)
     options = "|--temperature|0.7|--top-k|5|--top-p|0.9|--seed|3"
@@ -249,7 +102,7 @@ def test_options_of_the_model_arrive(call, models):
 
 
 def test_the_window_may_be_another(call, models, caplog):
-    """Which a prompt that does not fit in it is told of, where there is no memory."""
+    """A warning tells of a prompt that does not fit in it, where there is no memory."""
     lm = LongMem.from_pretrained(models["backbone"], tokens_per_sample=64)
     prompt = " ".join([PROMPT] * 4)
     line = f"longmem-generate|{{backbone}}|--max-new-tokens|5|--prompt|{prompt}"
@@ -262,7 +115,7 @@ def test_the_window_may_be_another(call, models, caplog):
 
 
 def test_a_text_is_inspected_from_its_start(call, load, folder):
-    lm = load(memorised=False)
+    lm = load(memorized=False)
     said = call(
         "longmem-inspect|{longmem}|a.txt|--max-tokens|40|--per-head|1|--output|page.html|--json"
     )

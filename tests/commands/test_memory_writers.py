@@ -70,7 +70,7 @@ def test_two_that_add_to_one_memory_lose_no_document(models, tmp_path):
         second.save_memory(path)
     assert str(error.value).startswith(f"{path}: {CHANGED} another name")
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["memory"]
-    second.save_memory(tmp_path / "other")  # nothing that was memorised is lost
+    second.save_memory(tmp_path / "other")  # nothing that was memorized is lost
     second.load_memory(path)
     second.memorize(DOCUMENTS["b"], "second")
     second.save_memory(path)

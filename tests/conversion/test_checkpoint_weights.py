@@ -97,8 +97,8 @@ def test_numbers_that_float16_does_not_have(folder, tmp_path):
     change(folder, **{name: weight})
     path = folder / "model.safetensors"
     assert refused(folder, tmp_path, "--dtype", "float16") == (
-        f"{path}: {name} has 2 numbers that are infinite or NaN: torch.float16 has no larger ones: "
-        "give --dtype bfloat16 or float32"
+        f"{path}: {name} has 2 numbers that are infinite or NaN: torch.float16 has no larger ones, "
+        "bfloat16 and float32 have"
     )
     logits(folder, tmp_path / "ours")
     weight[0, 0] = torch.nan
@@ -136,11 +136,11 @@ def test_what_is_at_the_path_is_said_first(folder, tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("a text")
     assert refused(path, tmp_path) == (
-        f"{path} is no GGUF file: it begins with b'a te', expected b'GGUF'; --model is a folder, "
+        f"{path} is no GGUF file: it begins with b'a te', expected b'GGUF'; model is a folder, "
         "a GGUF file, or a hub id"
     )
     missing = folder.parent / "hff"
-    message = f"--model ({missing}): no such file or folder, and no id of the hub"
+    message = f"model ({missing}): no such file or folder, and no id of the hub"
     assert refused(missing, tmp_path) == message
     empty = tmp_path / "empty"
     empty.mkdir()

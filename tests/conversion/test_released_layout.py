@@ -88,11 +88,11 @@ def test_parity_fails_on_a_difference(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("tokens", lambda tokens: tokens.float(), "is not what a fixture expects"),
+        ("tokens", lambda tokens: tokens.float(), "is not the expected.pt of a fixture"),
         ("tokens", lambda tokens: tokens + 10_000, "holds other tokens than those from 0 to"),
-        ("longmem_logits", lambda logits: logits[:1], "is not what a fixture expects"),
+        ("longmem_logits", lambda logits: logits[:1], "is not the expected.pt of a fixture"),
         ("backbone_logits", lambda logits: logits[..., 1:], "backbone_logits of a segment are"),
-        ("retrieved_chunks", lambda chunks: chunks[1:], "is not what a fixture expects"),
+        ("retrieved_chunks", lambda chunks: chunks[1:], "is not the expected.pt of a fixture"),
         (
             "retrieved_chunks",
             lambda chunks: [c if c is None else c[:, 1:] for c in chunks],

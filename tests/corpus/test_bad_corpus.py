@@ -23,103 +23,101 @@ def lossy_model(folder, **options):
     return prefix + ".model"
 
 
+# the content of train.jsonl
+CONTENTS = {
+    "empty file": "\n",
+    "missing field": '{"text": "a"}\n\n{"txt": "b"}\n',
+    "field is no text": '{"text": 3}\n',
+    "record is no object": "[1]\n",
+    "invalid JSON": '{"text": "a"}\n{"text": \n',
+    "not UTF-8 in a line": b'{"text": "a"}\n{"text": "\xe9"}\n',
+    "surrogate": '{"text": "\\ud800"}\n',
+    "bad question": '{"text": "a b a", "questions": [{"answer": [4, 9]}]}\n',
+    "nothing to train on": '{"text": ""}\n',
+}
+CORPUS_JSON = {
+    "corpus.json is no object": "[]",
+    "chance is no number": '{"chance": "half"}',
+    "chance beyond 1": '{"chance": 40}',
+}
+GPT2 = "--tokenizer gpt2 --gpt2-bpe-dir {root}/bpe"
+MODEL = "--sentencepiece-model {root}/lossy.model"
+OPTIONS = {
+    "vocabulary too large": "--vocab-size 100000",
+    "vocabulary too small": "--vocab-size 100",
+    "no gpt2 folder": "--tokenizer gpt2",
+    "gpt2 folder for another tokenizer": "--gpt2-bpe-dir bpe",
+    "another tokenizer's model for gpt2": "--tokenizer gpt2 --gpt2-bpe-dir bpe --sentencepiece-model m",
+    "missing gpt2 file": GPT2,
+    "damaged gpt2 file": GPT2,
+    "gpt2 dictionary too small": GPT2,
+    "workers": "--workers 0",
+    "shares": "--valid-share 0.5 --test-share 0.5",
+    "missing model": "--sentencepiece-model {root}/no.model",
+    "garbage model": "--sentencepiece-model {root}/source/train.jsonl",
+    "empty model": "--sentencepiece-model {root}/empty.model",
+    "model without byte fallback": MODEL,
+    "model with a dummy prefix": MODEL,
+    "dictionary without its model": "--dict {root}/dict.txt",
+    "dictionary of another model": MODEL + " --dict {root}/dict.txt",
+}
+
+
+def a_text_alone(root, content):
+    (root / "source" / "train.jsonl").unlink()
+    write_splits(root / "source", {"a": "caf"})
+    (root / "source" / "train" / "a.txt").write_bytes(content)
+
+
+# other changes to the folder that holds the source
+CHANGES = {
+    "missing source": lambda root: (root / "source").rename(root / "elsewhere"),
+    "empty folder": lambda root: (root / "source" / "train.jsonl").unlink(),
+    "no train split": lambda root: (root / "source" / "train.jsonl").rename(
+        root / "source" / "valid.jsonl"
+    ),
+    "two train splits": lambda root: write_splits(root / "source", {"a": "text"}),
+    "not UTF-8": lambda root: a_text_alone(root, b"caf\xe9"),
+    "binary file": lambda root: a_text_alone(root, b"PK\0"),
+    "damaged zst": lambda root: (root / "source" / "train.jsonl").rename(
+        root / "source" / "train.jsonl.zst"
+    ),
+    "missing gpt2 file": lambda root: (write_gpt2_files(root / "bpe") / "vocab.bpe").unlink(),
+    "damaged gpt2 file": lambda root: (write_gpt2_files(root / "bpe") / "encoder.json").write_text(
+        "{"
+    ),
+    "gpt2 dictionary too small": lambda root: (
+        write_gpt2_files(root / "bpe") / "dict.txt"
+    ).write_text("".join(f"{i} 1\n" for i in range(200))),
+    "empty model": lambda root: (root / "empty.model").write_bytes(b""),
+    "model without byte fallback": lossy_model,
+    "model with a dummy prefix": lambda root: lossy_model(root, byte_fallback=True),
+    "dictionary without its model": lambda root: (root / "dict.txt").write_text("a 1\n"),
+    "dictionary of another model": lambda root: (
+        (root / "dict.txt").write_text("a 1\n"),
+        lossy_model(root, byte_fallback=True),
+    ),
+}
+
+
 def bad_case(name, root):
     """Source folder and options of one kind of bad input."""
     source = root / "source"
     source.mkdir()
-    train = source / "train.jsonl"
-    train.write_text(json.dumps({"text": PLAIN}) + "\n")
-    options = []
-    if name == "missing source":
-        source = root / "nowhere"
-    elif name == "empty folder":
-        train.unlink()
-    elif name == "empty file":
-        train.write_text("\n")
-    elif name == "no train split":
-        train.rename(source / "valid.jsonl")
-    elif name == "two train splits":
-        write_splits(source, {"a": "text"})
-    elif name == "missing field":
-        train.write_text('{"text": "a"}\n\n{"txt": "b"}\n')
-    elif name == "field is no text":
-        train.write_text('{"text": 3}\n')
-    elif name == "record is no object":
-        train.write_text("[1]\n")
-    elif name == "invalid JSON":
-        train.write_text('{"text": "a"}\n{"text": \n')
-    elif name == "not UTF-8":
-        (source / "train.jsonl").unlink()
-        write_splits(source, {"a": "caf"})
-        (source / "train" / "a.txt").write_bytes(b"caf\xe9")
-    elif name == "not UTF-8 in a line":
-        train.write_bytes(b'{"text": "a"}\n{"text": "\xe9"}\n')
-    elif name == "binary file":
-        (source / "train.jsonl").unlink()
-        write_splits(source, {"a": "PK\0"})
-    elif name == "surrogate":
-        train.write_text('{"text": "\\ud800"}\n')
-    elif name == "damaged zst":
-        train.rename(source / "train.jsonl.zst")
-    elif name == "bad question":
-        train.write_text('{"text": "a b a", "questions": [{"answer": [4, 9]}]}\n')
-    elif name == "corpus.json is no object":
-        (source / "corpus.json").write_text("[]")
-    elif name == "chance is no number":
-        (source / "corpus.json").write_text('{"chance": "half"}')
-    elif name == "chance beyond 1":
-        (source / "corpus.json").write_text('{"chance": 40}')
-    elif name == "vocabulary too large":
-        options = ["--vocab-size", "100000"]
-    elif name == "vocabulary too small":
-        options = ["--vocab-size", "100"]
-    elif name == "nothing to train on":
-        train.write_text('{"text": ""}\n')
-    elif name == "no gpt2 folder":
-        options = ["--tokenizer", "gpt2"]
-    elif name == "gpt2 folder for another tokenizer":
-        options = ["--gpt2-bpe-dir", "bpe"]
-    elif name == "another tokenizer's model for gpt2":
-        options = ["--tokenizer", "gpt2", "--gpt2-bpe-dir", "bpe", "--sentencepiece-model", "m"]
-    elif name == "missing gpt2 file":
-        (write_gpt2_files(root / "bpe") / "vocab.bpe").unlink()
-        options = ["--tokenizer", "gpt2", "--gpt2-bpe-dir", str(root / "bpe")]
-    elif name == "damaged gpt2 file":
-        (write_gpt2_files(root / "bpe") / "encoder.json").write_text("{")
-        options = ["--tokenizer", "gpt2", "--gpt2-bpe-dir", str(root / "bpe")]
-    elif name == "gpt2 dictionary too small":
-        folder = write_gpt2_files(root / "bpe")
-        (folder / "dict.txt").write_text("".join(f"{i} 1\n" for i in range(200)))
-        options = ["--tokenizer", "gpt2", "--gpt2-bpe-dir", str(folder)]
-    elif name == "workers":
-        options = ["--workers", "0"]
-    elif name == "shares":
-        options = ["--valid-share", "0.5", "--test-share", "0.5"]
-    elif name == "missing model":
-        options = ["--sentencepiece-model", str(root / "no.model")]
-    elif name == "garbage model":
-        options = ["--sentencepiece-model", str(train)]
-    elif name == "empty model":
-        (root / "empty.model").write_bytes(b"")
-        options = ["--sentencepiece-model", str(root / "empty.model")]
-    elif name == "model without byte fallback":
-        options = ["--sentencepiece-model", lossy_model(root)]
-    elif name == "model with a dummy prefix":
-        options = ["--sentencepiece-model", lossy_model(root, byte_fallback=True)]
-    elif name == "dictionary without its model":
-        (root / "dict.txt").write_text("a 1\n")
-        options = ["--dict", str(root / "dict.txt")]
-    elif name == "dictionary of another model":
-        (root / "dict.txt").write_text("a 1\n")
-        model = lossy_model(root, byte_fallback=True)
-        options = ["--sentencepiece-model", model, "--dict", str(root / "dict.txt")]
-    return source, options
+    content = CONTENTS.get(name, json.dumps({"text": PLAIN}) + "\n")
+    content = content.encode() if isinstance(content, str) else content
+    (source / "train.jsonl").write_bytes(content)
+    if name in CORPUS_JSON:
+        (source / "corpus.json").write_text(CORPUS_JSON[name])
+    if name in CHANGES:
+        CHANGES[name](root)
+    return source, OPTIONS.get(name, "").format(root=root).split()
 
 
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("missing source", "nowhere) does not exist"),
+        ("missing source", "source) does not exist"),
         ("empty folder", "holds no documents: expected .txt or .jsonl files, also .gz or .zst"),
         ("empty file", "holds no documents"),
         ("no train split", "has no documents in its train split"),

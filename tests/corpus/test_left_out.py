@@ -1,4 +1,4 @@
-"""What a folder of documents holds: linked folders, capitals, compressed texts; the rest is named."""
+"""Documents in a folder: linked folders, capitals, compressed texts; the rest is named."""
 
 import gzip
 import json

@@ -245,7 +245,7 @@ BAD = {
     "memory": (
         json.dumps({"ao3": {"w": [{**ITEM, "ctx": story(200)}]}}),
         ("--contexts", 300),
-        "--memory-size (128) is too small for 276 tokens that are to be remembered",
+        "--memory-size (128) is too small for the 276 tokens to be memorized",
     ),
 }
 

@@ -123,13 +123,13 @@ def test_what_is_said_is_that_of_prompts_read_one_by_one(
     (path,) = (tmp_path / "results.jsonl.items").iterdir()
     said = {}
     for record in lines(path)[1:]:
-        said.update(zip(record["examples"], record["said"], strict=True))
+        said.update(zip(record["examples"], record["words"], strict=True))
     assert [said[i] for i in range(len(test))] == [text.strip() for text in expected]
     right = [is_right(text, e.label) for text, e in zip(expected, test, strict=True)]
     assert line["accuracy"] == sum(right) / len(right)
     assert (line["examples"], line["shots_in_window"]) == (len(test), 2)
     assert (line["memory_options"] is None) == (model == "backbone")
-    assert (line["memorised_tokens"] > 50) == (model != "backbone")
+    assert (line["memorized_tokens"] > 50) == (model != "backbone")
 
 
 @torch.no_grad()
@@ -146,7 +146,7 @@ def hand_scored(lm, task, shown, remembered, example, scoring):
         joined = "".join(template.format(text=e.text, label=e.label) for e in examples)
         return " " + joined.rstrip(" ") if joined else ""
 
-    memorised = whole_chunks(lm, start + ids(written(remembered)))
+    memorized = whole_chunks(lm, start + ids(written(remembered)))
     prompt = start + ids(written(shown)) + ids(task.prompt.format(text=example.text))
 
     def logits(tokens):
@@ -155,7 +155,7 @@ def hand_scored(lm, task, shown, remembered, example, scoring):
         lm.decoder.memory.reset()
         fresh = torch.tensor([True])
         if remembered:
-            for segment in memorised.split(WINDOW, dim=1):
+            for segment in memorized.split(WINDOW, dim=1):
                 lm.decoder(segment, new_document=fresh)
                 fresh = torch.tensor([False])
         return lm.decoder(torch.tensor([tokens]), new_document=fresh)[0][0]
@@ -176,7 +176,7 @@ def test_demonstrations_that_do_not_fit_are_remembered(data, models, tmp_path, m
     results = tmp_path / "results.jsonl"
     call(monkeypatch, icl.main, "icl.py", *arguments, "--memory-size", 4096, "--results", results)
     (line,) = lines(results)
-    assert 0 < line["shots_in_window"] < 8 and line["memorised_tokens"] > 0
+    assert 0 < line["shots_in_window"] < 8 and line["memorized_tokens"] > 0
 
 
 def test_a_killed_run_goes_on_to_the_same_line(data, models, tmp_path, monkeypatch):
@@ -241,7 +241,8 @@ def test_a_memory_of_no_tokens_is_no_memory_and_the_window_is_the_models(
     with_memory, without, *repeated = lines(results)
     assert with_memory["memory_options"]["memory_size"] == 128
     assert without["memory_options"] is None
-    assert repeated == []  # the very line of --no-memory, which is not written twice
+    # the very line of --no-memory, which is not written twice where it took as long
+    assert all(line == without for line in repeated)
     assert without["tokens_per_sample"] == with_memory["tokens_per_sample"] == 16
 
 
@@ -256,11 +257,11 @@ def test_the_memory_has_to_hold_what_does_not_fit_beside_the_longest_example(
         monkeypatch, capsys, icl.main, "icl.py", *arguments, "--memory-size", 120
     )
     monkeypatch.undo()
-    needed = int(re.search(r"\(120\) is too small for (\d+) tokens", message)[1])
+    needed = int(re.search(r"\(120\) is too small for the (\d+) tokens", message)[1])
     size = -(-needed // 2) * 2  # chunks of 2
     call(monkeypatch, icl.main, "icl.py", *arguments, "--memory-size", size)
     capsys.readouterr()
     message = assert_one_line(
         monkeypatch, capsys, icl.main, "icl.py", *arguments, "--memory-size", size - 2
     )
-    assert f"({size - 2}) is too small for {needed} tokens" in message
+    assert f"({size - 2}) is too small for the {needed} tokens" in message

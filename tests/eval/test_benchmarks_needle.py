@@ -173,8 +173,8 @@ def test_the_grid(data, models, tmp_path, monkeypatch):
         assert line["setting"]["depths"] == [0.0, 0.5, 1.0]
         assert [len(row) for row in line["grid"]] == [2, 2, 2]
         assert all(3 * share == round(3 * share) for row in line["grid"] for share in row)
-    assert with_memory["memorised_tokens"] == 148 * 9
-    assert without["memorised_tokens"] == 0 and without["memory_options"] is None
+    assert with_memory["memorized_tokens"] == 148 * 9
+    assert without["memorized_tokens"] == 0 and without["memory_options"] is None
     # without memory neither depth nor length changes anything but the window's haystack
     assert without["grid"][0] == without["grid"][1] == without["grid"][2]
 
@@ -191,7 +191,7 @@ BAD = {
     "too many": ({"--trials": "4"}, "--trials (4) must be at most 3, the needles of"),
     "memory": (
         {"--lengths": "48,200,100"},
-        "--memory-size (128) is too small for 200 tokens that are to be remembered",
+        "--memory-size (128) is too small for the 200 tokens to be memorized",
     ),
     "a length twice": ({"--lengths": "48,100,48"}, "(48,100,48) must name every number once"),
     "no length": ({"--lengths": "48,0"}, "--lengths (48,0) must be at least 1 each"),

@@ -19,7 +19,7 @@ from tests.helpers.model_folders import story
 WINDOW = 96
 
 
-def test_normalisation():
+def test_normalization():
     assert normalize_answer("  The  Denver-Broncos, (an NFL team)! ") == "denverbroncos nfl team"
     assert normalize_answer("A. An THE") == ""
     assert normalize_answer("Theodore and Ann") == "theodore and ann"  # no articles inside words
@@ -125,7 +125,7 @@ def test_answers_are_greedy_continuations(files, models, tmp_path, monkeypatch, 
     (path,) = (tmp_path / "results.jsonl.items").iterdir()
     said = {}
     for record in lines(path)[1:]:
-        said.update(zip(record["questions"], record["said"], strict=True))
+        said.update(zip(record["questions"], record["answers"], strict=True))
     assert sorted(said) == list(range(7))
     (line,) = lines(results)
     assert line["questions"] == 7 and line["data"] == str(files / "dev.json")
@@ -146,13 +146,13 @@ def hand_generated(lm, ids, remembered):
     """Five tokens by plain forwards, up to the end of the line."""
     if lm.decoder.memory is not None:
         texts = "".join(question.demonstration for question in remembered)
-        memorised = whole_chunks(lm, [lm.dictionary.eos(), *lm.tokenizer.indices(texts).tolist()])
+        memorized = whole_chunks(lm, [lm.dictionary.eos(), *lm.tokenizer.indices(texts).tolist()])
     text, written = list(ids), []
     for _ in range(5):
         fresh = torch.tensor([True])
         if lm.decoder.memory is not None:
             lm.decoder.memory.reset()
-            for segment in memorised.split(WINDOW, dim=1):
+            for segment in memorized.split(WINDOW, dim=1):
                 lm.decoder(segment, new_document=fresh)
                 fresh = torch.tensor([False])
         logits = lm.decoder(torch.tensor([text]), new_document=fresh)[0][0, -1]

@@ -18,7 +18,7 @@ def document(nll, words=1, name="d", tokens=None, right=None):
     nll = np.array(nll, dtype=np.float32)
     tokens = np.zeros(len(nll), dtype=np.int32) if tokens is None else np.array(tokens)
     right = np.ones(len(tokens), dtype=bool) if right is None else right
-    return DocumentScores(name, words, tokens, nll, right)
+    return DocumentScores(name, words, tokens, nll, nll + 1, right)
 
 
 def records_of(*documents):
@@ -27,7 +27,7 @@ def records_of(*documents):
 
 def test_perplexity_per_token_word_and_document():
     documents = [document([np.log(2)] * 4, words=2, name="a"), document([np.log(8)] * 2, words=1)]
-    result = evaluate.summarise(records_of(*documents))
+    result = evaluate.summarize(records_of(*documents))
     assert (result["tokens"], result["words"]) == (6, 3)
     # 4 log 2 + 2 log 8 = 10 log 2
     assert result["ppl"] == pytest.approx(2 ** (10 / 6))
@@ -37,14 +37,14 @@ def test_perplexity_per_token_word_and_document():
 
 def test_perplexities_that_are_none():
     """Of no words (an empty text is the token that ends it), beyond all numbers, and of NaN."""
-    result = evaluate.summarise(records_of(document([np.log(2)], words=0)))
+    result = evaluate.summarize(records_of(document([np.log(2)], words=0)))
     assert (result["ppl"], result["word_ppl"]) == (pytest.approx(2), None)
     result.update(name="m", memory="own")
     assert evaluate.describe(result) == "m (memory: own): 1 tokens, ppl 2.000, per word -"
-    result = evaluate.summarise(records_of(document([709.0], words=1), document([711.0], words=0)))
+    result = evaluate.summarize(records_of(document([709.0], words=1), document([711.0], words=0)))
     assert (result["loss"], result["word_ppl"]) == (710.0, None)
     assert [d["ppl"] for d in result["documents"]] == [pytest.approx(np.exp(709)), None]
-    result = evaluate.summarise(records_of(document([float("nan")])))
+    result = evaluate.summarize(records_of(document([float("nan")])))
     assert (result["loss"], result["ppl"], result["by_position"][0]["ppl"]) == (None, None, None)
     json.dumps(result, allow_nan=False)
 

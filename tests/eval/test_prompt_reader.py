@@ -25,26 +25,26 @@ def reader(request, models):
 
 
 @torch.no_grad()
-def plain(reader, memorised, text):
-    """Log-probabilities after every token of *text*, one segment that follows what was memorised."""
+def plain(reader, memorized, text):
+    """Log-probabilities after every token of *text*, one segment that follows what was memorized."""
     fresh = torch.tensor([True])
     if reader.has_memory:
         reader.decoder.memory.reset()
-        for segment in memorised:
+        for segment in memorized:
             reader.decoder(segment[None], new_document=fresh)
             fresh = torch.tensor([False])
     return reader.decoder(text[None], new_document=fresh)[0][0].log_softmax(dim=-1)
 
 
 def test_rows_after_a_prefix_are_what_a_plain_forward_says(reader):
-    memorised, prefix = tokens(60, 1), tokens(7, 2)
+    memorized, prefix = tokens(60, 1), tokens(7, 2)
     rows = [tokens(length, 3 + length) for length in (5, 1, 11, 17)]
     reader.forget()
-    reader.memorise(memorised)
+    reader.memorize(memorized)
     scored = reader.score(prefix, rows)
     again = reader.score(prefix, rows)  # nothing was added to the memory
     for row, found, same in zip(rows, scored, again, strict=True):
-        expected = plain(reader, memorised.split(WINDOW), torch.cat([prefix, row[:-1]]))
+        expected = plain(reader, memorized.split(WINDOW), torch.cat([prefix, row[:-1]]))
         expected = expected[len(prefix) - 1 :]
         likelihoods = expected.gather(1, row[:, None]).flatten()
         assert_close(found.log_probabilities, likelihoods, atol=1e-4, rtol=0)
@@ -62,12 +62,12 @@ def test_a_prefix_of_one_token(reader):
 
 
 def test_a_row_longer_than_the_window_is_read_on_from_memory(reader):
-    memorised, row, half = tokens(30, 1), tokens(WINDOW + 9, 2), WINDOW // 2
+    memorized, row, half = tokens(30, 1), tokens(WINDOW + 9, 2), WINDOW // 2
     reader.forget()
-    reader.memorise(memorised)
+    reader.memorize(memorized)
     (found,) = reader.score(reader.start, [row])
     text = torch.cat([reader.start, row[:-1]])
-    before = [*memorised.split(WINDOW), text[:half]]
+    before = [*memorized.split(WINDOW), text[:half]]
     expected = plain(reader, before, text[half:])
     assert len(found.choices) == WINDOW + 9 - half
     likelihoods = expected.gather(1, row[half:, None]).flatten()
@@ -80,16 +80,16 @@ def test_rows_side_by_side_have_to_fit(reader):
 
 
 def test_generation_is_greedy_and_stops(reader):
-    memorised, prefix, rows = tokens(60, 1), tokens(5, 2), torch.stack([tokens(4, 3), tokens(4, 4)])
+    memorized, prefix, rows = tokens(60, 1), tokens(5, 2), torch.stack([tokens(4, 3), tokens(4, 4)])
     expected = []
     for row in rows:
         text = torch.cat([prefix, row])
         for _ in range(6):
-            following = plain(reader, memorised.split(WINDOW), text)[-1].argmax()
+            following = plain(reader, memorized.split(WINDOW), text)[-1].argmax()
             text = torch.cat([text, following[None]])
         expected.append(text[-6:])
     reader.forget()
-    reader.memorise(memorised)
+    reader.memorize(memorized)
     none, expected = torch.tensor([], dtype=torch.long), torch.stack(expected)
     assert torch.equal(reader.generate(prefix, rows, 6, none), expected)
     # once both rows have had a token that ends them, nothing more is written
@@ -100,8 +100,8 @@ def test_generation_is_greedy_and_stops(reader):
 
 def test_segments_read_side_by_side_are_those_read_one_by_one(reader, monkeypatch):
     if not reader.has_memory:
-        pytest.skip("a backbone alone memorises nothing")
-    monkeypatch.setattr("eval.common.prompt_reader.MEMORISED_AT_A_TIME", 2 * WINDOW)
+        pytest.skip("a backbone alone memorizes nothing")
+    monkeypatch.setattr("eval.common.prompt_reader.MEMORIZED_AT_ONCE", 2 * WINDOW)
     text = tokens(5 * WINDOW + 7)
     parts = [reader.decoder.entries(segment[None]) for segment in text.split(WINDOW)]
     found, expected = reader.entries(text), zip(*parts, strict=True)
@@ -111,8 +111,8 @@ def test_segments_read_side_by_side_are_those_read_one_by_one(reader, monkeypatc
 
 def test_segments_that_overlap(reader, monkeypatch):
     if not reader.has_memory:
-        pytest.skip("a backbone alone memorises nothing")
-    monkeypatch.setattr("eval.common.prompt_reader.MEMORISED_AT_A_TIME", 2 * WINDOW)
+        pytest.skip("a backbone alone memorizes nothing")
+    monkeypatch.setattr("eval.common.prompt_reader.MEMORIZED_AT_ONCE", 2 * WINDOW)
     monkeypatch.setattr(reader.decoder, "overlap", 9)
     text, stride, parts = tokens(5 * WINDOW + 7), WINDOW - 9, []
     for start in range(0, len(text), stride):
@@ -122,12 +122,14 @@ def test_segments_that_overlap(reader, monkeypatch):
     assert_close(reader.entries(text).keys, torch.cat(parts, dim=2), atol=1e-5, rtol=0)
 
 
-def test_nothing_that_is_to_be_remembered_is_forgotten(reader):
+def test_the_memory_has_room_for_all_that_is_memorized(reader):
     reader.forget()
-    reader.memorise(tokens(256))
+    reader.memorize(tokens(256))
     if reader.has_memory:
-        with pytest.raises(ValueError, match=r"--memory-size \(256\) is too small for 258 tokens"):
-            reader.memorise(tokens(1))  # a whole chunk of 2
+        with pytest.raises(
+            ValueError, match=r"--memory-size \(256\) is too small for the 258 tokens"
+        ):
+            reader.memorize(tokens(1))  # a whole chunk of 2
         reader.forget()
         assert reader.lm.memory.single_bank(reader.lm.device).num_tokens == [0]
 
@@ -140,9 +142,9 @@ def test_demonstrations_move_from_the_window_to_the_memory(reader):
     assert torch.equal(shown.before(8), torch.cat([reader.start, *in_context]))
     assert torch.equal(shown.before(9), torch.cat([reader.start, *in_context[1:]]))
     assert torch.equal(shown.before(14), torch.cat([reader.start, *in_context[1:]]))
-    assert shown.memorised == 39 + 6
+    assert shown.memorized == 39 + 6
     assert torch.equal(shown.before(40), reader.start)
-    assert shown.memorised == 39 + 15
+    assert shown.memorized == 39 + 15
     if reader.has_memory:
         bank = reader.lm.memory.single_bank(reader.lm.device)
         # a start of its own before those in memory, and one that completes the chunk of the odd one

@@ -1,4 +1,4 @@
-"""What long runs meet: SIGTERM, a full disk, NaN, damaged data; in this process.
+"""The accidents of long runs: SIGTERM, a full disk, NaN, damaged data; in this process.
 
 test_processes.py does what takes several.
 """

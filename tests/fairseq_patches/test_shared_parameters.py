@@ -1,4 +1,4 @@
-"""What fairseq's trainer says of shared parameters: those that are shared, and no others."""
+"""fairseq's trainer logs the parameters that are shared, and no others."""
 
 import torch
 from torch import nn

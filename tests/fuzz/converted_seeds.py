@@ -55,6 +55,45 @@ def hf(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
 
 
+def gguf(folder: Path) -> None:
+    """The same sizes as a GGUF file of llama.cpp, with a tokenizer of bytes and two pieces."""
+    from gguf import GGUFWriter
+
+    from longmem_fairseq.conversion.gguf_tokenizer import TokenType
+
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    tokens = ["<unk>", "<s>", "</s>", *bytes_, "\u2581a", "a"]
+    types = [TokenType.UNKNOWN, *[TokenType.CONTROL] * 2, *[TokenType.BYTE] * 256]
+    types += [TokenType.NORMAL] * 2
+    (folder / "hf").mkdir()
+    writer = GGUFWriter(folder / "hf" / "model.gguf", "llama")
+    for key, value in {
+        **{"vocab_size": len(tokens), "context_length": 16, "embedding_length": 8},
+        **{"block_count": 2, "feed_forward_length": 8, "rope.dimension_count": 4},
+        **{"attention.head_count": 2, "attention.head_count_kv": 1},
+    }.items():
+        writer.add_uint32(f"llama.{key}", value)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.add_string("tokenizer.ggml.model", "llama")
+    writer.add_array("tokenizer.ggml.tokens", tokens)
+    writer.add_array("tokenizer.ggml.scores", [0.0] * len(tokens))
+    writer.add_array("tokenizer.ggml.token_type", [int(type_) for type_ in types])
+    for key, id_ in {"unknown": 0, "bos": 1, "eos": 2}.items():
+        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", id_)
+    shapes = {"token_embd": (len(tokens), 8), "output_norm": (8,)}
+    for layer in ("blk.0.", "blk.1."):
+        shapes |= {f"{layer}{name}": (8,) for name in ("attn_norm", "ffn_norm")}
+        shapes |= {f"{layer}{name}": (8, 8) for name in ("attn_q", "attn_output")}
+        shapes |= {f"{layer}{name}": (4, 8) for name in ("attn_k", "attn_v")}
+        shapes |= {f"{layer}{name}": (8, 8) for name in ("ffn_gate", "ffn_up", "ffn_down")}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", torch.ones(shape).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def hf_sums(folder: Path) -> None:
     """Files of a model, and their hashes as sha256sum prints them."""
     hf(folder)

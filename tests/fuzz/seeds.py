@@ -105,7 +105,7 @@ def model(folder: Path) -> None:
 
 
 def write_pickle_of(folder: Path) -> None:
-    """What is in the pickle of good.pt, as data.pkl."""
+    """Writes the pickle in good.pt as data.pkl."""
     with zipfile.ZipFile(folder / "good.pt") as archive:
         name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
         (folder / "data.pkl").write_bytes(archive.read(name))
@@ -197,7 +197,7 @@ def latex(folder: Path) -> None:
 
 
 def tables(folder: Path) -> None:
-    """What the benchmarks read."""
+    """The data of the benchmarks."""
     (folder / "books.csv").write_text("Text#,Title,Authors,Issued\n1,A,B,2020-01-01\n2,C,,\n")
     item = {"ctx": "before", "pos": "right", "negs": ["wrong", "false"]}
     (folder / "items.json").write_text(json.dumps({"ao3": {"work": [item]}}))

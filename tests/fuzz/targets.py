@@ -1,7 +1,8 @@
-"""What is fuzzed: for each format a folder of good files, one of which is replaced, and who reads it.
+"""The formats that are fuzzed: for each a folder of good files, the one that is replaced, and its
+reader.
 
-A reader is what users call. Whatever the bytes are, it ends well or with one of DECLARED, runs nothing,
-and writes nothing outside of its folder (``watch.py``).
+A reader is a function that users call. Whatever the bytes are, it ends well or with one of DECLARED,
+runs nothing, and writes nothing outside of its folder (``watch.py``).
 """
 
 import shutil
@@ -43,7 +44,7 @@ class Target(NamedTuple):
 
 
 def use_model(folder: Path) -> None:
-    """What every command begins with, and a memory that is written and read."""
+    """Loads a model as every command does, and writes and reads a memory."""
     lm = LongMem.from_pretrained(folder)
     lm.memorize("a b c d e f", progress=False)
     lm.score("a b c")
@@ -193,6 +194,7 @@ TARGETS: Dict[str, Target] = {
     "hf_index": Target(converted_seeds.hf, "hf/model.safetensors.index.json", convert),
     "hf_weights": Target(converted_seeds.hf, "hf/model-1.safetensors", convert),
     "hf_tokenizer": Target(converted_seeds.hf, "hf/tokenizer.json", convert),
+    "gguf": Target(converted_seeds.gguf, "hf/model.gguf", convert),
     "hf_sums": Target(converted_seeds.hf_sums, "sums.txt", check_sums),
     "hf_bin": Target(converted_seeds.hf_bin, "hf/pytorch_model.bin", convert),
     "hf_bin_pickle": Target(converted_seeds.hf_bin, "data.pkl", convert_pickle),

@@ -1,4 +1,4 @@
-"""What no reader of a file may do, and how much memory it may take."""
+"""The limits of every reader of a file: forbidden acts, and memory."""
 
 import os
 import resource

@@ -1,9 +1,11 @@
-"""Data folders and checkpoints, good and bad, and fairseq's commands on them.
+"""Data folders and checkpoints, good and bad, and the one line that a command prints for a bad one.
 
-The fixture ``bad_inputs`` of conftest.py makes them.
+The fixtures ``bad_inputs`` and ``check_bad_input`` of conftest.py make and use them.
 """
 
+import io
 import os
+import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -15,6 +17,7 @@ from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
 from fairseq_cli import eval_lm, train
 
 from longmem_fairseq.models.checkpoints import fingerprint
+from longmem_fairseq.utils.cli import run
 from tests.helpers.malicious import Malicious
 
 WORDS = 12  # and four special symbols
@@ -28,11 +31,20 @@ BACKBONE = "--arch longmem_backbone --embed-dim 16 --num-layers 2 --num-attentio
 MEMORY = "--memory-size 16 --chunk-size 2 --k 4 --retrieval-layer-index 1"
 LONGMEM = f"--arch longmem {MEMORY}"
 EVAL_LM = "--task longmem_language_modeling --tokens-per-sample 8 --batch-size 2"
-# what is said of the checkpoint `malicious`
+# the error about the checkpoint `malicious`
 EXECUTES = (
     "refused, it would execute code when loaded (its pickle names objects other than tensors and "
     "plain containers)"
 )
+WORDS_OF_CASES = {
+    "LONGMEM": LONGMEM,
+    "BACKBONE": BACKBONE,
+    "MEMORY": MEMORY,
+    "EVALUATE": "--name m --tokens-per-sample 8 --batch-size 2",
+    "EXECUTES": EXECUTES,
+    "RELEASED": "one of the released LongMem goes through "
+    "preprocess/convert_longmem_checkpoint.py first",
+}
 
 
 def write_data(folder: Path, documents, splits=("train", "valid", "test"), letter="w") -> Path:
@@ -96,3 +108,31 @@ def make(base: Path, root: Path) -> dict:
     state = {"args": options, "model": weights, "optimizer_history": history, "extra_state": {}}
     torch.save(state, made["released"])
     return made
+
+
+def write_texts(folder: Path) -> None:
+    """The working directory of a command."""
+    for name, text in (("a", "a a"), ("b", "b b"), ("prompt", "a"), ("empty", "\n")):
+        (folder / f"{name}.txt").write_text(text)
+    (folder / "binary.bin").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+
+
+def last_line(command: str, programs: dict, paths: dict, root: Path, monkeypatch, capsys) -> str:
+    """Of fairseq's commands, that of the traceback; ours print no other, and exit with 2."""
+    program, *arguments = shlex.split(command)
+    if program in COMMANDS:
+        if program == "fairseq-train":
+            arguments += ["--save-dir", str(paths["data"].parent / "run")]
+        with pytest.raises((ValueError, FileNotFoundError)) as raised:
+            call_fairseq(monkeypatch, program, shlex.join(arguments), root)
+        is_missing = issubclass(raised.type, FileNotFoundError)  # or a subclass of our own
+        return f"{'FileNotFoundError' if is_missing else 'ValueError'}: {raised.value}"
+    monkeypatch.setattr(sys, "argv", [program, *arguments])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    capsys.readouterr()  # of fixtures
+    with pytest.raises(SystemExit) as exited:
+        run(programs[program])
+    captured = capsys.readouterr()
+    assert exited.value.code == 2 and captured.out == ""
+    assert captured.err.count("\n") == 1 and captured.err.startswith(f"{program}: error: ")
+    return captured.err.removeprefix(f"{program}: error: ").removesuffix("\n")

@@ -44,7 +44,7 @@ def story(words: int, seed: int = 0) -> str:
     return " ".join(random.Random(seed).choices(WORDS, k=words))
 
 
-DOCUMENTS = {"a": story(30, seed=1), "b": story(23, seed=2)}  # to memorise
+DOCUMENTS = {"a": story(30, seed=1), "b": story(23, seed=2)}  # to memorize
 TEXT = story(50, seed=3)  # to read then
 
 
@@ -87,3 +87,9 @@ def _shake(checkpoint: Path, seed: int) -> None:
         if tensor.dim() == 2:
             tensor += 0.2 * torch.randn(tensor.shape, generator=generator)
     torch.save(state, checkpoint)
+
+
+def ids(lm, text):
+    """1 x (1 + T)"""
+    start = [lm.dictionary.eos()]
+    return torch.tensor([start + lm.tokenizer.indices(text).tolist()])

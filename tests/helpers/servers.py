@@ -9,6 +9,19 @@ from contextlib import contextmanager
 
 import httpx
 
+from longmem_fairseq import LongMem
+from tests.helpers.model_folders import DOCUMENTS
+
+PROMPT = "Ann saw the"
+
+
+def load_longmem(models, memorized=True):
+    """The tiny longmem, with two documents in memory or none."""
+    lm = LongMem.from_pretrained(models["longmem"])
+    if memorized:
+        lm.memorize(DOCUMENTS.values(), names=["a.txt", "b.txt"], progress=False)
+    return lm
+
 
 @contextmanager
 def served(lm, memory_path=None, api_key=None, timeout=60.0, max_body=1 << 20):

@@ -1,4 +1,4 @@
-"""What ``tests/serving_soak.sh`` runs; see there."""
+"""The program of ``tests/serving_soak.sh``; see there."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ TOKENS = 12
 
 
 def expected_texts(folder: Path, memory: Path, num_documents: int) -> dict:
-    """What the model says to each prompt, by what is in memory: nothing, or the first documents."""
+    """The model's answer to each prompt, by the memory: nothing, or the first documents."""
     lm, texts = LongMem.from_pretrained(folder), {}
     for count in range(num_documents + 1):
         if count:
@@ -124,7 +124,7 @@ def kill(folder: Path, memory: Path) -> None:
 
 
 def which(folder: Path, memory: Path, added: int) -> str:
-    """Whether a file holds the documents that were added, or the next one too."""
+    """True for a file that holds the documents that were added, or the next one too."""
     lm, expected = LongMem.from_pretrained(folder), LongMem.from_pretrained(folder)
     if memory.exists():
         lm.load_memory(memory)

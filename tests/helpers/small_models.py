@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from longmem_fairseq.criterions import LongMemCrossEntropyCriterion
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackbone, LongMemBackboneConfig
 from longmem_fairseq.models.checkpoints import dictionary_hash
-from longmem_fairseq.models.longmem import LongMem, LongMemConfig
+from longmem_fairseq.models.longmem import LongMemConfig, LongMemModel
 from longmem_fairseq.models.memtrm import MemTRM
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
@@ -88,7 +88,7 @@ def build_model(task, path, config=LongMemConfig, perturb=False, **options):
     """A longmem or memtrm on the backbone of *path*, with options; in evaluation mode."""
     torch.manual_seed(2)
     options = {"pretrained_model_path": path, **MEMORY, **options}
-    cls = LongMem if config is LongMemConfig else MemTRM
+    cls = LongMemModel if config is LongMemConfig else MemTRM
     cfg = OmegaConf.structured(config(**options))
     cls.settle_config(cfg, from_checkpoint=False)  # as the task does
     model = cls.build_model(cfg, task)

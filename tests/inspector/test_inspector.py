@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from longmem_fairseq import LongMem
-from longmem_fairseq.api.hub_interface import THIS_TEXT, TokenReading
 from longmem_fairseq.api.passages import Passage
+from longmem_fairseq.api.reading import THIS_TEXT, TokenReading
 from longmem_fairseq.inspector import Inspection, inspect_text, make_page
 from longmem_fairseq.inspector.inspection import gain_by_distance
 from tests.helpers.model_folders import WINDOW, story
@@ -285,7 +285,7 @@ def test_the_page_fits_its_window_and_loads_nothing(browse, width):
 
 
 def test_the_page_is_dark_where_people_want_it(browse):
-    colours = "const s = view.getComputedStyle(page.body); return [s.backgroundColor, s.color];"
-    light, dark = browse(colours), browse(colours, 1280, "--force-dark-mode")
+    colors = "const s = view.getComputedStyle(page.body); return [s.backgroundColor, s.color];"
+    light, dark = browse(colors), browse(colors, 1280, "--force-dark-mode")
     assert light == ["rgb(252, 252, 251)", "rgb(27, 27, 31)"]
     assert dark == ["rgb(21, 21, 23)", "rgb(236, 236, 239)"]

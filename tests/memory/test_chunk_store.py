@@ -132,12 +132,12 @@ def test_types_and_places_that_there_are_not(option):
     with pytest.raises(ValueError) as error:
         MemoryBank(1, 1, 1, 64, **{option: "paper"})
     known = ", ".join(DTYPES if option == "dtype" else STORAGES)
-    assert str(error.value) == f"--memory-{option} (paper) must be one of {known}"
+    assert str(error.value) == f"{option} (paper) must be one of {known}"
 
 
 NO_FILE = (
-    "--memory-storage disk: cannot make a file of {:,} bytes in {} ({}); choose another --memory-dir "
-    "or a smaller --memory-size"
+    "storage disk: cannot make a file of {:,} bytes in {} ({}); choose another directory or a smaller "
+    "memory_size"
 )
 
 

@@ -227,7 +227,7 @@ def load_elsewhere(folder):
         many = ShardedBank.load(str(folder / name))
         assert_same_state(one, many)
         assert_same_found(one.retrieve(queries), many.retrieve(queries))
-    with pytest.raises(ValueError, match=r"15 chunks, which --memory-shards \(2\) must divide"):
+    with pytest.raises(ValueError, match=r"15 chunks, which num_shards \(2\) must divide"):
         ShardedBank.load(str(folder / "odd"))
     message = (
         "no such memory file" if dist.get_rank() else "another process could not read its part"

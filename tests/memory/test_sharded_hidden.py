@@ -120,17 +120,16 @@ class Case:
         self.check_what_takes_one_process()
 
     def check_what_takes_one_process(self):
-        """Neither is begun."""
+        """What would read chunks of other processes is not even begun."""
         self.many.begin_document(0, "more", -1)
         more = self.segment(1, 2 * self.options["chunk_size"] + 1)
         self.many.write(**more)
         before = snapshot(self.many)
         message = "can neither forget a document nor be added to another: load it in one process"
+        another = ShardedBank(**self.many.layout.header(), **self.many.placement)
         for change in (
             lambda: forget_document(self.many, "another"),
-            lambda: extend_bank(
-                select_banks(self.many, range(self.many.layout.num_banks)), self.many
-            ),
+            lambda: extend_bank(another, self.many),
         ):
             with pytest.raises(ValueError, match=message):
                 change()

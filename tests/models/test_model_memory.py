@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from eval.common.stream_scoring import use_memory
+from eval.common.memory_controls import control_memory
 from longmem_fairseq.criterions import LongMemCrossEntropyCriterion
 from longmem_fairseq.models.longmem import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRMConfig
@@ -103,7 +103,7 @@ def test_memorising_gives_the_memory_of_reading(build, config):
     read(model, torch.cat([other, document(4, SEGMENT)]))
     for number, segment in enumerate(past.split(SEGMENT, dim=1)):
         rows = torch.cat([torch.full_like(segment, model.decoder.padding_idx), segment])
-        model.decoder.memorise(rows, torch.tensor([False, number == 0]))
+        model.decoder.memorize_streams(rows, torch.tensor([False, number == 0]))
     assert_close(read(model, rest, fresh=False), torch.cat(expected), rtol=0, atol=1e-4)
 
 
@@ -254,8 +254,8 @@ def test_training_and_evaluation_do_not_see_each_other(build):
 def test_empty_memory_is_the_sidenet_without_a_bank(build):
     tokens = document(1, 3 * SEGMENT, rows=2)
     own, empty, without = (build(perturb=True, no_memory=no) for no in (False, False, True))
-    use_memory(own, "own")
-    use_memory(empty, "empty")
+    control_memory(own, "own")
+    control_memory(empty, "empty")
     assert_close(read(empty, tokens), read(without, tokens), rtol=0, atol=1e-6)
     assert differ(read(own, tokens), read(without, tokens))
 
@@ -263,7 +263,7 @@ def test_empty_memory_is_the_sidenet_without_a_bank(build):
 def test_other_memory_is_that_of_the_next_stream(build):
     tokens = document(1, 2 * SEGMENT, rows=3)
     model = build(perturb=True)
-    use_memory(model, "other")
+    control_memory(model, "other")
     output = read(model, tokens)
     swapped = build(perturb=True)
     read(swapped, tokens[:, :SEGMENT].roll(-1, dims=0))
@@ -275,5 +275,5 @@ def test_other_memory_is_that_of_the_next_stream(build):
 def test_controls_need_a_memory(build, backbone):
     for model in (backbone, build(no_memory=True)):
         with pytest.raises(ValueError) as error:
-            use_memory(model, "other")
+            control_memory(model, "other")
         assert str(error.value) == "--memory other needs a model with a memory bank"

@@ -86,6 +86,7 @@ def test_sidenet_by_hand(build, sidenet_init):
     [
         ({}, {}, "gelu"),
         ({"block": "sequential"}, {}, "gelu_tanh"),
+        ({"positions": "rotary"}, {}, "gelu_tanh"),  # GPT-J's
         ({"activation_fn": "silu"}, {}, "silu"),
         ({}, {"activation_fn": "backbone"}, "gelu_tanh"),
         ({}, {"activation_fn": "relu"}, "relu"),

@@ -109,14 +109,15 @@ def test_a_folder_without_a_model_is_one_line(script, model):
 
 
 def test_efficiency_measures_and_reports(script, tmp_path):
-    settings = {"RESULTS_DIR": str(tmp_path / "r"), "PRESET": "tiny"}
-    found, (measured, report) = script("eval/efficiency.sh", "--contexts", "512", **settings)
+    arguments = ("--preset", "tiny", "--contexts", "512")
+    found, calls = script("eval/efficiency.sh", *arguments, RESULTS_DIR=str(tmp_path / "r"))
+    measured, report = calls
     assert found.returncode == 0, found.stderr
     assert (
         measured.split()[3:]
         == (
-            f"--preset tiny --contexts 4096,8192 --compute-dtype bfloat16 --results {tmp_path}/r/"
-            "efficiency.jsonl --contexts 512"
+            "--preset gpt2_medium --contexts 4096,8192 --compute-dtype bfloat16 "
+            f"--results {tmp_path}/r/efficiency.jsonl --preset tiny --contexts 512"
         ).split()
     )
     plot = ["--plot", f"{tmp_path}/r/efficiency.png"]
@@ -145,3 +146,34 @@ def test_an_evaluation_of_the_quickstart_that_fails_says_so(script, model, fail,
     assert found.returncode == 2
     message = f"quickstart_tiny.sh: error: {what} failed, see {folder}/evaluation.log"
     assert found.stderr.splitlines()[-2:] == ["boom", message]
+
+
+@pytest.mark.parametrize(
+    "name, length, sources",
+    [
+        ("ruler", "4096", {"HAYSTACK": "essays", "SQUAD": "dev.json"}),
+        ("babilong", "4k", {"BABI": "babi", "BOOKS": "books"}),
+    ],
+)
+def test_long_contexts_are_made_once_and_read_with_and_without_memory(
+    script, model, tmp_path, name, length, sources
+):
+    model("backbone", "checkpoint.pt")
+    settings = {"WIDE_WINDOWS": "48", "TASKS": "vt,fwe", "SAMPLES": "5", **sources}
+    found, calls = script(f"eval/{name}.sh", "--limit", "3", **settings)
+    assert found.returncode == 0, found.stderr
+    made, *evaluations, report = calls
+    data = f"{tmp_path}/run/results/{name}_data"
+    assert f"-m preprocess.make_{name} --model {tmp_path}/run/backbone --dest {data} " in made
+    assert f"--lengths {length} " in made and "--samples 5" in made and "--tasks vt,fwe" in made
+    assert all(f"--{option.lower()} {value}" in made for option, value in sources.items())
+    names = [call.split("--name ")[1].split(" --results")[0] for call in evaluations]
+    assert names == ["backbone", "backbone, window 48", "backbone with memory"]
+    assert ["--pointer none" in call for call in evaluations] == [True, True, False]
+    assert "--memory own,empty,other --memory-size 1048576" in evaluations[2]
+    assert all(f"--data {data} --lengths {length}" in call for call in evaluations)
+    assert all(call.endswith("--limit 3") for call in evaluations)
+    assert f"eval.report {tmp_path}/run/results/{name}.jsonl" in report
+    os.makedirs(data)
+    _, again = script(f"eval/{name}.sh", PLAIN_OPTIONS="", **settings)
+    assert len(again) == 4 and "--pointer none" not in " ".join(again)

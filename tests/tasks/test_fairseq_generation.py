@@ -91,12 +91,12 @@ def test_interactive_continues_what_is_piped_to_it(models, memory, root):
             assert continued[number] == prompt + expected
 
 
-@pytest.mark.parametrize("memorised", [False, True])
+@pytest.mark.parametrize("memorized", [False, True])
 def test_generate_continues_the_first_tokens_of_documents(
-    models, memory, call, capsys, memorised, tmp_path
+    models, memory, call, capsys, memorized, tmp_path
 ):
     data = models["longmem"].parent / "data"
-    option = f"--memory {memory}" if memorised else ""
+    option = f"--memory {memory}" if memorized else ""
     call(
         "fairseq-generate",
         f"{{data}} --gen-subset test --prefix-size 20 --path {{longmem}}/checkpoint_last.pt {option} "
@@ -105,7 +105,7 @@ def test_generate_continues_the_first_tokens_of_documents(
     )
     output = capsys.readouterr().out
     lm = LongMem.from_pretrained(models["longmem"])
-    if memorised:
+    if memorized:
         lm.load_memory(memory)
     tokens = lm.tokenizer.indices(story(4000)[:400])
     prompt = lm.tokenizer.decode(tokens[:20])

@@ -1,4 +1,4 @@
-"""What a run may change when it goes on, and what it does without the memory of the one before."""
+"""A run that goes on with other options, or without the memory of the one before."""
 
 import shutil
 import sys
@@ -64,17 +64,17 @@ def test_another_batch_size_finishes_the_epoch(
 ):
     """Every token is read once, also where there are more streams than ever in it.
 
-    Of the two in the middle of a span one goes on later, after it has memorised again what its
+    Of the two in the middle of a span one goes on later, after it has memorized again what its
     memory held.
     """
-    again, memorise = [], MemoryDecoder.memorise
+    again, memorize = [], MemoryDecoder.memorize_streams
 
     def counted(decoder, src_tokens, new_document, overlap):
         assert decoder.training and new_document.tolist().count(True) == (not again)
         again.append(int(src_tokens.ne(decoder.padding_idx).sum()))
-        memorise(decoder, src_tokens, new_document, overlap)
+        memorize(decoder, src_tokens, new_document, overlap)
 
-    monkeypatch.setattr(MemoryDecoder, "memorise", counted)
+    monkeypatch.setattr(MemoryDecoder, "memorize_streams", counted)
     caplog.set_level("INFO")
     options = f"--batch-size {batch_size} --max-epoch 1"
     state = fit_here(f"{runs}/data1 {longmem(runs)} {options}", parts, 100)["extra_state"]

@@ -1,0 +1,292 @@
+"""Questions about contexts that are longer than a window, which is memorized or cut off.
+
+T tokens.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Callable, Dict, List, NamedTuple, Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from eval.common import model_options
+from eval.common.item_log import ItemLog
+from eval.common.prompt_reader import PromptReader
+from eval.common.provenance import file_hash
+from eval.common.results import append_result
+from eval.common.tables import markdown
+from eval.common.timing import Stopwatch
+from longmem_fairseq import LongMem
+from longmem_fairseq.api.decoding import Token, decode
+from longmem_fairseq.api.text_stream import TextStream
+
+MEMORIES = ("own", "empty", "other")
+
+
+class Question(NamedTuple):
+    """A question about a context.
+
+    references: what the score compares the answer with
+    head: what the window holds before the question, wherever the context is
+    """
+
+    context: str
+    question: str
+    references: List[str]
+    head: str = ""
+
+
+class Rules(NamedTuple):
+    """How a task is answered and scored.
+
+    max_new_tokens: of an answer, at most
+    score: of a question's answer, from 0 to 1
+    complete: whether the answer, as far as it has come, keeps its score whatever follows
+    """
+
+    max_new_tokens: int
+    score: Callable[[Question, str], float]
+    complete: Callable[[Question, str], bool]
+
+
+class ContextReader:
+    """Asks questions about contexts, greedily.
+
+    A model with memory memorizes the context, and its window holds head and question. The window of one
+    without holds as much of the context's end between them as there is room for.
+    """
+
+    def __init__(self, lm: LongMem, rules: Rules):
+        self.lm, self.rules, self.prompts = lm, rules, PromptReader(lm)
+        self.has_memory = self.prompts.has_memory
+
+    def memorize(self, context: str) -> None:
+        """Leaves nothing but this context in memory, if there is one.
+
+        Raises:
+            ValueError: the memory is too small
+        """
+        self.prompts.forget()
+        if self.has_memory:
+            tokens = self.prompts.tokens(context)
+            self.prompts.memorize(torch.cat([self.prompts.start, tokens]))
+
+    def window(self, question: Question) -> Tensor:
+        """What the window holds before the answer, T.
+
+        Raises:
+            ValueError: it has no room for the question and its answer
+        """
+        start, size = self.prompts.start, self.prompts.window
+        head, asked = self.prompts.tokens(question.head), self.prompts.tokens(question.question)
+        needed = len(start) + len(head) + len(asked) + self.rules.max_new_tokens
+        if needed > size:
+            raise ValueError(
+                f"--tokens-per-sample ({size}) is too small for a question and its answer, which have "
+                f"{needed:,} tokens"
+            )
+        if self.has_memory:
+            return torch.cat([start, head, asked])
+        context = self.prompts.tokens(question.context)
+        shown = context[max(0, len(context) - (size - needed)) :]
+        return torch.cat([start, head, shown, asked])
+
+    def answer(self, question: Question) -> str:
+        """The text of the most likely tokens; the memory stays as it is."""
+        stream = TextStream(self.lm.tokenizer)
+
+        def on_token(_: int, token: Token) -> bool:
+            stream.push(token.index)
+            return self.rules.complete(question, stream.text)
+
+        decode(
+            self.lm.decoder,
+            self.lm.tokenizer,
+            [self.window(question)],
+            self.rules.max_new_tokens,
+            on_token,
+        )
+        stream.finish()
+        return stream.text
+
+    def answers(self, question: Question, following: Question, memories: Sequence[str]) -> Dict:
+        """Of a question with its own and with an empty memory, and as "other" of the question that
+        *follows* with this one's memory, which is thus written once."""
+        found = {}
+        if "empty" in memories:
+            self.prompts.forget()
+            found["empty"] = self.answer(question)
+        if set(memories) != {"empty"}:
+            self.memorize(question.context)
+        if "own" in memories:
+            found["own"] = self.answer(question)
+        if "other" in memories:
+            found["other"] = self.answer(following)
+        return found
+
+    def token_counts(self, questions: Sequence[Question]) -> Dict[str, int]:
+        """Tokens of all prompts, and of these those in the windows and those memorized."""
+        contexts = sum(len(self.prompts.tokens(question.context)) for question in questions)
+        rest = sum(
+            len(self.prompts.tokens(text)) for q in questions for text in (q.head, q.question)
+        )
+        windows = sum(len(self.window(question)) - 1 for question in questions)
+        memorized = contexts if self.has_memory else 0
+        counts = {"tokens": contexts + rest, "window_tokens": windows}
+        return {**counts, "memorized_tokens": memorized}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every benchmark of this kind."""
+    add = parser.add_argument
+    add("--limit", type=int, help="first samples of every task and length (default: all)")
+    add(
+        "--memory",
+        default="own",
+        help="what a model with memory has memorized, with commas: own, the question's context; the "
+        "controls empty, and other, the context of the question before",
+    )
+
+
+def chosen(option: str, text: str, known: Sequence[str]) -> List[str]:
+    """The value of an option that takes names with commas between them.
+
+    Raises:
+        ValueError: a name is unknown, or there twice
+    """
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{option} ({name}) must be of {', '.join(known)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{option} ({text}) must name everything once")
+    return names
+
+
+def chosen_memories(text: str, lm: LongMem) -> List[str]:
+    """The value of --memory.
+
+    Raises:
+        ValueError: see :func:`chosen`; or the model has no memory that could be empty or another's
+    """
+    memories = chosen("--memory", text, MEMORIES)
+    if lm.decoder.memory is None and memories != ["own"]:
+        raise ValueError(f"--memory ({text}) needs a model with a memory bank: leave it out")
+    return memories
+
+
+def evaluate(
+    benchmark: str,
+    args: argparse.Namespace,
+    reader: ContextReader,
+    path: Path,
+    questions: Sequence[Question],
+    setting: Dict,
+    **more: str,
+) -> None:
+    """Asks the questions of a file, appends a result for every memory, and prints one for people.
+
+    A killed run goes on with the questions that are left.
+
+    Args:
+        setting: names the "task" and the "length"
+        more: further fields of the results
+
+    Raises:
+        ValueError: see :func:`chosen_memories` and :class:`ContextReader`; or another's memory is asked
+            for, but there is no other question
+    """
+    memories, questions = chosen_memories(args.memory, reader.lm), questions[: args.limit]
+    if "other" in memories and len(questions) < 2:
+        raise ValueError(f"--memory ({args.memory}) needs two samples, but {path} has one")
+    key = model_options.settings(args, reader.lm.model, benchmark, {"data": file_hash(path)})
+    log, name = ItemLog(args.results, key), f"{setting['task']} {setting['length']}"
+    answers: Dict[str, List[str]] = {memory: [""] * len(questions) for memory in memories}
+    seconds = 0.0
+    for number, question in enumerate(tqdm(questions, desc=name, unit=" questions")):
+        following = (number + 1) % len(questions)
+        if f"{name} {number}" not in log.done:
+            watch = Stopwatch()
+            found = reader.answers(question, questions[following], memories)
+            log.add(f"{name} {number}", {"answers": found, "seconds": watch.seconds})
+        done = log.done[f"{name} {number}"]
+        seconds += done["seconds"]
+        for memory, answer in done["answers"].items():
+            answers[memory][following if memory == "other" else number] = answer
+    counts = reader.token_counts(questions)
+    for memory in memories:
+        scores = [
+            100 * reader.rules.score(question, answer)
+            for question, answer in zip(questions, answers[memory], strict=True)
+        ]
+        result = {
+            "benchmark": benchmark,
+            **model_options.describe_model(args, reader.lm.model),
+            "setting": setting,
+            **more,
+            "memory": memory,
+            "seed": None,
+            "examples": len(questions),
+            "score": statistics.mean(scores),
+            "standard_error": statistics.pstdev(scores) / len(scores) ** 0.5,
+            **counts,
+            "seconds": round(seconds, 1),
+        }
+        append_result(args.results, result)
+        print(described(result, reader.has_memory))
+
+
+def described(result: Dict, has_memory: bool) -> str:
+    """A result in a line, which says what a model without memory was not given."""
+    tokens, window = (round(result[f] / result["examples"]) for f in ("tokens", "window_tokens"))
+    line = f"{result['name']}: {result['setting']['task']}, {result['setting']['length']}: "
+    line += f"{result['score']:.1f}% of {result['examples']}"
+    if has_memory:
+        return f"{line}, {result['memory']} memory"
+    lost = f", of which the window holds {window:,}" if window < tokens else ""
+    return f"{line}, no memory, {tokens:,} tokens{lost}"
+
+
+def score_table(
+    lines: List[Dict], tasks: Sequence[str], lengths: Sequence, heading: str, of: Sequence[str]
+) -> List[str]:
+    """Scores (%) of every model and length by task, and their mean where all tasks in *of* are there.
+
+    Args:
+        lengths: the order of the rows
+        heading: of the mean
+    """
+    by_row = _by_row(lines, lengths)
+    columns = [task for task in tasks if any(task in scores for scores in by_row.values())]
+    rows = [["model", "length", *columns, heading]]
+    for (label, length), scores in by_row.items():
+        mean = [f"{statistics.mean(scores[t] for t in of):.1f}" if {*of} <= {*scores} else ""]
+        cells = [f"{scores[task]:.1f}" if task in scores else "" for task in columns]
+        rows.append([label, f"{length:,}" if isinstance(length, int) else length, *cells, *mean])
+    return markdown(rows)
+
+
+def plot_means(lines: List[Dict], lengths: Sequence, path: Path) -> None:
+    """The mean score of the tasks that a model was asked, by length."""
+    from eval.common.plots import line_plot  # matplotlib, which takes a while
+
+    series: Dict[str, Dict[int, float]] = {}
+    for (label, length), scores in _by_row(lines, lengths).items():
+        series.setdefault(label, {})[lengths.index(length)] = statistics.mean(scores.values())
+    names = ", ".join(f"{i}: {length}" for i, length in enumerate(lengths))
+    line_plot(series, (f"length ({names})", "mean score (%)"), path)
+
+
+def _by_row(lines: List[Dict], lengths: Sequence) -> Dict[tuple, Dict[str, float]]:
+    """Scores by task, of every label and length: labels as they come, lengths in their order."""
+    labels = list(dict.fromkeys(line["label"] for line in lines))
+    rows: Dict[tuple, Dict[str, float]] = {
+        (label, length): {} for label in labels for length in lengths
+    }
+    for line in lines:
+        setting = line["setting"]
+        rows[line["label"], setting["length"]][setting["task"]] = line["score"]
+    return {row: scores for row, scores in rows.items() if scores}
