@@ -70,7 +70,7 @@ def find_backbone(state: Dict, folder: str) -> None:
 
 
 def _model_options(state: Dict) -> Dict:
-    """Those of a checkpoint; none where it is one of fairseq's before hydra."""
+    """The model's options in a checkpoint; none in one of fairseq's before hydra."""
     options = (state.get("cfg") or {}).get("model")
     return options if isinstance(options, dict) or OmegaConf.is_dict(options) else {}
 
