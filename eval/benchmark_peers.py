@@ -35,7 +35,7 @@ from eval.common.timed_model import (
 )
 from eval.common.timing import Step, interleaved, pair_ratios
 from longmem_fairseq.models.backbone import COMPUTE_DTYPES
-from longmem_fairseq.models.longmem import SideNetDecoder
+from longmem_fairseq.models.sidenet import SideNetDecoder
 from longmem_fairseq.tokenizers import CheckpointIds
 from longmem_fairseq.utils.cli import run
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from longmem_fairseq import LongMem
-from longmem_fairseq.models.memory_decoder import Entries
+from longmem_fairseq.models.reading import Entries
 from longmem_fairseq.modules import token_losses
 
 MEMORIZED_AT_ONCE = 8192  # tokens whose keys and values are computed at a time

@@ -25,8 +25,9 @@ from longmem_fairseq.memory import check_sizes
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.checkpoints import load_backbone, read_backbone
 from longmem_fairseq.models.decoder_config import DecoderConfig
-from longmem_fairseq.models.longmem import LongMemConfig, SideNetDecoder
+from longmem_fairseq.models.longmem_config import LongMemConfig
 from longmem_fairseq.models.memory_config import search_dim
+from longmem_fairseq.models.sidenet import SideNetDecoder
 from longmem_fairseq.tokenizers import load_dictionary
 
 LONGMEM, NO_MEMORY, BACKBONE = VARIANTS = ("longmem", "longmem without memory", "backbone")

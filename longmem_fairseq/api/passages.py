@@ -9,7 +9,7 @@ from typing import Dict, List, NamedTuple, Optional
 from torch import Tensor
 
 from longmem_fairseq.memory import MemoryBank, Retrieved
-from longmem_fairseq.models.memory_decoder import Lookup
+from longmem_fairseq.models.reading import Lookup
 from longmem_fairseq.modules import Pointer, memory_weights
 from longmem_fairseq.tokenizers import Tokenizer
 

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from longmem_fairseq.api.passages import Passage, read_passages
 from longmem_fairseq.memory import MemoryBank, MemoryFork
-from longmem_fairseq.models.memory_decoder import Lookup, MemoryDecoder
+from longmem_fairseq.models.memory_decoder import MemoryDecoder
+from longmem_fairseq.models.reading import Lookup
 from longmem_fairseq.modules import Pointer, token_losses
 from longmem_fairseq.tokenizers import Tokenizer
 

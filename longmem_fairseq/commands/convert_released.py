@@ -22,7 +22,8 @@ from torch import Tensor
 from longmem_fairseq.conversion.model_folder import check_fits, save_model
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.checkpoints import fingerprint
-from longmem_fairseq.models.longmem import LongMemConfig, SideNetDecoder
+from longmem_fairseq.models.longmem_config import LongMemConfig
+from longmem_fairseq.models.sidenet import SideNetDecoder
 from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 from longmem_fairseq.utils.checkpoint_errors import clear_errors
 from longmem_fairseq.utils.cli import run

@@ -9,7 +9,8 @@ from torch import nn
 
 from longmem_fairseq.memory import bytes_per_token
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
-from longmem_fairseq.models.longmem import LongMemConfig, SideNetDecoder
+from longmem_fairseq.models.longmem_config import LongMemConfig
+from longmem_fairseq.models.sidenet import SideNetDecoder
 
 GIB = 2**30
 TRAINING_BYTES = 16  # of a trained parameter: float32 weight, gradient and two moments of Adam

@@ -16,17 +16,19 @@ from fairseq.models import (
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from longmem_fairseq.models.decoder_config import DecoderConfig, check_decoder, key_value_sizes
-from longmem_fairseq.models.memory_decoder import MemoryDecoder, Reading, Retrieve
+from longmem_fairseq.models.decoder_config import DecoderConfig, block_shape, check_decoder
+from longmem_fairseq.models.initialization import initialize
+from longmem_fairseq.models.memory_decoder import MemoryDecoder
+from longmem_fairseq.models.reading import Reading, Retrieve
 from longmem_fairseq.modules import (
     NORMS,
     CausalBias,
     DecoderBlock,
     LocalCache,
     Prediction,
-    Rotary,
     predict,
-    quantise,
+    quantize,
+    store_by_inputs,
 )
 from longmem_fairseq.modules.rotary_scaling import parse_scaling
 
@@ -40,6 +42,8 @@ COMPUTE_DTYPE_CHOICES = ChoiceEnum(list(COMPUTE_DTYPES))
 
 @dataclass
 class LongMemBackboneConfig(DecoderConfig):
+    """Options of a backbone that is trained as a language model."""
+
     dropout: float = field(
         default=0.0, metadata={"help": "dropout probability of both branches of a block"}
     )
@@ -50,7 +54,7 @@ class LongMemBackboneConfig(DecoderConfig):
 
 
 class BackboneOutput(NamedTuple):
-    """What one pass over a segment gives.
+    """The result of one pass over a segment.
 
     hidden_states: L + 1 tensors B x T x C (embedding output, then after each block, all before the
         final norm); those that were not asked for are None
@@ -111,7 +115,8 @@ class BackboneDecoder(MemoryDecoder):
         if cfg.fitted_search_layer > 0:
             self.register_buffer("search_mean", torch.zeros(cfg.embed_dim))
         self.tie_head()
-        self._init_parameters()
+        if not self.embed_tokens.weight.is_meta:  # else they are loaded
+            initialize(self)
 
     def tie_head(self) -> None:
         """Shares the embedding with the head where the configuration says so; also to be called after
@@ -127,68 +132,8 @@ class BackboneDecoder(MemoryDecoder):
     def new_block(self, layer: int, **options) -> DecoderBlock:
         """A block of the shape of *layer*; *options* are arguments of :class:`DecoderBlock`."""
         cfg = self.cfg
-        shape = {
-            "activation": str(cfg.activation_fn),
-            "layer_norm_eps": cfg.layer_norm_eps,
-            "block": str(cfg.block),
-            "norm": str(cfg.norm),
-            "ffn_dim": cfg.ffn_dim or None,
-            "gated_mlp": cfg.gated_mlp,
-            "mlp_bias": not cfg.no_mlp_bias,
-            "pre_norms": not cfg.no_pre_norms,
-            "post_norms": cfg.post_norms,
-            "residual_scale": cfg.residual_scale,
-            "num_kv_heads": cfg.num_kv_heads or None,
-            "head_dim": cfg.head_dim or None,
-            "qkv_bias": cfg.qkv_bias,
-            "out_bias": cfg.out_bias,
-            "qk_norm_eps": cfg.layer_norm_eps if cfg.qk_norm else None,
-            "qk_norm": str(cfg.qk_norm_kind),
-            "query_scale": cfg.query_scale,
-            "rotary": self._rotary(layer),
-            "softcap": cfg.attention_softcap,
-            "smeared_keys": layer in cfg.smeared_key_layers,
-        }
-        return DecoderBlock(cfg.embed_dim, cfg.num_attention_heads, **{**shape, **options})
-
-    def _rotary(self, layer: int) -> Optional[Rotary]:
-        cfg = self.cfg
-        if str(cfg.positions) != "rotary" or layer in cfg.no_rotary_layers:
-            return None
-        channels = cfg.rotary_dim or key_value_sizes(cfg)[1]
-        if layer in cfg.sliding_layers and cfg.sliding_rotary_base > 0:
-            return Rotary(channels, cfg.sliding_rotary_base)
-        return Rotary(channels, cfg.rotary_base, cfg.rotary_scaling)
-
-    def _init_parameters(self) -> None:
-        # GPT-2's: 0.02, and smaller for the matrices that write to the residual stream
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                writes = name.endswith(("out_proj.weight", "fc2.weight"))
-                depth = (2 * len(self.layers)) ** -0.5 if writes else 1.0
-                nn.init.normal_(parameter, std=0.02 * depth)
-            elif name.endswith(("fc1.bias", "fc2.bias", "_proj.bias")):
-                nn.init.zeros_(parameter)
-        # the first prediction is the frequency of every token: learning it by gradient takes a
-        # hundred updates that undo the matching of queries and keys below
-        if self.output_projection.bias is not None:
-            counts = torch.tensor(self.dictionary.count, dtype=torch.float)
-            frequencies = (counts / counts.sum()).clamp(min=1e-9)
-            self.output_projection.bias.data.copy_(frequencies.log())
-        # with the above alone, which token it is drowns in what the layers add: a small model then
-        # needs several times more tokens before it copies (as a head it has to stay small)
-        if not self.cfg.tied_head:
-            nn.init.normal_(self.embed_tokens.weight, std=0.25)
-        for block in self.layers:
-            if block.self_attn.smeared_keys:
-                # queries and keys start in one space: a token looks for places whose predecessor
-                # resembles it, the matching step of copying, and strongly enough to be heard over
-                # the whole segment
-                queries, keys = block.self_attn.q_proj.weight, block.self_attn.k_proj.weight
-                nn.init.normal_(queries, std=2 * queries.size(1) ** -0.5)
-                keys.data.copy_(queries.data)
-        with torch.no_grad():
-            self.embed_tokens.weight[self.padding_idx] = 0
+        shape = {**block_shape(cfg, layer), **options}
+        return DecoderBlock(cfg.embed_dim, cfg.num_attention_heads, **shape)
 
     def encode(
         self,
@@ -262,6 +207,7 @@ class BackboneDecoder(MemoryDecoder):
     def read(
         self, src_tokens, retrieve=None, caches=None, first=0, before=None, target=None
     ) -> Reading:
+        """See :meth:`MemoryDecoder.read`."""
         with self.autocast(src_tokens.device):
             encoded = self.encode(src_tokens, keep=(), caches=caches)
             prediction = self.predict(self.layer_norm(encoded.hidden_states[-1][:, first:]), target)
@@ -284,7 +230,7 @@ class BackboneDecoder(MemoryDecoder):
         """
         self.requires_grad_(False)
         if int8:
-            quantise(self.layers, self.compute_dtype)
+            quantize(self.layers, self.compute_dtype)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 module.to(self.compute_dtype)
@@ -303,24 +249,13 @@ class BackboneDecoder(MemoryDecoder):
         )
 
     def output_layer(self, features: Tensor, **unused) -> Tensor:
+        """Logits B x T x V of hidden states B x T x C after the final norm."""
         if self.cfg.logit_scale != 1:
             features = features * self.cfg.logit_scale
         logits = self.output_projection(features)
         if self.cfg.logit_softcap > 0:
             logits = self.cfg.logit_softcap * torch.tanh(logits / self.cfg.logit_softcap)
         return logits
-
-
-def store_by_inputs(linear: nn.Linear) -> None:
-    """Lays a matrix with many more rows than columns out column by column; its values stay.
-
-    One token's product with it then adds up long columns instead of multiplying short rows: 9.4 ms
-    instead of 16.7 with 49,152 x 576 numbers (docs/performance.md). That of many tokens takes as long
-    as before.
-    """
-    weight = linear.weight
-    if weight.size(0) >= 2 * weight.size(1):
-        weight.data = weight.data.t().contiguous().t()
 
 
 @register_model("longmem_backbone", dataclass=LongMemBackboneConfig)
@@ -337,6 +272,7 @@ class LongMemBackbone(FairseqLanguageModel):
 
     @classmethod
     def build_model(cls, cfg: LongMemBackboneConfig, task):
+        """See ``fairseq.models.BaseFairseqModel``."""
         return cls(BackboneDecoder(cfg, task.source_dictionary, task.cfg.tokens_per_sample))
 
 

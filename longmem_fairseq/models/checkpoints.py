@@ -2,13 +2,15 @@
 
 import hashlib
 import os
-from typing import Dict, Tuple
+from contextlib import contextmanager
+from typing import Dict, Iterator, Tuple
 
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 
@@ -68,7 +70,7 @@ def find_backbone(state: Dict, folder: str) -> None:
 
 
 def _model_options(state: Dict) -> Dict:
-    """Those of a checkpoint; none where it is one of fairseq's before hydra."""
+    """The model's options in a checkpoint; none in one of fairseq's before hydra."""
     options = (state.get("cfg") or {}).get("model")
     return options if isinstance(options, dict) or OmegaConf.is_dict(options) else {}
 
@@ -112,6 +114,26 @@ def read_backbone(path: str) -> Dict:
     return state
 
 
+class _NoInitialization(TorchFunctionMode):
+    """Inside, the functions of torch.nn.init do nothing."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Inside, models are made without room or values for their weights, which are loaded at once.
+
+    Initializing what has no room makes PyTorch import its compiler, which takes seconds.
+    """
+    with torch.device("meta"), _NoInitialization():
+        yield
+
+
 def load_backbone(
     path: str, dictionary: Dictionary, window: int, **overrides
 ) -> Tuple[BackboneDecoder, Tensor]:
@@ -139,7 +161,7 @@ def load_backbone(
         )
     for field, value in overrides.items():
         cfg[field] = value
-    with torch.device("meta"):  # no room for weights that are replaced at once, and no time
+    with without_weights():
         decoder = BackboneDecoder(cfg, dictionary, window)
     weights = {name.removeprefix("decoder."): w for name, w in state["model"].items()}
     decoder.load_state_dict(weights, assign=True)  # in the type in which they were saved

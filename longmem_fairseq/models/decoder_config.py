@@ -5,11 +5,11 @@ families of language models.
 """
 
 from dataclasses import dataclass, field
-from typing import List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
-from longmem_fairseq.modules import ACTIVATIONS, BLOCKS, NORMS, QK_NORMS
+from longmem_fairseq.modules import ACTIVATIONS, BLOCKS, NORMS, QK_NORMS, Rotary
 
 ACTIVATION_CHOICES = ChoiceEnum(list(ACTIVATIONS))
 POSITION_CHOICES = ChoiceEnum(["alibi", "learned", "rotary"])
@@ -22,6 +22,8 @@ MOST_LAYERS, MOST_CHANNELS, MOST_POSITIONS = 1000, 2**20, 2**24
 
 @dataclass
 class DecoderConfig(FairseqDataclass):
+    """Options of a decoder's shape."""
+
     embed_dim: int = field(default=1024, metadata={"help": "size of the hidden states"})
     num_layers: int = field(default=24, metadata={"help": "number of blocks"})
     num_attention_heads: int = field(
@@ -53,10 +55,10 @@ class DecoderConfig(FairseqDataclass):
         },
     )
     no_pre_norms: bool = field(
-        default=False, metadata={"help": "do not normalise the input of a block's branches"}
+        default=False, metadata={"help": "do not normalize the input of a block's branches"}
     )
     post_norms: bool = field(
-        default=False, metadata={"help": "also normalise what a branch of a block adds"}
+        default=False, metadata={"help": "also normalize what a branch of a block adds"}
     )
     residual_scale: float = field(
         default=1.0, metadata={"help": "factor of what a branch of a block adds"}
@@ -77,7 +79,7 @@ class DecoderConfig(FairseqDataclass):
         default=False, metadata={"help": "attention's output projection with a bias"}
     )
     qk_norm: bool = field(
-        default=False, metadata={"help": "normalise every query and key; see --qk-norm-kind"}
+        default=False, metadata={"help": "normalize every query and key; see --qk-norm-kind"}
     )
     qk_norm_kind: QK_NORM_CHOICES = field(
         default="head_rms_norm",
@@ -137,7 +139,7 @@ class DecoderConfig(FairseqDataclass):
         metadata={"help": "--rotary-base of --sliding-layers, unscaled; 0: as the other layers"},
     )
     embed_scale: float = field(default=1.0, metadata={"help": "factor of the token embeddings"})
-    embed_norm: bool = field(default=False, metadata={"help": "normalise the token embeddings"})
+    embed_norm: bool = field(default=False, metadata={"help": "normalize the token embeddings"})
     tied_head: bool = field(
         default=False, metadata={"help": "the output head is the token embedding"}
     )
@@ -158,8 +160,45 @@ def key_value_sizes(cfg: DecoderConfig) -> Tuple[int, int]:
     return cfg.num_kv_heads or heads, cfg.head_dim or cfg.embed_dim // heads
 
 
+def block_shape(cfg: DecoderConfig, layer: int) -> Dict[str, Any]:
+    """Arguments of the :class:`DecoderBlock` of a layer, besides embed_dim and num_heads."""
+    return {
+        "activation": str(cfg.activation_fn),
+        "layer_norm_eps": cfg.layer_norm_eps,
+        "block": str(cfg.block),
+        "norm": str(cfg.norm),
+        "ffn_dim": cfg.ffn_dim or None,
+        "gated_mlp": cfg.gated_mlp,
+        "mlp_bias": not cfg.no_mlp_bias,
+        "pre_norms": not cfg.no_pre_norms,
+        "post_norms": cfg.post_norms,
+        "residual_scale": cfg.residual_scale,
+        "num_kv_heads": cfg.num_kv_heads or None,
+        "head_dim": cfg.head_dim or None,
+        "qkv_bias": cfg.qkv_bias,
+        "out_bias": cfg.out_bias,
+        "qk_norm_eps": cfg.layer_norm_eps if cfg.qk_norm else None,
+        "qk_norm": str(cfg.qk_norm_kind),
+        "query_scale": cfg.query_scale,
+        "rotary": rotary_of(cfg, layer),
+        "softcap": cfg.attention_softcap,
+        "smeared_keys": layer in cfg.smeared_key_layers,
+    }
+
+
+def rotary_of(cfg: DecoderConfig, layer: int) -> Optional[Rotary]:
+    """Rotary positions of a layer; None where it has none."""
+    if str(cfg.positions) != "rotary" or layer in cfg.no_rotary_layers:
+        return None
+    channels = cfg.rotary_dim or key_value_sizes(cfg)[1]
+    if layer in cfg.sliding_layers and cfg.sliding_rotary_base > 0:
+        return Rotary(channels, cfg.sliding_rotary_base)
+    return Rotary(channels, cfg.rotary_base, cfg.rotary_scaling)
+
+
 def check_decoder(cfg: DecoderConfig, window: int) -> None:
-    """
+    """Checks the options of a decoder against each other.
+
     Args:
         window: tokens of a segment
 

@@ -1,4 +1,4 @@
-"""What backbone, LongMem and MemTRM share: reading segment by segment, or token by token.
+"""The base of backbone, LongMem and MemTRM: reads segment by segment, or token by token.
 
 B streams or hypotheses, T tokens, H heads, D head_dim, V vocabulary, W window.
 """
@@ -9,9 +9,7 @@ from typing import (
     Iterable,
     Iterator,
     List,
-    NamedTuple,
     Optional,
-    Sequence,
     Tuple,
     Union,
 )
@@ -20,90 +18,19 @@ import torch
 from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor
 
-from longmem_fairseq.memory import ExternalMemory, MemoryBank, MemoryFork, Retrieved
-from longmem_fairseq.modules import LocalCache, Pointer
+from longmem_fairseq.memory import ExternalMemory, MemoryBank, MemoryFork
+from longmem_fairseq.models.reading import Entries, Reading, Retrieve
+from longmem_fairseq.modules import LocalCache
 from longmem_fairseq.modules.rotary_scaling import Rule, length_that_counts
 from longmem_fairseq.utils.allocator import give_back_freed_memory
 
-Retrieve = Callable[[Tensor], Optional[Retrieved]]
-
-
-class Entries(NamedTuple):
-    """What tokens leave in memory: keys and values B x H' x T x D, and, for search ``hidden``, the keys
-    that they are found by, B x T x E; see :meth:`MemoryBank.write`."""
-
-    keys: Tensor
-    values: Tensor
-    search_keys: Optional[Tensor] = None
-
-    def of_tokens(self, tokens: slice) -> "Entries":
-        """Those of some of the T tokens."""
-        keys, values = self.keys[:, :, tokens], self.values[:, :, tokens]
-        return Entries(
-            keys, values, None if self.search_keys is None else self.search_keys[:, tokens]
-        )
-
-    @staticmethod
-    def in_one_row(parts: Sequence["Entries"]) -> "Entries":
-        """The rows of all *parts*, one after another, as one row."""
-        keys, values = (
-            torch.cat([t.transpose(0, 1).flatten(1, 2) for t in tensors], dim=1).unsqueeze(0)
-            for tensors in ([part.keys for part in parts], [part.values for part in parts])
-        )
-        if parts[0].search_keys is None:
-            return Entries(keys, values)
-        search_keys = torch.cat([part.search_keys.flatten(0, 1) for part in parts])
-        return Entries(keys, values, search_keys.unsqueeze(0))
-
-
-class Lookup:
-    """A search of memory, which keeps what was asked and found.
-
-    queries: of the layer that reads memory, B x H' x n x D; None where none asks
-    found: None where nothing is memorized
-
-    Args:
-        retrieve: see :meth:`JointAttention.forward`
-        found: what a search for all heads at once has found already
-    """
-
-    def __init__(self, retrieve: Retrieve, found: Optional[Retrieved] = None):
-        self.retrieve, self.found = retrieve, found
-        self.queries: Optional[Tensor] = None
-
-    def __call__(self, queries: Tensor) -> Optional[Retrieved]:
-        self.queries, self.found = queries, self.retrieve(queries)
-        return self.found
-
-
-class Reading(NamedTuple):
-    """What a model makes of T tokens.
-
-    logits: B x T x V, before the pointer; None where targets were given
-    entries: to be memorized; None without memory
-    pointer: what memory adds to the prediction; None where it adds nothing
-    lookup: what was found in memory; None where it was not searched
-    losses: of the targets (nats, B x T), the pointer mixed in; None without targets
-    """
-
-    logits: Optional[Tensor]
-    entries: Optional[Entries] = None
-    pointer: Optional[Pointer] = None
-    lookup: Optional[Lookup] = None
-    losses: Optional[Tensor] = None
-
-    @property
-    def scores(self) -> Tensor:
-        """Logits of the prediction, B x T x V; with a pointer they are log-probabilities."""
-        return self.logits if self.pointer is None else self.pointer.mixed(self.logits)
-
 
 class LocalWindow:
-    """What is kept between the steps of a generation: the local window and what is behind it.
+    """State between the steps of a generation: the local window, and the memory of what left it.
 
     Args:
         tokens: B x 0
-        memory: what every hypothesis remembers; None without memory
+        memory: of the hypotheses; None without memory
     """
 
     def __init__(self, tokens: Tensor, memory: Optional[MemoryFork]):
@@ -158,7 +85,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         raise NotImplementedError
 
     def entries(self, src_tokens: Tensor) -> Entries:
-        """What :meth:`read` would give to memorize B x T tokens, computing nothing else."""
+        """The entries of :meth:`read` of B x T tokens, computing nothing else."""
         raise NotImplementedError
 
     @property
@@ -315,7 +242,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         return self.window - self.window // 2
 
     def left_behind(self, length: int) -> int:
-        """How many of so many tokens a generation no longer has in its window, but in memory alone."""
+        """The number of tokens, of *length* that a generation has read, which have left its window."""
         return max(0, -(-(length - self.window) // self._half) * self._half)
 
     def start_generation(self, prompt: Tensor, num_hypotheses: int) -> Dict:
@@ -346,11 +273,12 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         return f"{type(self).__name__}.{id(self)}"
 
     def max_positions(self) -> int:
+        """See ``fairseq.models.FairseqDecoder``."""
         return 10**9  # a stream has no limit
 
 
 def _output(reading: Reading) -> Tuple[Optional[Tensor], Dict]:
-    """What :meth:`MemoryDecoder.forward` returns of a reading."""
+    """A reading in the form of :meth:`MemoryDecoder.forward`."""
     extra = {name: getattr(reading, name) for name in ("losses", "pointer", "lookup")}
     return reading.logits, {**extra, "attn": None}
 

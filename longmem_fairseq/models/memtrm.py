@@ -9,6 +9,7 @@ from fairseq.models import FairseqLanguageModel, register_model
 from torch import Tensor
 
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
+from longmem_fairseq.models.building import build_memory, log_parameters
 from longmem_fairseq.models.checkpoints import (
     fingerprint,
     hexadecimal,
@@ -16,13 +17,8 @@ from longmem_fairseq.models.checkpoints import (
     read_backbone,
 )
 from longmem_fairseq.models.decoder_config import DecoderConfig
-from longmem_fairseq.models.memory_config import (
-    MemoryConfig,
-    build_memory,
-    log_parameters,
-    memory_options,
-)
-from longmem_fairseq.models.memory_decoder import Entries, Lookup, Reading
+from longmem_fairseq.models.memory_config import MemoryConfig, memory_options
+from longmem_fairseq.models.reading import Entries, Lookup, Reading
 
 
 @dataclass
@@ -60,6 +56,7 @@ class MemTRMDecoder(BackboneDecoder):
     def read(
         self, src_tokens, retrieve=None, caches=None, first=0, before=None, target=None
     ) -> Reading:
+        """See :meth:`MemoryDecoder.read`."""
         lookup = None if retrieve is None else Lookup(retrieve)
         with self.autocast(src_tokens.device):
             encoded = self.encode(
@@ -75,6 +72,7 @@ class MemTRMDecoder(BackboneDecoder):
             self.memory.options["fingerprint"] = hexadecimal(fingerprint(self.state_dict()))
 
     def entries(self, src_tokens) -> Entries:
+        """See :meth:`MemoryDecoder.entries`."""
         return Entries(*self.layer_keys_values(src_tokens, self.memory_layer))
 
 
@@ -84,7 +82,7 @@ class MemTRM(FairseqLanguageModel):
 
     @staticmethod
     def settle_config(cfg: MemTRMConfig, from_checkpoint: bool) -> None:
-        """What is saved with a checkpoint: the backbone's sizes, and no need for the backbone."""
+        """Gives the configuration, which checkpoints hold, the sizes of the backbone it starts as."""
         if from_checkpoint:
             cfg.pretrained_model_path = ""  # the checkpoint holds every weight
         elif cfg.pretrained_model_path:
@@ -95,6 +93,11 @@ class MemTRM(FairseqLanguageModel):
 
     @classmethod
     def build_model(cls, cfg: MemTRMConfig, task):
+        """See ``fairseq.models.BaseFairseqModel``.
+
+        Raises:
+            FileNotFoundError, ValueError: see :func:`load_backbone` and :func:`build_memory`
+        """
         decoder = MemTRMDecoder(cfg, task.source_dictionary, task.cfg.tokens_per_sample)
         if cfg.pretrained_model_path:
             backbone, _ = load_backbone(

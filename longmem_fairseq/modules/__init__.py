@@ -2,7 +2,7 @@
 
 from longmem_fairseq.modules.causal_bias import CausalBias, alibi_slopes
 from longmem_fairseq.modules.decoder_block import ACTIVATIONS, BLOCKS, DecoderBlock
-from longmem_fairseq.modules.int8_linear import Int8Linear, quantise
+from longmem_fairseq.modules.frozen_linear import Int8Linear, quantize, store_by_inputs
 from longmem_fairseq.modules.joint_attention import JointAttention, LocalCache
 from longmem_fairseq.modules.memory_attention import memory_attention, memory_weights
 from longmem_fairseq.modules.norms import NORMS, QK_NORMS, RMSNorm
@@ -34,7 +34,8 @@ __all__ = [
     "memory_attention",
     "memory_weights",
     "predict",
-    "quantise",
+    "quantize",
     "row_blocks",
+    "store_by_inputs",
     "token_losses",
 ]

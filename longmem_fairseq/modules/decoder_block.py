@@ -48,8 +48,8 @@ class DecoderBlock(nn.Module):
         ffn_dim: units of the MLP (default: 4C)
         gated_mlp: ``fc2(activation(gate_proj(x)) * fc1(x))`` instead of ``fc2(activation(fc1(x)))``
         mlp_bias: whether its matrices have one
-        pre_norms: the input of both branches is normalised
-        post_norms: both branches are normalised (once more) before they are added (Gemma 2)
+        pre_norms: the input of both branches is normalized
+        post_norms: both branches are normalized (once more) before they are added (Gemma 2)
         residual_scale: factor of both branches where they are added (Granite)
         attention: further arguments of :class:`JointAttention`
     """

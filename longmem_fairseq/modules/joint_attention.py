@@ -28,7 +28,7 @@ class AttentionOutput(NamedTuple):
 
 
 class LocalCache:
-    """What an attention layer keeps of the tokens of its window, read one after another.
+    """Keys and values of an attention layer, of the tokens of its window that were read before.
 
     Args:
         window: the most tokens that there may be
@@ -64,7 +64,7 @@ class JointAttention(nn.Module):
     """Causal attention; in the memory layer fused with memory (section 3.3 of the paper).
 
     ``A = (1 - g) A_local + g A_mem`` with two separate softmaxes and ``g = sigmoid(memory_bias)``,
-    one scalar a head; where nothing has been memorised, ``A = A_local``. Memory has no positions:
+    one scalar a head; where nothing has been memorized, ``A = A_local``. Memory has no positions:
     its queries and keys are those before rotary.
 
     Args:
@@ -138,10 +138,10 @@ class JointAttention(nn.Module):
     ) -> AttentionOutput:
         """
         Args:
-            x: B x T x C, normalised
+            x: B x T x C, normalized
             attention_bias: see :func:`causal_attention`
             retrieve: maps unscaled queries B x H' x n x D to :class:`Retrieved`, or to None where
-                nothing is memorised; only for a layer with memory
+                nothing is memorized; only for a layer with memory
             cache: the P tokens before, to which these are added (default: there are none)
         """
         queries = self._split_heads(self.q_proj(x))
@@ -183,7 +183,7 @@ class JointAttention(nn.Module):
     def _retrieve(
         self, queries: Tensor, retrieve: Callable[[Tensor], Optional[Retrieved]]
     ) -> Optional[Retrieved]:
-        """What each of B x H x T x D queries found in the memory of its key/value head."""
+        """The retrieval of each of B x H x T x D queries, in the memory of its key/value head."""
         groups = queries.unflatten(1, (self.num_kv_heads, -1))  # B x H' x G x T x D
         shared = self.memory_heads == "shared"
         retrieved = retrieve(groups.mean(dim=2) if shared else groups.flatten(2, 3))

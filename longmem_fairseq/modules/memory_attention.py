@@ -82,7 +82,7 @@ def _weights(queries: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
 
 
 def memory_weights(queries: Tensor, retrieved: Retrieved) -> Tuple[Tensor, Tensor]:
-    """What :func:`memory_attention` gives to every chunk, to look at.
+    """The weight that :func:`memory_attention` gives to every chunk, for inspection.
 
     Args:
         queries: B x H x T x D, unscaled

@@ -1,4 +1,4 @@
-"""The normalisations of decoder blocks, and those of queries and keys.
+"""Normalization of hidden states, and of queries and keys.
 
 B streams, H heads, T tokens, D head_dim.
 """
@@ -13,28 +13,31 @@ class RMSNorm(nn.RMSNorm):
     """In the type of its weight: PyTorch's has none for half-precision input and a float32 weight."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """... x C in and out."""
         return super().forward(x.to(self.weight.dtype))
 
 
 class AllHeadsRMSNorm(RMSNorm):
-    """Over the channels of all heads at once (OLMo 2); B x H x T x D in and out."""
+    """Over the channels of all heads at once (OLMo 2)."""
 
     def __init__(self, num_heads: int, head_dim: int, eps: float):
         super().__init__(num_heads * head_dim, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
+        """B x H x T x D in and out."""
         tokens = x.transpose(1, 2)  # B x T x H x D
         return super().forward(tokens.flatten(2)).view(tokens.shape).transpose(1, 2)
 
 
 class HeadsLayerNorm(nn.LayerNorm):
     """Over the channels of each head, with a weight per head and channel and without a bias (Cohere,
-    StableLM 2); B x H x T x D in and out."""
+    StableLM 2)."""
 
     def __init__(self, num_heads: int, head_dim: int, eps: float):
         super().__init__(num_heads * head_dim, eps=eps, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """B x H x T x D in and out."""
         normed = F.layer_norm(x.to(self.weight.dtype), x.shape[-1:], eps=self.eps)
         return normed * self.weight.view(x.size(1), 1, -1)
 

@@ -113,5 +113,5 @@ def cos_sin(
 
 @functools.lru_cache(maxsize=64)  # copying them makes the CPU wait for the GPU
 def frequencies_on(rotary: Rotary, num_tokens: int, device: torch.device) -> Tensor:
-    """Those of *rotary*: computed on the CPU, so that they are the same numbers on every device."""
+    """Frequencies of *rotary*, computed on the CPU, so that they are equal on every device."""
     return rotary.frequencies(num_tokens).to(device)

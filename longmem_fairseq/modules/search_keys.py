@@ -1,4 +1,4 @@
-"""What a token is found by: its hidden state, made comparable.
+"""Search keys of tokens: hidden states, made comparable.
 
 B streams, T tokens, C embed_dim, E dimensions of a search key, n tokens.
 """
@@ -30,6 +30,7 @@ class SearchKeys(nn.Module):
 
     @property
     def is_fitted(self) -> bool:
+        """Whether there is a mean."""
         return not bool(self.mean.isnan().any())
 
     @torch.no_grad()

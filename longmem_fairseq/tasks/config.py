@@ -8,7 +8,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.dataclass.configs import FairseqConfig
 from omegaconf import II, MISSING
 
-from longmem_fairseq.models.longmem import LongMemConfig
+from longmem_fairseq.models.longmem_config import LongMemConfig
 
 TASK = "longmem_language_modeling"
 # options of the models, where their help is

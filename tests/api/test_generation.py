@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from longmem_fairseq.memory import MemoryBank, MemoryFork, Source, select_banks
 from longmem_fairseq.models import memory_decoder
-from longmem_fairseq.models.longmem import LongMemConfig
+from longmem_fairseq.models.longmem_config import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRMConfig
 from tests.helpers.small_models import HALF, SEGMENT, document, recomputed
 

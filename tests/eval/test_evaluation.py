@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from eval import evaluate, perplexities, report
 from eval.common.stream_scoring import DocumentScores
-from longmem_fairseq.models.longmem import LongMemConfig
+from longmem_fairseq.models.longmem_config import LongMemConfig
 from longmem_fairseq.utils import cli
 from tests.helpers.small_models import MEMORY, SEGMENT
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from eval import export_longmem
 from eval.common.stream_scoring import load_model
 from longmem_fairseq.models.checkpoints import dictionary_hash
-from longmem_fairseq.models.longmem import LongMemConfig
+from longmem_fairseq.models.longmem_config import LongMemConfig
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
 from longmem_fairseq.utils.cli import run
 from tests.helpers.small_models import MEMORY, SAVED, SEGMENT, document, read

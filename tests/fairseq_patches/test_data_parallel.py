@@ -19,7 +19,7 @@ from torch.testing import assert_close
 
 from longmem_fairseq.fairseq_patches import processes, rank_evaluation
 from longmem_fairseq.memory import MemoryBank
-from longmem_fairseq.models.longmem import LongMemConfig
+from longmem_fairseq.models.longmem_config import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRMConfig
 from longmem_fairseq.tasks import config
 from tests.helpers.ranks import run_ranks

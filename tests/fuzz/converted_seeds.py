@@ -18,7 +18,8 @@ from longmem_fairseq.commands.convert_released import (
     SIDENET_NAMES,
 )
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
-from longmem_fairseq.models.longmem import LongMemConfig, SideNetDecoder
+from longmem_fairseq.models.longmem_config import LongMemConfig
+from longmem_fairseq.models.sidenet import SideNetDecoder
 from tests.fuzz import seeds
 
 

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from longmem_fairseq.criterions import LongMemCrossEntropyCriterion
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackbone, LongMemBackboneConfig
 from longmem_fairseq.models.checkpoints import dictionary_hash
-from longmem_fairseq.models.longmem import LongMemConfig, LongMemModel
+from longmem_fairseq.models.longmem import LongMemModel
+from longmem_fairseq.models.longmem_config import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRM
 from longmem_fairseq.tasks import LongMemLanguageModelingTask
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig

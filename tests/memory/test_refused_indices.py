@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from longmem_fairseq.memory import MemoryBank, check_index
+from longmem_fairseq.models.building import build_memory
 from longmem_fairseq.models.decoder_config import DecoderConfig
-from longmem_fairseq.models.memory_config import MemoryConfig, build_memory
+from longmem_fairseq.models.memory_config import MemoryConfig
 from longmem_fairseq.utils.argument_error import ArgumentError
 
 HEADS, HEAD_DIM = 2, 8

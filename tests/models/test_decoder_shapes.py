@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
-from longmem_fairseq.models.longmem import LongMemConfig
+from longmem_fairseq.models.longmem_config import LongMemConfig
 from longmem_fairseq.modules import CausalBias, Int8Linear, JointAttention, Rotary
 from longmem_fairseq.modules.joint_attention import causal_attention
 from longmem_fairseq.modules.rotary import cos_sin

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from eval.common.memory_controls import control_memory
 from longmem_fairseq.criterions import LongMemCrossEntropyCriterion
-from longmem_fairseq.models.longmem import LongMemConfig
+from longmem_fairseq.models.longmem_config import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRMConfig
 from tests.helpers.small_models import SEGMENT, differ, document, read
 

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from torch.testing import assert_close
 
 from longmem_fairseq.models.checkpoints import fingerprint
-from longmem_fairseq.models.longmem import LongMemConfig
+from longmem_fairseq.models.longmem_config import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRM, MemTRMConfig
 from longmem_fairseq.modules import ACTIVATIONS
 from tests.helpers.small_models import (

@@ -4,7 +4,7 @@ import argparse
 
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 
-from longmem_fairseq.models.longmem import LongMemConfig
+from longmem_fairseq.models.longmem_config import LongMemConfig
 from longmem_fairseq.tasks.config import MODEL_OPTIONS, ModelOptions
 
 

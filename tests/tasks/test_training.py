@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from longmem_fairseq.criterions import LongMemCrossEntropyCriterion
 from longmem_fairseq.models.checkpoints import fingerprint
-from longmem_fairseq.models.longmem import LongMemConfig
+from longmem_fairseq.models.longmem_config import LongMemConfig
 from longmem_fairseq.models.memtrm import MemTRMConfig
 from tests.helpers.small_models import SAVED, SEGMENT, document, read, sample_of, train
 
