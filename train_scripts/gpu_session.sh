@@ -94,7 +94,7 @@ evaluate() { # NAME CHECKPOINT [ARGUMENT ...]: the test split of every folder
   done
 }
 
-hidden=(--memory-search hidden --chunk-size 1 --memory-size 16384)
+hidden=(--memory-search hidden --chunk-size 1 --k 128 --memory-size 16384)
 for seed in $SEEDS; do
   train "longmem_seed$seed" "${hidden[@]}" --pointer trained --seed "$seed"
   train "pointer_seed$seed" "${hidden[@]}" --pointer trained --no-sidenet --seed "$seed"

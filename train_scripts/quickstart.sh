@@ -41,7 +41,7 @@ export RETRIEVAL_LAYER_INDEX=${RETRIEVAL_LAYER_INDEX:-21} UPDATES=${ADAPT_UPDATE
 export PYTHONWARNINGS=ignore # fairseq 0.12 speaks the dialects of hydra and PyTorch of 2020
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} # of eval and preprocess
 overlap=(--segment-overlap 128) # as context: docs/results/2026-11-27-memory-that-pays.md
-hidden=(--memory-search hidden --chunk-size 1 --memory-size 16384)
+hidden=(--memory-search hidden --chunk-size 1 --k 128 --memory-size 16384)
 
 mkdir -p "$RUN_DIR"
 steps=4 step=0 # shown before each

@@ -57,6 +57,7 @@ class LongMemModel(FairseqLanguageModel):
             memory_search="hidden",
             pointer="constant",
             chunk_size=1,
+            k=128,
         )
         cfg = OmegaConf.merge(OmegaConf.structured(cfg), options)
         cfg.retrieval_layer_index = 0  # a default that any backbone has
