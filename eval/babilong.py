@@ -19,7 +19,8 @@ from typing import Dict, List, Sequence
 from eval.common import long_contexts, model_options
 from eval.common.long_contexts import ContextReader, Question, Rules
 from eval.common.results import read_json_lines
-from longmem_fairseq.utils.cli import check_positive, run
+from eval.common.score_tables import plot_means, score_table
+from longmem_fairseq.utils.cli import check_positive, run, script_parser
 from longmem_fairseq.utils.text_files import parse_json, read_json
 
 # what the table shows of a line, besides its label
@@ -35,10 +36,8 @@ MAX_NEW_TOKENS = 20
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """The command line's options."""
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of data/TASK/LENGTH.json")
     add("--lengths", default="4k", help="0k, 1k, ... 1M, with commas between them")
@@ -100,6 +99,7 @@ def rules_of(task: str) -> Rules:
 
 
 def main() -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     check_positive(args, "limit")
     tasks = long_contexts.chosen("--tasks", args.tasks, TASKS)
@@ -121,12 +121,12 @@ def main() -> None:
 
 def table(lines: List[Dict]) -> List[str]:
     """Right answers (%) by task, and the mean of qa1 to qa5."""
-    return long_contexts.score_table(lines, TASKS, LENGTHS, "mean of qa1-qa5", HEADLINE)
+    return score_table(lines, TASKS, LENGTHS, "mean of qa1-qa5", HEADLINE)
 
 
 def plot(lines: List[Dict], path: Path) -> None:
     """The mean of the tasks that a model was asked, by length."""
-    long_contexts.plot_means(lines, LENGTHS, path)
+    plot_means(lines, LENGTHS, path)
 
 
 if __name__ == "__main__":

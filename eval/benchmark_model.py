@@ -178,6 +178,7 @@ def plot(results: List[Dict], title: str, path: Path) -> None:
 
 
 def main() -> None:
+    """Runs the script; see the module's documentation."""
     args = read_options()
     set_up(args)
     name = args.preset if args.model is None else args.model.resolve().name

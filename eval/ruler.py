@@ -20,8 +20,9 @@ from eval.common import long_contexts, model_options
 from eval.common.long_contexts import ContextReader, Question, Rules
 from eval.common.model_options import numbers
 from eval.common.results import read_json_lines
+from eval.common.score_tables import plot_means, score_table
 from eval.ruler_tasks import TASKS, max_new_tokens, score
-from longmem_fairseq.utils.cli import check_positive, run
+from longmem_fairseq.utils.cli import check_positive, run, script_parser
 
 # what the table shows of a line, besides its label
 SHOWN = ("task", "length")
@@ -30,10 +31,8 @@ OFFICIAL = "RULER's"  # the haystack of samples that do not name theirs
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """The command line's options."""
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of LENGTH/data/TASK/validation.jsonl")
     add("--lengths", default="4096", help="of these folders, with commas between them")
@@ -86,6 +85,7 @@ def read_questions(path: Path) -> List[Question]:
 
 
 def main() -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     check_positive(args, "limit")
     lengths = numbers("--lengths", args.lengths, least=1)
@@ -110,12 +110,13 @@ def rules_of(task: str) -> Rules:
 
 
 def lengths_of(lines: List[Dict]) -> List[int]:
+    """The lengths of all result lines, each once, the shortest first."""
     return sorted({line["setting"]["length"] for line in lines})
 
 
 def table(lines: List[Dict]) -> List[str]:
     """Scores (%) by task, and their mean where all thirteen tasks are there."""
-    rows = long_contexts.score_table(lines, TASKS, lengths_of(lines), "mean", TASKS)
+    rows = score_table(lines, TASKS, lengths_of(lines), "mean", TASKS)
     texts = {line["haystack"] for line in lines} - {"", OFFICIAL}
     if texts:
         rows += ["", f"In place of Paul Graham's essays: {', '.join(sorted(texts))}."]
@@ -124,7 +125,7 @@ def table(lines: List[Dict]) -> List[str]:
 
 def plot(lines: List[Dict], path: Path) -> None:
     """The mean of the tasks that a model was asked, by length."""
-    long_contexts.plot_means(lines, lengths_of(lines), path)
+    plot_means(lines, lengths_of(lines), path)
 
 
 if __name__ == "__main__":

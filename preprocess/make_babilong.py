@@ -20,7 +20,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 from eval.babilong import LENGTHS, TASKS
 from eval.common.long_contexts import chosen
 from longmem_fairseq.tokenizers import Tokenizer, load_tokenizer
-from longmem_fairseq.utils.cli import check_positive, run
+from longmem_fairseq.utils.cli import check_positive, run, script_parser
 from longmem_fairseq.utils.text_files import read_text
 from preprocess.haystack_text import read_haystack, sentences
 
@@ -31,16 +31,20 @@ SHORTEST_SENTENCE = 10  # tokens
 
 
 class Question(NamedTuple):
+    """A question of bAbI.
+
+    facts: the sentences of its story before it, in their order
+    answer: as bAbI has it; several words have commas between them
+    """
+
     facts: List[str]
     question: str
     answer: str
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """The command line's options."""
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="folder with dict.txt and the tokenizer")
     add("--babi", type=Path, required=True, help="folder of bAbI's files, qa1_*_SPLIT.txt")
@@ -163,6 +167,7 @@ def samples(
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args(argv)
     check_positive(args, "samples")
     tasks = chosen("--tasks", args.tasks, TASKS)

@@ -21,7 +21,7 @@ from eval.common.long_contexts import chosen
 from eval.common.model_options import numbers
 from eval.ruler_tasks import TASKS, max_new_tokens
 from longmem_fairseq.tokenizers import Tokenizer, load_tokenizer
-from longmem_fairseq.utils.cli import check_positive, run
+from longmem_fairseq.utils.cli import check_positive, run, script_parser
 from preprocess import ruler_samples
 from preprocess.haystack_text import read_haystack
 from preprocess.ruler_samples import NIAH_TASKS, Builder, Niah, Sample
@@ -30,10 +30,8 @@ MADE = TASKS[:-1]
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """The command line's options."""
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="folder with dict.txt and the tokenizer")
     add("--dest", type=Path, required=True, help="folder to write")
@@ -48,7 +46,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 class Sources(NamedTuple):
-    """What samples are made of, as far as the tasks need it: words by kind, words of the essays, and
+    """Material of the samples, as far as the tasks need it: words by kind, words of the essays, and
     the builder of questions."""
 
     words: Dict[str, List[str]]
@@ -57,7 +55,8 @@ class Sources(NamedTuple):
 
 
 def read_sources(args: argparse.Namespace, tasks: Sequence[str]) -> Sources:
-    """
+    """Reads the material that the tasks need.
+
     Raises:
         FileNotFoundError, ImportError, ValueError: something that a task needs is missing or damaged
     """
@@ -76,12 +75,12 @@ def read_sources(args: argparse.Namespace, tasks: Sequence[str]) -> Sources:
 
 
 def needles_of(task: str) -> Niah:
-    """What the task hides in what; of no kind if it has no needles."""
+    """Kinds of a task's needles and haystack; empty for a task without needles."""
     return NIAH_TASKS.get(task, Niah(haystack="", keys=""))
 
 
 def builder_of(task: str, length: int, sources: Sources) -> Builder:
-    """What builds the samples of a task that are *length* tokens long."""
+    """Builds samples of a task, *length* tokens long."""
     if task in NIAH_TASKS:
         return ruler_samples.niah(NIAH_TASKS[task], sources.words, sources.essays)
     if task == "vt":
@@ -135,7 +134,7 @@ class Fitter:
         return None
 
     def _largest(self) -> int:
-        """The largest size of the first sample: what is added doubles until it is too much, and is
+        """The largest size of the first sample, by steps that double until one is too large, and are
         halved from then on."""
         size, added, grows = self.builder.smallest, 1, True
         while added > 0:
@@ -190,6 +189,7 @@ def chosen_tasks(text: str) -> List[str]:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Runs the script; see the module's documentation."""
     args = get_parser().parse_args(argv)
     check_positive(args, "samples")
     tasks, lengths = chosen_tasks(args.tasks), numbers("--lengths", args.lengths, least=1)

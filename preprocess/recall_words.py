@@ -42,8 +42,8 @@ mows ploughs prays begs spies guards cleans drives flies repairs translates stud
 gardens plays votes draws smiles dreams travels
 """.split()
 
-# The value stands right after the name: what a model has to learn is to copy what followed the same
-# word before, the simplest thing that memory can be used for.
+# The value stands right after the name: a model has to learn to copy the word that followed the same
+# word before, the simplest use of memory.
 RELATIONS = {
     "does": Relation("{name} {value}.", "Do you remember?", TRADES),
 }

@@ -12,7 +12,7 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What our tests start as programs prints hydra's deprecations too; the filters of pyproject.toml
+# Programs that our tests start print hydra's deprecations too; the filters of pyproject.toml
 # hold for this process alone, and PYTHONWARNINGS wants full module names.
 HYDRA_MODULES = (
     "hydra.compose",

@@ -1,4 +1,4 @@
-"""What SECURITY.md promises about files of strangers, apart from what other tests show already."""
+"""Promises of SECURITY.md about files of strangers that no other test covers."""
 
 import io
 import json

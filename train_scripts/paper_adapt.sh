@@ -9,7 +9,7 @@
 #
 # Hyper-parameters are the paper's: Adam (0.9, 0.98), eps 1e-6, lr 2e-4, polynomial decay, weight decay
 # 0.01, 256 segments of 1,024 tokens, 100,000 updates (26B tokens); memory of 65,536 tokens, chunks of 4,
-# 64 tokens retrieved, layer 17 (of 0 to 23) cached, SideNet of 12 layers initialised from the backbone.
+# 64 tokens retrieved, layer 17 (of 0 to 23) cached, SideNet of 12 layers initialized from the backbone.
 # Ours, not the paper's: --clip-norm 1.0, 2,000 warm-up updates, --stream-span 64.
 # bfloat16 stands for its fp16, and every stream has a memory of its own (--memory-scope batch: one for
 # all, as in the released code). A stream's memory takes 335 MB: 2.7 GB for each GPU with the defaults.

@@ -6,7 +6,7 @@ T tokens.
 import argparse
 import statistics
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Sequence
+from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from eval.common.item_log import ItemLog
 from eval.common.prompt_reader import PromptReader
 from eval.common.provenance import file_hash
 from eval.common.results import append_result
-from eval.common.tables import markdown
 from eval.common.timing import Stopwatch
 from longmem_fairseq import LongMem
 from longmem_fairseq.api.decoding import Token, decode
@@ -75,7 +74,7 @@ class ContextReader:
             self.prompts.memorize(torch.cat([self.prompts.start, tokens]))
 
     def window(self, question: Question) -> Tensor:
-        """What the window holds before the answer, T.
+        """The tokens in the window before the answer, T.
 
         Raises:
             ValueError: it has no room for the question and its answer
@@ -115,17 +114,17 @@ class ContextReader:
     def answers(self, question: Question, following: Question, memories: Sequence[str]) -> Dict:
         """Of a question with its own and with an empty memory, and as "other" of the question that
         *follows* with this one's memory, which is thus written once."""
-        found = {}
+        answers = {}
         if "empty" in memories:
             self.prompts.forget()
-            found["empty"] = self.answer(question)
+            answers["empty"] = self.answer(question)
         if set(memories) != {"empty"}:
             self.memorize(question.context)
         if "own" in memories:
-            found["own"] = self.answer(question)
+            answers["own"] = self.answer(question)
         if "other" in memories:
-            found["other"] = self.answer(following)
-        return found
+            answers["other"] = self.answer(following)
+        return answers
 
     def token_counts(self, questions: Sequence[Question]) -> Dict[str, int]:
         """Tokens of all prompts, and of these those in the windows and those memorized."""
@@ -146,8 +145,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--memory",
         default="own",
-        help="what a model with memory has memorized, with commas: own, the question's context; the "
-        "controls empty, and other, the context of the question before",
+        help="contents of a model's memory, with commas: own, the question's context; the controls "
+        "empty, and other, the context of the question before",
     )
 
 
@@ -204,18 +203,7 @@ def evaluate(
         raise ValueError(f"--memory ({args.memory}) needs two samples, but {path} has one")
     key = model_options.settings(args, reader.lm.model, benchmark, {"data": file_hash(path)})
     log, name = ItemLog(args.results, key), f"{setting['task']} {setting['length']}"
-    answers: Dict[str, List[str]] = {memory: [""] * len(questions) for memory in memories}
-    seconds = 0.0
-    for number, question in enumerate(tqdm(questions, desc=name, unit=" questions")):
-        following = (number + 1) % len(questions)
-        if f"{name} {number}" not in log.done:
-            watch = Stopwatch()
-            found = reader.answers(question, questions[following], memories)
-            log.add(f"{name} {number}", {"answers": found, "seconds": watch.seconds})
-        done = log.done[f"{name} {number}"]
-        seconds += done["seconds"]
-        for memory, answer in done["answers"].items():
-            answers[memory][following if memory == "other" else number] = answer
+    answers, seconds = _ask(reader, questions, memories, log, name)
     counts = reader.token_counts(questions)
     for memory in memories:
         scores = [
@@ -239,8 +227,37 @@ def evaluate(
         print(described(result, reader.has_memory))
 
 
+def _ask(
+    reader: ContextReader,
+    questions: Sequence[Question],
+    memories: Sequence[str],
+    log: ItemLog,
+    name: str,
+) -> Tuple[Dict[str, List[str]], float]:
+    """Asks the questions that are not in *log* yet.
+
+    Args:
+        name: of the items in the log, before the number of the question
+
+    Returns:
+        for every memory the answers in the order of the questions, and the seconds that they took
+    """
+    answers: Dict[str, List[str]] = {memory: [""] * len(questions) for memory in memories}
+    seconds = 0.0
+    for number, question in enumerate(tqdm(questions, desc=name, unit=" questions")):
+        following, item = (number + 1) % len(questions), f"{name} {number}"
+        if item not in log.done:
+            watch = Stopwatch()
+            given = reader.answers(question, questions[following], memories)
+            log.add(item, {"answers": given, "seconds": watch.seconds})
+        seconds += log.done[item]["seconds"]
+        for memory, answer in log.done[item]["answers"].items():
+            answers[memory][following if memory == "other" else number] = answer
+    return answers, seconds
+
+
 def described(result: Dict, has_memory: bool) -> str:
-    """A result in a line, which says what a model without memory was not given."""
+    """A result in a line, which says how much of a prompt did not fit a window without memory."""
     tokens, window = (round(result[f] / result["examples"]) for f in ("tokens", "window_tokens"))
     line = f"{result['name']}: {result['setting']['task']}, {result['setting']['length']}: "
     line += f"{result['score']:.1f}% of {result['examples']}"
@@ -248,45 +265,3 @@ def described(result: Dict, has_memory: bool) -> str:
         return f"{line}, {result['memory']} memory"
     lost = f", of which the window holds {window:,}" if window < tokens else ""
     return f"{line}, no memory, {tokens:,} tokens{lost}"
-
-
-def score_table(
-    lines: List[Dict], tasks: Sequence[str], lengths: Sequence, heading: str, of: Sequence[str]
-) -> List[str]:
-    """Scores (%) of every model and length by task, and their mean where all tasks in *of* are there.
-
-    Args:
-        lengths: the order of the rows
-        heading: of the mean
-    """
-    by_row = _by_row(lines, lengths)
-    columns = [task for task in tasks if any(task in scores for scores in by_row.values())]
-    rows = [["model", "length", *columns, heading]]
-    for (label, length), scores in by_row.items():
-        mean = [f"{statistics.mean(scores[t] for t in of):.1f}" if {*of} <= {*scores} else ""]
-        cells = [f"{scores[task]:.1f}" if task in scores else "" for task in columns]
-        rows.append([label, f"{length:,}" if isinstance(length, int) else length, *cells, *mean])
-    return markdown(rows)
-
-
-def plot_means(lines: List[Dict], lengths: Sequence, path: Path) -> None:
-    """The mean score of the tasks that a model was asked, by length."""
-    from eval.common.plots import line_plot  # matplotlib, which takes a while
-
-    series: Dict[str, Dict[int, float]] = {}
-    for (label, length), scores in _by_row(lines, lengths).items():
-        series.setdefault(label, {})[lengths.index(length)] = statistics.mean(scores.values())
-    names = ", ".join(f"{i}: {length}" for i, length in enumerate(lengths))
-    line_plot(series, (f"length ({names})", "mean score (%)"), path)
-
-
-def _by_row(lines: List[Dict], lengths: Sequence) -> Dict[tuple, Dict[str, float]]:
-    """Scores by task, of every label and length: labels as they come, lengths in their order."""
-    labels = list(dict.fromkeys(line["label"] for line in lines))
-    rows: Dict[tuple, Dict[str, float]] = {
-        (label, length): {} for label in labels for length in lengths
-    }
-    for line in lines:
-        setting = line["setting"]
-        rows[line["label"], setting["length"]][setting["task"]] = line["score"]
-    return {row: scores for row, scores in rows.items() if scores}

@@ -1,4 +1,4 @@
-"""What a step of a model has to compute and to move, whatever the implementation.
+"""Operations and bytes that a step of a model needs, whatever the implementation.
 
 B streams, T tokens, C embed_dim, H heads, H' key/value heads, D head_dim, L backbone layers, S SideNet
 layers, V vocabulary, M memory_size, c chunk_size, K retrieved tokens.
@@ -12,7 +12,7 @@ SEARCH, READ = "search", "gather and memory attention"  # the stages of reading 
 
 
 class Sizes(NamedTuple):
-    """What decides how much there is to compute; 0 sidenet_layers for the backbone alone, 0 chunks
+    """Sizes that decide how much there is to compute; 0 sidenet_layers for the backbone alone, 0 chunks
     and retrieved tokens without memory.
 
     block_weights: of the matrices of a block
@@ -58,7 +58,7 @@ def necessary_flops(sizes: Sizes, training: bool = False) -> Dict[str, float]:
         memory attention 4 B T K H D            scores and weighted values
         loss             2 B T C V              in training: the head is frozen, gradient of its input
         backward         2 S block              gradients of inputs and weights
-                         + 4 B T K H D          what was retrieved is constant: of the queries alone
+                         + 4 B T K H D          retrieved tensors are constant: of the queries alone
     """
     queries = sizes.streams * sizes.tokens
     block = queries * (2 * sizes.block_weights + 2 * sizes.tokens * sizes.heads_dim)

@@ -171,7 +171,7 @@ def build_model(args: Namespace, dtype: str, variant: str, backbone: BackboneDec
 
 
 def sizes_of(args: Namespace, variant: str) -> Sizes:
-    """What decides how much *variant* has to compute."""
+    """The sizes that decide how much *variant* has to compute."""
     cfg, config = backbone_config(args.preset, args.model), model_config(args)
     has_sidenet, has_memory = variant in (LONGMEM, NO_MEMORY), variant == LONGMEM
     block = block_sizes(cfg)

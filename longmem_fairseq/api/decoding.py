@@ -154,7 +154,7 @@ def decode(
     rows, ends = _Rows(decoder, prompts), end_indices(tokenizer, stop)
     draw, reasons, num_new = draw or Draw(), ["length"] * len(prompts), [0] * len(prompts)
     look = None if decoder.memory is None else look
-    if look is not None:  # the prompt, so that what is shown is of its last token
+    if look is not None:  # reads the prompt but for its last token, with which *look* begins
         decoder(rows.tokens[:, :-1], incremental_state=rows.state)
     while rows.numbers:
         log_probs, following = next_log_probs(decoder, tokenizer, rows.read(look)), {}

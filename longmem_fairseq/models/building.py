@@ -1,7 +1,7 @@
-"""Building a model with memory: its bank, its pointer, and a line of log."""
+"""Building a model with memory: its bank, its pointer, and the lines of its log."""
 
 import logging
-from typing import Optional
+from typing import Any, Dict, Optional
 
 from torch import nn
 
@@ -64,8 +64,23 @@ def build_memory(
     if not check_memory(cfg, backbone, tokens_per_sample):
         logger.info("no memory bank")
         return None
+    options = _bank_options(cfg, backbone, fingerprint)
+    num_heads, head_dim = key_value_sizes(backbone)
+    if not has_values:
+        num_heads = 0
+    num_slots = cfg.memory_size // cfg.chunk_size // cfg.memory_shards
+    key_dim = options["search_dim"] or head_dim
+    check_index(cfg.memory_index, cfg.memory_index_parameters, key_dim, num_slots)
+    sizes = num_heads, head_dim, cfg.chunk_size, options["dtype"], options["search_dim"]
+    _log_memory(cfg, bytes_per_token(*sizes))
+    bank_class = ShardedBank if cfg.memory_shards > 1 else MemoryBank
+    return ExternalMemory(num_heads, head_dim, bank_class, **options)
+
+
+def _bank_options(cfg: MemoryConfig, backbone: DecoderConfig, fingerprint: str) -> Dict[str, Any]:
+    """Arguments of the :class:`MemoryBank`, besides its heads and their channels."""
     dtype, hidden = str(cfg.memory_dtype), str(cfg.memory_search) == "hidden"
-    options = {
+    return {
         "memory_size": cfg.memory_size,
         "chunk_size": cfg.chunk_size,
         "k": cfg.k,
@@ -79,22 +94,16 @@ def build_memory(
         "search_dim": search_dim(cfg, backbone) if hidden else 0,
         "fingerprint": fingerprint and f"{fingerprint} layer {cfg.retrieval_layer_index}",
     }
-    num_heads, head_dim = key_value_sizes(backbone)
-    if not has_values:
-        num_heads = 0
-    num_slots = cfg.memory_size // cfg.chunk_size // cfg.memory_shards
-    key_dim = options["search_dim"] or head_dim
-    check_index(cfg.memory_index, cfg.memory_index_parameters, key_dim, num_slots)
-    sizes = num_heads, head_dim, cfg.chunk_size, options["dtype"], options["search_dim"]
-    token_bytes = bytes_per_token(*sizes)
+
+
+def _log_memory(cfg: MemoryConfig, token_bytes: float) -> None:
+    """One line with the layer, the size and the sharing of the bank."""
     split = f", over {cfg.memory_shards} processes" if cfg.memory_shards > 1 else ""
     logger.info(
         f"memory bank of layer {cfg.retrieval_layer_index}: {cfg.memory_size:,} tokens of "
         f"{token_bytes:,.0f} bytes, {cfg.memory_size * token_bytes / 2**20:,.1f} MiB when full, one "
         f"per {cfg.memory_scope}{split}"
     )
-    bank_class = ShardedBank if cfg.memory_shards > 1 else MemoryBank
-    return ExternalMemory(num_heads, head_dim, bank_class, **options)
 
 
 def check_memory(cfg: MemoryConfig, backbone: DecoderConfig, tokens_per_sample: int) -> bool:

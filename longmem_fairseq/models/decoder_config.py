@@ -205,18 +205,34 @@ def check_decoder(cfg: DecoderConfig, window: int) -> None:
     Raises:
         ValueError: naming the option that does not fit
     """
-    heads, kv_heads = cfg.num_attention_heads, cfg.num_kv_heads
+    _check_sizes(cfg)
+    _check_heads(cfg)
+    _check_layers(cfg)
+    if str(cfg.positions) == "learned" and window > cfg.max_positions:
+        raise ValueError(
+            f"--tokens-per-sample ({window}) must not exceed the {cfg.max_positions} positions that "
+            "the model has learned (--max-positions)"
+        )
+
+
+def _check_sizes(cfg: DecoderConfig) -> None:
+    """Limits of every size on its own."""
     for option, value, least, most in (
         ("--num-layers", cfg.num_layers, 1, MOST_LAYERS),
         ("--embed-dim", cfg.embed_dim, 1, MOST_CHANNELS),
-        ("--num-attention-heads", heads, 1, MOST_CHANNELS),
-        ("--num-kv-heads", kv_heads, 0, heads),
+        ("--num-attention-heads", cfg.num_attention_heads, 1, MOST_CHANNELS),
+        ("--num-kv-heads", cfg.num_kv_heads, 0, cfg.num_attention_heads),
         ("--head-dim", cfg.head_dim, 0, MOST_CHANNELS),
         ("--ffn-dim", cfg.ffn_dim, 0, MOST_CHANNELS),
         ("--max-positions", cfg.max_positions, 0, MOST_POSITIONS),
     ):
         if not least <= value <= most:
             raise ValueError(f"{option} ({value}) must be between {least} and {most:,}")
+
+
+def _check_heads(cfg: DecoderConfig) -> None:
+    """Divisibility of channels and heads."""
+    heads, kv_heads = cfg.num_attention_heads, cfg.num_kv_heads
     if cfg.head_dim == 0 and cfg.embed_dim % heads != 0:
         raise ValueError(
             f"--embed-dim ({cfg.embed_dim}) must be a multiple of --num-attention-heads ({heads})"
@@ -230,6 +246,10 @@ def check_decoder(cfg: DecoderConfig, window: int) -> None:
         raise ValueError(
             f"--num-attention-heads ({heads}) must be a multiple of --num-kv-heads ({kv_heads})"
         )
+
+
+def _check_layers(cfg: DecoderConfig) -> None:
+    """Options that list layers."""
     for option, layers in (
         ("--smeared-key-layers", cfg.smeared_key_layers),
         ("--sliding-layers", cfg.sliding_layers),
@@ -242,9 +262,4 @@ def check_decoder(cfg: DecoderConfig, window: int) -> None:
         raise ValueError(
             f"--sliding-layers ({cfg.sliding_layers}) and --sliding-window ({cfg.sliding_window}) go "
             "together: give both or none"
-        )
-    if str(cfg.positions) == "learned" and window > cfg.max_positions:
-        raise ValueError(
-            f"--tokens-per-sample ({window}) must not exceed the {cfg.max_positions} positions that "
-            "the model has learned (--max-positions)"
         )

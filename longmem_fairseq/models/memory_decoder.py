@@ -134,10 +134,10 @@ class MemoryDecoder(FairseqIncrementalDecoder):
 
         Args:
             src_tokens: B x T, padded on the right; with *incremental_state* everything since it was
-                empty, of which what is new is read
+                empty, of which only the new tokens are read
             new_document: B, True for rows whose memory is to be forgotten first
             incremental_state: fairseq's, for generation: tokens go into a local window, and out of it
-                into a memory of the hypothesis; what evaluation memorized is read, not changed
+                into a memory of the hypothesis; the evaluation's memory is read, not changed
             last_only: with *incremental_state*: predict only what follows the last token, which is all
                 that a generation asks for, and not what follows every new one
             overlap: B, how many of a row's first tokens were in the segment before, and are not
@@ -224,7 +224,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         turned, turns = (length_that_counts(self.rotary_rule, length) for length in lengths)
         # with the rules dynamic and longrope a longer text is another one from its first token on
         if not window.caches or tokens.size(1) > self.window or turned != turns:
-            # the oldest half makes room, and what stays is read anew as a segment of its own: so every
+            # the oldest half makes room, and the rest is read anew as a segment of its own: so every
             # token sees what it would if the text before it had been memorized in such halves
             past = self.left_behind(tokens.size(1))
             if window.memory is not None and past > 0:

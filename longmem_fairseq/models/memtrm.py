@@ -1,6 +1,6 @@
 """MemTRM, the baseline: the memory layer inside the language model itself (arXiv 2203.08913).
 
-Everything is trained, so what was cached long ago was written by an older model.
+Everything is trained, so an older model wrote the older cached keys and values.
 """
 
 from dataclasses import dataclass, fields

@@ -75,7 +75,7 @@ class _BlockedLosses(torch.autograd.Function):
     """Losses and log-probabilities of ids, a block of tokens at a time.
 
     A token's loss depends on its own features alone: their gradient is computed while the block's
-    logits are there, and only scaled in the backward pass. What is kept for that is n x C, not n x V.
+    logits are there, and only scaled in the backward pass. The kept gradient is n x C, not n x V.
     """
 
     @staticmethod

@@ -22,11 +22,11 @@ from longmem_fairseq.api.reading import read_segments  # noqa: E402
 from longmem_fairseq.commands import convert, prepare  # noqa: E402
 from longmem_fairseq.data import IndexedDocuments  # noqa: E402
 from longmem_fairseq.inspector import inspect_text, make_page  # noqa: E402
-from longmem_fairseq.modules.pointer import MATCH_LENGTHS, PointerValues  # noqa: E402
 from tests.helpers.hf_models import make_model  # noqa: E402
 from tests.helpers.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
+from tests.helpers.slow_pointer import slow_reading  # noqa: E402
 
-WINDOW, K, VALUES = 16, 8, PointerValues()
+WINDOW, K = 16, 8
 PAGE = PAGE.replace("e\u0301", "e").replace("\0", "")
 DOCUMENTS = {"a": PAGE[:150] * 2, "b": PAGE[60:130], "c": PAGE[100:180]}
 TEXT = PAGE[20:110]
@@ -59,78 +59,6 @@ def lm(folder):
     lm = load(folder)
     lm.memorize(DOCUMENTS.values(), names=list(DOCUMENTS), progress=False)
     return lm
-
-
-class SlowMemory:
-    """Lists of search keys, and of the tokens that came next."""
-
-    def __init__(self, lm):
-        self.lm, self.decoder = lm, lm.decoder
-        self.keys, self.next = [], []
-
-    @torch.no_grad()
-    def keys_of(self, tokens):
-        states = self.decoder.backbone.hidden_state(tokens, self.decoder.search_layer)[0]
-        search = self.decoder.search_keys
-        return F.normalize((states.double() - search.mean) @ search.rotation.double(), dim=-1)
-
-    def add(self, text):
-        tokens = self.lm._tokens(text, False)
-        keys = torch.cat([self.keys_of(segment) for segment in tokens.split(WINDOW, dim=1)])
-        self.keys += list(keys[:-1])
-        self.next += tokens[0, 1:].tolist()
-
-    @torch.no_grad()
-    def probs(self, tokens):
-        """Of what follows each of 1 x T tokens of a segment, T x V; and the weights of the pointer."""
-        model = self.decoder.backbone.read(tokens).logits[0].double().softmax(dim=-1)
-        if not self.keys:
-            return model, torch.zeros(len(model))
-        similar = self.keys_of(tokens) @ torch.stack(self.keys).T  # T x N
-        rows, weights = [], []
-        for t in range(len(model)):
-            scores, places = similar[t].topk(min(K, len(self.keys)))
-            ids = torch.tensor([self.next[place] for place in places])
-            matches = [self.match(int(place), tokens[0, : t + 1].tolist()) for place in places]
-            literal = torch.tensor([VALUES.match[match] for match in matches])
-            scored = VALUES.sharpness * scores + VALUES.trust * model[t, ids].log() + literal
-            memory = torch.zeros_like(model[t]).index_add(0, ids, scored.softmax(dim=-1))
-            best = int(memory.argmax())
-            odds = VALUES.bias + VALUES.slope * scores[0] + VALUES.agreement * memory[best]
-            odds = odds + VALUES.weight_match[matches[ids.tolist().index(best)]]
-            weights.append(torch.sigmoid(odds))
-            rows.append((1 - weights[-1]) * model[t] + weights[-1] * memory)
-        return torch.stack(rows), torch.stack(weights)
-
-    def match(self, place, context):
-        """How many of the tokens before a place end the context, as one of MATCH_LENGTHS."""
-        length = 0
-        while length < min(place, len(context)) and (
-            self.next[place - 1 - length] == context[-1 - length]
-        ):
-            length += 1
-        return sum(length >= least for least in MATCH_LENGTHS)
-
-
-def slow_reading(lm, text, remembered=()):
-    """Log-probabilities of a text's tokens, and the weights of the pointer, one segment at a time."""
-    tokens, log_probs, weights = lm._tokens(text, False), [], []
-    memory = SlowMemory(lm)
-    for document in remembered:
-        memory.add(document)
-    before = len(memory.keys)
-    for start in range(0, tokens.size(1) - 1, WINDOW):
-        stop = min(start + WINDOW, tokens.size(1) - 1)
-        probs, weight = memory.probs(tokens[:, start:stop])
-        following = tokens[0, start + 1 : stop + 1].unsqueeze(-1)
-        log_probs.append(probs.log().gather(-1, following).squeeze(-1))
-        weights.append(weight)
-        # now the text so far is a document of its own
-        del memory.keys[before:], memory.next[before:]
-        keys = [memory.keys_of(s) for s in tokens[:, :stop].split(WINDOW, dim=1)]
-        memory.keys += list(torch.cat(keys)[:-1])
-        memory.next += tokens[0, 1:stop].tolist()
-    return torch.cat(log_probs).float(), torch.cat(weights).float()
 
 
 def test_scores_are_those_of_the_slow_mixture(lm, folder):

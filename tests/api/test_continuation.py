@@ -14,7 +14,7 @@ PROMPTS = {"short": story(3, seed=5), "long": story(40, seed=6), "very long": st
 
 @pytest.fixture
 def load(models):
-    """Loads a model by name; what it has memorized is a document."""
+    """Loads a model by name; it has memorized one document."""
 
     def load_model(name="longmem", memorized=True):
         lm = LongMem.from_pretrained(models[name])

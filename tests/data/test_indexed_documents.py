@@ -95,7 +95,7 @@ def test_a_token_that_is_not_in_the_dictionary(prefix):
 
 
 def test_other_formats_of_fairseq_are_refused(tmp_path):
-    """Which would be recognised by their first bytes."""
+    """Their first bytes would be recognized."""
     builder = IndexedDatasetBuilder(str(tmp_path / "train.bin"))
     builder.add_item(torch.tensor([4, 2]))
     builder.finalize(str(tmp_path / "train.idx"))

@@ -88,7 +88,7 @@ def test_the_window_is_the_one_it_was_trained_with(corpus, models, tmp_path, mon
     assert line["tokens_per_sample"] == WINDOW
     items = tmp_path / "results.jsonl.items"
     assert len(list(items.iterdir())) == 1
-    # what other code had finished is not taken up
+    # items that other code has finished are done again
     monkeypatch.setattr("eval.common.model_options.code_hash", lambda: "other")
     call(monkeypatch, evaluate.main, "evaluate.py", *arguments)
     assert len(list(items.iterdir())) == 2

@@ -1,4 +1,4 @@
-"""RULER and BABILong: scores by hand, official files, and answers of tiny models by plain reading."""
+"""RULER and BABILong: official files, and answers of tiny models by plain reading."""
 
 import json
 
@@ -6,77 +6,13 @@ import pytest
 import torch
 
 from eval import babilong, report, ruler
-from eval.ruler_tasks import PROMPTS, TASKS, max_new_tokens, score
+from eval.ruler_tasks import TASKS, score
 from longmem_fairseq import LongMem
 from tests.helpers.benchmark_runs import assert_one_line, assert_resumes, call, lines, whole_chunks
 from tests.helpers.model_folders import story
 
 WINDOW = 96
 MEMORY = ("--memory-size", 2048)
-
-
-@pytest.mark.parametrize(
-    "task, answer, references, expected",
-    [
-        ("niah_single_1", " 1234567.", ["1234567"], 1),
-        ("niah_single_1", " 123456", ["1234567"], 0),
-        ("niah_single_1", " 91234567", ["1234567"], 1),  # contained, as in RULER
-        ("niah_multivalue", "a 1111111 and 2222222", ["1111111", "2222222", "3", "4444444"], 0.5),
-        ("niah_single_3", "ABCD-01", ["abcd-01"], 1),
-        ("vt", "AAAAA BBBBB", ["AAAAA", "BBBBB", "CCCCC", "DDDDD", "EEEEE"], 0.4),
-        ("qa_1", "the Denver Broncos", ["broncos", "Denver"], 1),
-        ("qa_1", "Carolina", ["Broncos", "Denver"], 0),
-    ],
-)
-def test_ruler_scores_by_hand(task, answer, references, expected):
-    assert score(task, answer, references) == expected
-
-
-def test_budgets():
-    expected = dict.fromkeys(TASKS, 128) | {"vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32, "qa_2": 32}
-    assert {task: max_new_tokens(task) for task in TASKS} == expected
-
-
-@pytest.mark.parametrize(
-    "task, answer, question, target, expected",
-    [
-        (
-            "qa1",
-            "\nAnswer: The most recent location of Mary is garden.",
-            "Where is Mary?",
-            "garden",
-            True,
-        ),
-        ("qa1", " GARDEN. Not the kitchen.", "Where is Mary?", "garden", True),
-        ("qa1", "garden or kitchen", "Where is Mary?", "garden", False),
-        ("qa1", "somewhere", "Where is Mary?", "garden", False),
-        (
-            "qa3",
-            "Before the kitchen it was in the office",
-            "Where was it before the kitchen?",
-            "office",
-            True,
-        ),
-        ("qa1", "office <example> kitchen", "Where is Mary?", "office", True),
-        ("qa5", "Fred", "Who did Mary give the apple to?", "Fred", True),
-        ("qa5", "Mary gave the apple to Fred", "Who did Mary give the apple to?", "Fred", True),
-        ("qa5", "Bill and Fred", "Who did Mary give the apple to?", "Fred", False),
-        ("qa7", "none", "How many objects is Mary carrying?", "none", False),  # "one" is in it
-        ("qa8", "milk and apple", "What is Mary carrying?", "apple,milk", True),
-        ("qa8", "milk", "What is Mary carrying?", "apple,milk", False),
-        ("qa10", "maybe", "Is Mary in the office?", "maybe", True),
-    ],
-)
-def test_babilong_scores_by_hand(task, answer, question, target, expected):
-    labels = babilong.PROMPTS[task]["labels"]
-    assert babilong.is_right(answer, target, question, labels) == expected
-
-
-def test_babilong_has_ten_prompts():
-    assert babilong.TASKS == tuple(f"qa{i}" for i in range(1, 11))
-    for task in babilong.TASKS:
-        head = "\n".join(babilong.PROMPTS[task]["head"])
-        assert head.count("<example>") == head.count("\nAnswer: ") >= 2 and head.endswith("\n\n")
 
 
 def write(path, records, form="lines"):
@@ -118,7 +54,7 @@ def arguments(data, model, *more):
 
 
 def answers_in(results):
-    """What a run kept of every sample, by task, length and number."""
+    """The answers that a run logged, by task, length and number."""
     (path,) = (results.parent / f"{results.name}.items").iterdir()
     return {record["item"]: record["answers"] for record in lines(path)[1:]}
 
@@ -329,11 +265,3 @@ def test_a_model_without_memory_has_no_controls(data, models, monkeypatch, capsy
     given = arguments(data, models["backbone"], "--memory", "own,empty")
     line = assert_one_line(monkeypatch, capsys, ruler.main, "ruler.py", *given)
     assert line == "--memory (own,empty) needs a model with a memory bank: leave it out"
-
-
-def test_the_last_line_of_every_prompt_is_its_question():
-    fields = {"context": "a\nb", "query": "q", "kind": "number", "count": 5}
-    for family, prompt in PROMPTS.items():
-        whole = prompt.template.format(**fields) + prompt.answer_prefix.format(**fields)
-        question = whole.rpartition("\n")[2]
-        assert question.startswith(("What ", "Question: ")) and whole.count(question) == 1, family

@@ -35,7 +35,7 @@ def test_normalization():
         ("gold", ["golden", "gold"], 1, 1),  # the best of several answers
         ("February 7", ["7 February 2016", "the 7th"], 0, 4 / 5),
         ("", ["gold"], 0, 0),
-        ("the", ["a"], 1, 0),  # both empty once normalised: equal, and without a word in common
+        ("the", ["a"], 1, 0),  # both empty once normalized: equal, and without a word in common
     ],
 )
 def test_metrics_by_hand(prediction, answers, em, expected):

@@ -1,4 +1,4 @@
-"""ItemLog: what was finished is there after a kill, of the same run only, and nothing else."""
+"""ItemLog: finished items survive a kill, for the same run only, and no others are there."""
 
 import json
 import zlib

@@ -1,4 +1,4 @@
-"""results.py and provenance.py: what is appended to a file of results, and what code a run is of."""
+"""results.py and provenance.py: lines appended to a file of results, and the code of a run."""
 
 import shutil
 from pathlib import Path

@@ -82,7 +82,7 @@ def train_ranks(arguments, errors, by_environment=False, fault=None) -> list:
 
 
 def test_what_happens_to_one_rank_ends_all(root, monkeypatch, runs, tmp_path):
-    """SIGTERM, then SIGKILL to one of two ranks; what goes on ends as what was not disturbed."""
+    """SIGTERM, then SIGKILL to one of two ranks; a run that goes on ends as an undisturbed one."""
     monkeypatch.chdir(root)
     arguments = f"{runs}/data1:{runs}/data2 {longmem(runs)} --batch-size 2 --max-update 20"
     parts, whole = tmp_path / "parts", tmp_path / "whole"

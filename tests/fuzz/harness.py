@@ -1,4 +1,4 @@
-"""Reading a damaged file, and insisting on what must hold whatever is in it."""
+"""Reading a damaged file, and checking the promises that hold for any content."""
 
 import contextlib
 import io

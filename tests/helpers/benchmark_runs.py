@@ -17,7 +17,7 @@ TIMES = ("seconds",)
 
 
 class Killed(BaseException):
-    """What stands for a SIGKILL: nothing of ours catches it."""
+    """Stands for a SIGKILL: nothing of ours catches it."""
 
 
 def call(monkeypatch, main: Callable, program: str, *arguments) -> None:
@@ -65,7 +65,7 @@ def assert_resumes(monkeypatch, folder: Path, main: Callable, program: str, *arg
 
 
 def whole_chunks(lm: LongMem, tokens: List[int]) -> Tensor:
-    """What is memorised of *tokens*, 1 x T: starts of documents complete the last chunk."""
+    """The tokens to memorize, 1 x T: starts of documents complete the last chunk."""
     if lm.decoder.memory is None:
         return torch.tensor([tokens])
     missing = -len(tokens) % lm.decoder.memory.options["chunk_size"]

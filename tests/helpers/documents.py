@@ -8,7 +8,7 @@ FIRST = 100  # tokens are numbered through all documents from here
 
 
 class Documents:
-    """What an indexed dataset offers."""
+    """The interface of an indexed dataset."""
 
     def __init__(self, sizes):
         self.sizes = np.array(sizes, dtype=np.int32)

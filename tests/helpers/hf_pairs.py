@@ -1,4 +1,4 @@
-"""Models of transformers beside what they are converted to."""
+"""Models of transformers beside their conversions."""
 
 import json
 
@@ -17,7 +17,7 @@ STEPS = 40
 
 
 class Pair:
-    """A model of transformers with its tokenizer, and what it is converted to."""
+    """A model of transformers with its tokenizer, and its conversion."""
 
     def __init__(self, folder, settings=None, vocab_size=None, name="llama", **changes):
         tokenizer = make_tokenizer("llama3")

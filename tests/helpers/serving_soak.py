@@ -98,7 +98,7 @@ def load(folder: Path, memory: Path, seconds: float) -> None:
 
 
 def kill(folder: Path, memory: Path) -> None:
-    """A server is killed while it adds documents, and what is in its file is compared."""
+    """A server is killed while it adds documents, and the content of its file is compared."""
     found = Counter()
     for number in range(KILLS):
         memory.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from longmem_fairseq.fairseq_patches import install
 def run(num_processes: int, function: Callable, folder: Path, *arguments) -> None:
     """``function(folder, *arguments)`` in so many processes of one gloo group.
 
-    What one of them raises is raised here; the others are ended then.
+    An exception in one of them is raised here, after the others are ended.
     """
     # imported once, by the process that the others are forked from
     multiprocessing.set_forkserver_preload(

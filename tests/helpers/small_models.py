@@ -1,4 +1,4 @@
-"""Models of 4 layers x 32 with weights large enough to matter, and what tests do with them.
+"""Models of 4 layers x 32 with weights large enough to matter, and helpers that read them.
 
 The fixtures ``task``, ``backbone_path``, ``backbone`` and ``build`` of conftest.py make them.
 """

@@ -8,7 +8,7 @@ import torch
 
 @dataclass
 class Token:
-    """What is stored: the search key E, keys and values H x D, the id, and its place in a document."""
+    """A stored token: the search key E, keys and values H x D, the id, and its place in a document."""
 
     search: torch.Tensor
     keys: torch.Tensor

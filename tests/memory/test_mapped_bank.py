@@ -1,4 +1,4 @@
-"""Memories that stay in their files: what is done with them is what is done with one that was read.
+"""Memories that stay in their files do everything as memories that were read do.
 
 test_bank_against_lists.py maps banks in the middle of everything else.
 """
@@ -165,7 +165,7 @@ def test_a_model_that_only_reads_leaves_the_memory_in_its_file(load_both):
     assert other.memory.banks[False] is bank and bank.ring.in_place
 
 
-def test_a_model_that_memorises_more(load_both, load_lm, tmp_path):
+def test_a_model_that_memorizes_more(load_both, load_lm, tmp_path):
     read, mapped = load_both()
     for lm in (read, mapped):
         lm.memorize(story(12, seed=2), "b")

@@ -138,7 +138,7 @@ def test_chunk_keys_of_a_half_precision_bank_are_float32_means():
 @pytest.mark.parametrize("scope", ["stream", "batch"])
 @pytest.mark.parametrize("index", ["flat", "torch"])
 def test_a_segment_of_no_tokens(scope, index):
-    """What a shard whose streams have all run out reads while another still has some."""
+    """A shard whose streams have all run out reads one while another still has some."""
     bank = MemoryBank(2, 1, 3, memory_size=8, chunk_size=2, k=4, scope=scope, index=index)
     keys = torch.randn(2, 1, 5, 3)
     bank.write(keys, keys)
@@ -235,7 +235,7 @@ def test_state_of_another_bank_is_refused_and_changes_nothing(options, message):
 
 
 def test_the_state_is_not_a_copy():
-    """As large as the bank itself it would not always fit; what is kept has to be copied."""
+    """A copy as large as the bank would not always fit; a caller that keeps the state copies it."""
     bank = MemoryBank(1, 1, 1, memory_size=8, chunk_size=2, k=8)
     bank.write(*numbered(0, 8))
     views, copies = bank.state_dict(), copy.deepcopy(bank.state_dict())

@@ -1,4 +1,4 @@
-"""Memory files: what is saved is what is read, and a file is either whole or not there."""
+"""Memory files: loading gives the saved bank, and a file is either whole or not there."""
 
 import os
 from pathlib import Path

@@ -40,7 +40,7 @@ class Oracle:
 
     @property
     def held(self):
-        """What is stored or waits for its chunk to be full, oldest first."""
+        """Tokens that are stored or wait for their chunk to be full, oldest first."""
         whole = len(self.tokens) // self.chunk_size
         return self.tokens[max(0, whole - self.slots) * self.chunk_size :]
 

@@ -100,7 +100,7 @@ def save_without_the_last_rename(folder):
 
 
 def test_parts_of_two_saves_are_refused(tmp_path):
-    """What docs/scaling.md says of a kill; and no older file is removed before all are new."""
+    """As docs/scaling.md promises for a kill; and no older file is removed before all are new."""
     run(2, save_small, tmp_path)
     one_bank(1, 9).save(str(tmp_path / "one"))
     before = contents(tmp_path)

@@ -24,7 +24,7 @@ SIZES = {"memory_size": 16, "chunk_size": 2, "k": 6}
 
 
 def assert_same_found(one, many):
-    """What a query finds in one bank and in a sharded one."""
+    """A query retrieves the same from one bank and from a sharded one."""
     if one is None:
         assert many is None
         return
@@ -220,7 +220,7 @@ def save_four(folder):
 
 
 def load_elsewhere(folder):
-    """What 4 and 2 shards saved, in 2 and 4; and every failure is one of all processes."""
+    """Files of 4 and 2 shards are loaded in 2 and 4; and every failure is one of all processes."""
     one = MemoryBank.load(str(folder / "four"))
     queries = torch.randn(1, HEADS, 9, HEAD_DIM, generator=torch.Generator().manual_seed(2))
     for name in ("two", "four"):

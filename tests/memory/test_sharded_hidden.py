@@ -120,7 +120,7 @@ class Case:
         self.check_what_takes_one_process()
 
     def check_what_takes_one_process(self):
-        """What would read chunks of other processes is not even begun."""
+        """A call that would read chunks of other processes is refused before it starts."""
         self.many.begin_document(0, "more", -1)
         more = self.segment(1, 2 * self.options["chunk_size"] + 1)
         self.many.write(**more)

@@ -91,7 +91,7 @@ def test_rows_reset_on_their_own(build, config):
 
 
 @pytest.mark.parametrize("config", [LongMemConfig, MemTRMConfig])
-def test_memorising_gives_the_memory_of_reading(build, config):
+def test_memorizing_gives_the_memory_of_reading(build, config):
     """To a row that takes a document over, while the row beside it, which goes on, stays as it is."""
     other, past, rest = document(1, SEGMENT), document(2, 2 * SEGMENT), document(3, SEGMENT, rows=2)
     expected = []
@@ -134,7 +134,7 @@ def test_padding_changes_nothing(build, config):
 
 @pytest.mark.parametrize("scope", ["stream", "batch"])
 def test_a_segment_without_tokens_is_harmless(build, backbone, task, scope):
-    """What a shard gets whose streams have all run out."""
+    """A shard gets one when all of its streams have run out."""
     empty, flags = torch.empty(2, 0, dtype=torch.long), torch.tensor([False, False])
     assert backbone(empty)[0].shape == (2, 0, 64)
     for config in (LongMemConfig, MemTRMConfig):

@@ -1,4 +1,4 @@
-"""Backbone, LongMem and MemTRM by hand, and what they are saved as and refuse."""
+"""Backbone, LongMem and MemTRM by hand, their saved keys, and the options that they refuse."""
 
 import argparse
 

@@ -20,7 +20,7 @@ class Store(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What the pointers look at of :class:`Retrieved`."""
+    """The fields of :class:`Retrieved` that the pointers read."""
 
     scores: torch.Tensor
     token_ids: torch.Tensor
@@ -177,7 +177,7 @@ def test_a_trained_pointer_starts_as_the_constant_one():
 
 
 class Parts(NamedTuple):
-    """What a pointer is made of, free to move: scores of shares, and the logit of its weight."""
+    """The parts of a pointer, free to move: scores of shares, and the logit of its weight."""
 
     scores: torch.Tensor
     weight: torch.Tensor

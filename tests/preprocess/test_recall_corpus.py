@@ -1,4 +1,4 @@
-"""preprocess/make_recall_corpus.py: what is asked was said before."""
+"""preprocess/make_recall_corpus.py: every answer stands before its question."""
 
 import collections
 import json

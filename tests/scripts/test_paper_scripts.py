@@ -60,7 +60,7 @@ def start(tmp_path, root):
 
 
 def split(call):
-    """What starts fairseq-train, and its options."""
+    """The launcher of fairseq-train, and its options."""
     launch, _, arguments = call.partition(" fairseq-train data ")
     return launch, dict(re.findall(r"(--[a-z0-9-]+)(?: (?!--)(\([^)]*\)|\S+))?", arguments))
 
@@ -80,7 +80,7 @@ def test_one_machine(name, start):
 
 @pytest.mark.parametrize("name", ["pretrain", "adapt"])
 def test_several_machines_as_documented(name, start, root):
-    """What sbatch is told to run, in the environment that it gives to it."""
+    """The command in sbatch's --wrap, in the environment of a job."""
     text = (root / "train_scripts" / "paper_launch.sh").read_text()
     options, command = re.search(r'sbatch (--nodes [^"]*) --wrap "(.*)"', text).groups()
     assert options.replace("\\\n#    ", "").split() == [
