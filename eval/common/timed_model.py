@@ -225,8 +225,8 @@ def segment_step(args: Namespace, model: nn.Module, training: bool) -> Step:
     def step(stage: Callable = no_stages) -> None:
         source, target = torch.randint(*symbols, (2, streams, tokens), device=device)
         with torch.set_grad_enabled(training):
-            _, extra = model(source, new_document=new_document, target=target)
-            loss = extra["losses"].mean()
+            losses, _ = model(source, new_document=new_document, target=target)
+            loss = losses.mean()
         if training:
             with stage("backward"):
                 loss.backward()

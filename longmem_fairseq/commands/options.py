@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, List, Tuple
 
+from longmem_fairseq.commands.light_fairseq import import_fairseq
 from longmem_fairseq.utils.allocator import keep_freed_memory
 from longmem_fairseq.utils.cli import check_positive
 from longmem_fairseq.utils.replaced_file import replaced_mode
@@ -84,6 +85,7 @@ class _HelpModel(argparse.Action):
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    import_fairseq()  # before anything imports it in full
     from fairseq.dataclass.utils import gen_parser_from_dataclass
 
     from longmem_fairseq.tasks.config import ModelOptions

@@ -48,8 +48,7 @@ class LongMemCrossEntropyCriterion(FairseqCriterion):
 
     def forward(self, model, sample, reduce=True):
         """The loss of a batch, its number of targets, and the measurements to log."""
-        _, extra = model(**sample["net_input"], target=sample["target"])
-        losses = extra["losses"]
+        losses, extra = model(**sample["net_input"], target=sample["target"])
         self.losses = losses.detach()
         loss = losses.sum() if reduce else losses.flatten()
         sample_size = sample["ntokens"]

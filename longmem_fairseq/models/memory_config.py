@@ -45,8 +45,8 @@ class MemoryConfig(FairseqDataclass):
     k: int = field(
         default=64,
         metadata={
-            "help": "tokens retrieved per query and head; a multiple of --chunk-size; a backbone "
-            "without a SideNet retrieves 128 unless told otherwise"
+            "help": "tokens retrieved per query and head; a multiple of --chunk-size; a bare backbone "
+            "retrieves 128 unless told otherwise"
         },
     )
     retrieval_layer_index: int = field(

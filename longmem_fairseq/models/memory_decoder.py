@@ -129,7 +129,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         overlap: Optional[Tensor] = None,
         target: Optional[Tensor] = None,
         **unused,
-    ) -> Tuple[Optional[Tensor], Dict]:
+    ) -> Tuple[Tensor, Dict]:
         """Reads a segment of every stream, predicts, and memorizes it; or goes on generating.
 
         Args:
@@ -146,9 +146,9 @@ class MemoryDecoder(FairseqIncrementalDecoder):
 
         Returns:
             logits B x T x V, with *incremental_state* B x 1 x V or those of the last tokens, at least
-            of the new ones, and None with *target*; and a dictionary of
+            of the new ones; with *target* the losses instead (nats, B x T, 0 for padding); and a
+            dictionary of
 
-            - ``losses``: of the targets (nats, B x T, 0 for padding), or None
             - ``pointer``: :class:`Pointer` or None; the losses have it mixed in, the logits have not,
               which :meth:`get_normalized_probs` does
             - ``lookup``: :class:`Lookup` or None
@@ -161,11 +161,11 @@ class MemoryDecoder(FairseqIncrementalDecoder):
             return _output(self.read(src_tokens, target=target))
         self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
         reading = self.read(src_tokens, self.memory.retrieve, target=target)
-        logits, extra = _output(reading)
+        predicted, extra = _output(reading)
         extra.update(self.memory.statistics(self.gate))
         valid = self._to_memorize(src_tokens, overlap)
         self.memory.write(**reading.entries._asdict(), valid=valid, token_ids=src_tokens)
-        return logits, extra
+        return predicted, extra
 
     @torch.no_grad()
     def memorize(
@@ -277,10 +277,10 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         return 10**9  # a stream has no limit
 
 
-def _output(reading: Reading) -> Tuple[Optional[Tensor], Dict]:
+def _output(reading: Reading) -> Tuple[Tensor, Dict]:
     """A reading in the form of :meth:`MemoryDecoder.forward`."""
-    extra = {name: getattr(reading, name) for name in ("losses", "pointer", "lookup")}
-    return reading.logits, {**extra, "attn": None}
+    extra = {"pointer": reading.pointer, "lookup": reading.lookup, "attn": None}
+    return reading.logits if reading.losses is None else reading.losses, extra
 
 
 def unwrapped(model):

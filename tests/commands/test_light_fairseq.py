@@ -5,7 +5,10 @@ import sys
 
 PROGRAM = """
 import sys
-import longmem_fairseq.commands.generate
+from longmem_fairseq.commands.generate import get_parser
+from longmem_fairseq.commands.options import parse
+sys.argv[1:] = ["model", "--prompt", "a"]
+parse(get_parser())
 assert "fairseq" in sys.modules
 assert not {"sklearn", "sklearn.metrics", "scipy", "scipy.stats"} & set(sys.modules)
 from fairseq.criterions.sentence_prediction import f1_score, pearsonr

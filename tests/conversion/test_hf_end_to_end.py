@@ -152,7 +152,7 @@ def test_a_model_without_a_tokenizer_takes_ids_and_no_texts(tmp_path, monkeypatc
     with torch.no_grad():
         assert_close(lm.logits(ids), original(ids).logits, atol=1e-4, rtol=1e-4)
     message = (
-        f"{folder} has no tokenizer (--no-tokenizer left it out): give token ids to LongMem.logits"
+        f"{folder} has no tokenizer (no_tokenizer left it out): give token ids to LongMem.logits"
     )
     for use in (lm.score, lm.generate):
         with pytest.raises(ValueError) as error:
@@ -164,7 +164,9 @@ def test_a_model_without_a_tokenizer_takes_ids_and_no_texts(tmp_path, monkeypatc
         generate.cli()
     error = capsys.readouterr().err
     assert exited.value.code == 2 and error.count("\n") == 1
-    assert error.startswith(f"longmem-generate: error: {message}")
+    assert error.startswith(
+        f"longmem-generate: error: {message.replace('no_tokenizer', '--no-tokenizer')}"
+    )
 
 
 @pytest.mark.parametrize("converted", ["qwen2"], indirect=True)

@@ -82,7 +82,7 @@ def test_a_source_without_documents_names_what_it_holds(tmp_path):
     with pytest.raises(ValueError) as error:
         Source(tmp_path)
     assert str(error.value) == (
-        f"--source ({tmp_path}) holds no documents: expected .txt or .jsonl files, also .gz or .zst; "
+        f"source ({tmp_path}) holds no documents: expected .txt or .jsonl files, also .gz or .zst; "
         "there are 1 .md"
     )
 
