@@ -63,6 +63,8 @@ def lm(folder):
 
 def test_scores_are_those_of_the_slow_mixture(lm, folder):
     assert not lm.decoder.has_sidenet and lm.decoder.gate is None
+    # slow_reading takes these sizes from the model
+    assert (lm.decoder.window, lm.decoder.memory.options["k"]) == (WINDOW, K)
     expected, weights = slow_reading(lm, TEXT, DOCUMENTS.values())
     assert weights.max() > 0.1
     found = lm.score(TEXT)
