@@ -174,7 +174,9 @@ class SideNetDecoder(MemoryDecoder):
             states, entries = encoded.hidden_states, self._entries(encoded)
             lookup = None if retrieve is None else Lookup(retrieve)
             if self.search_layer is not None and retrieve is not None:
-                contexts = contexts_of(src_tokens, before, MATCH_LENGTHS[-1])
+                contexts = None  # literal matches are counted for a pointer alone
+                if self.pointer is not None:
+                    contexts = contexts_of(src_tokens, before, MATCH_LENGTHS[-1])
                 found = retrieve(entries.search_keys.unsqueeze(1), contexts=contexts)
                 lookup = Lookup(partial(_already, found), found)
             x = self._run_sidenet(states, biases, lookup, caches)
