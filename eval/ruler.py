@@ -14,7 +14,7 @@ strings that it contains. Appends a JSON line to --results for every task, lengt
 
 import argparse
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
 from eval.common import long_contexts, model_options
 from eval.common.long_contexts import ContextReader, Question, Rules
@@ -63,15 +63,15 @@ def chosen_tasks(args: argparse.Namespace, lengths: List[int]) -> List[str]:
     return tasks
 
 
-def read_questions(path: Path) -> List[Question]:
-    """The samples of a file, each cut before its last line.
+def read_questions(path: Path) -> Tuple[List[Question], str]:
+    """The samples of a file, each cut before its last line, and the text that their haystack is of.
 
     Raises:
         FileNotFoundError: there is no such file
         ValueError: it is not of RULER's form
     """
-    questions = []
-    for number, record in enumerate(read_json_lines(path, FIELDS), start=1):
+    questions, records = [], read_json_lines(path, FIELDS)
+    for number, record in enumerate(records, start=1):
         references = record["outputs"]
         if not references or not all(isinstance(text, str) and text for text in references):
             raise ValueError(f"{path}, line {number}: outputs are {references!r}, expected strings")
@@ -81,7 +81,7 @@ def read_questions(path: Path) -> List[Question]:
         questions.append(Question(context, newline + question, references))
     if not questions:
         raise ValueError(f"{path} holds no samples")
-    return questions
+    return questions, records[0].get("haystack", OFFICIAL)
 
 
 def main() -> None:
@@ -94,8 +94,7 @@ def main() -> None:
     for length in lengths:
         for task in tasks:
             path = path_of(args.data, length, task)
-            questions = read_questions(path)
-            essays = read_json_lines(path)[0].get("haystack", OFFICIAL)
+            questions, essays = read_questions(path)
             setting, reader = {"task": task, "length": length}, ContextReader(lm, rules_of(task))
             long_contexts.evaluate("ruler", args, reader, path, questions, setting, haystack=essays)
 

@@ -96,7 +96,7 @@ def test_answers_are_greedy_continuations(data, models, tmp_path, monkeypatch, m
     overrides = {"memory_size": 2048} if has_memory else {}
     lm = LongMem.from_pretrained(models[model], tokens_per_sample=WINDOW, **overrides)
     path = ruler.path_of(data, 4096, "vt")
-    questions, found = ruler.read_questions(path), answers_in(results)
+    (questions, _), found = ruler.read_questions(path), answers_in(results)
     assert questions[0].context == story(40, 0) and len(questions) == 3
     for i, question in enumerate(questions):
         following = questions[(i + 1) % 3]
