@@ -115,7 +115,7 @@ def main() -> None:
     lm = model_options.load(args)
     for (task, length), path in files.items():
         questions, setting = read_questions(path, task), {"task": task, "length": length}
-        reader = ContextReader(lm, rules_of(task))
+        reader = ContextReader(lm, rules_of(task), args.excerpts)
         long_contexts.evaluate("babilong", args, reader, path, questions, setting)
 
 

@@ -95,7 +95,8 @@ def main() -> None:
         for task in tasks:
             path = path_of(args.data, length, task)
             questions, essays = read_questions(path)
-            setting, reader = {"task": task, "length": length}, ContextReader(lm, rules_of(task))
+            setting, rules = {"task": task, "length": length}, rules_of(task)
+            reader = ContextReader(lm, rules, args.excerpts)
             long_contexts.evaluate("ruler", args, reader, path, questions, setting, haystack=essays)
 
 

@@ -20,6 +20,7 @@ from eval.common.results import append_result
 from eval.common.timing import Stopwatch
 from longmem_fairseq import LongMem
 from longmem_fairseq.api.decoding import Token, decode
+from longmem_fairseq.api.remembering import check_excerpts
 from longmem_fairseq.api.text_stream import TextStream
 
 MEMORIES = ("own", "empty", "other")
@@ -54,13 +55,26 @@ class Rules(NamedTuple):
 class ContextReader:
     """Asks questions about contexts, greedily.
 
-    A model with memory memorizes the context, and its window holds head and question. The window of one
-    without holds as much of the context's end between them as there is room for.
+    A model with memory memorizes the context, and its window holds head and question, and between them
+    excerpts of the memory, if any are asked for. The window of a model without memory holds as much of
+    the context's end there as there is room for.
+
+    Args:
+        excerpts: tokens of all excerpts together, at most
+
+    Raises:
+        ValueError: there are to be excerpts, but there is no memory, or room for one
     """
 
-    def __init__(self, lm: LongMem, rules: Rules):
-        self.lm, self.rules, self.prompts = lm, rules, PromptReader(lm)
+    def __init__(self, lm: LongMem, rules: Rules, excerpts: int = 0):
+        self.lm, self.rules, self.prompts, self.excerpts = lm, rules, PromptReader(lm), excerpts
         self.has_memory = self.prompts.has_memory
+        if excerpts and not self.has_memory:
+            raise ValueError(
+                f"--excerpts ({excerpts}) needs a model with a memory bank: leave it out"
+            )
+        if excerpts:
+            check_excerpts(excerpts)
 
     def memorize(self, context: str) -> None:
         """Leaves nothing but this context in memory, if there is one.
@@ -81,6 +95,8 @@ class ContextReader:
         """
         start, size = self.prompts.start, self.prompts.window
         head, asked = self.prompts.tokens(question.head), self.prompts.tokens(question.question)
+        if self.has_memory:
+            asked = self.lm.with_excerpts(asked, self.excerpts)
         needed = len(start) + len(head) + len(asked) + self.rules.max_new_tokens
         if needed > size:
             raise ValueError(
@@ -142,6 +158,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of every benchmark of this kind."""
     add = parser.add_argument
     add("--limit", type=int, help="first samples of every task and length (default: all)")
+    add(
+        "--excerpts",
+        type=int,
+        default=0,
+        help="tokens of the memory that share words with the question and are read again before it, at "
+        "most (default: 0)",
+    )
     add(
         "--memory",
         default="own",
@@ -216,6 +239,7 @@ def evaluate(
             "setting": setting,
             **more,
             "memory": memory,
+            "excerpts": args.excerpts,
             "seed": None,
             "examples": len(questions),
             "score": statistics.mean(scores),

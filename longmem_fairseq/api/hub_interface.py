@@ -3,27 +3,24 @@
 B texts, T tokens, V vocabulary.
 """
 
-import os
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Union
+from typing import List, Optional, Sequence, Union
 
 import torch
 from torch import Tensor
 
-from longmem_fairseq.api import generation, memorizing, reading
+from longmem_fairseq.api import generation, reading
 from longmem_fairseq.api.decoding import Draw
 from longmem_fairseq.api.pretrained import load_pretrained, names_of_arguments
 from longmem_fairseq.api.prompts import document_tokens, prompt_tokens
 from longmem_fairseq.api.reading import THIS_TEXT, TokenReading, TokenScores, progress_bar
-from longmem_fairseq.memory import ExternalMemory, MemoryFork
+from longmem_fairseq.api.remembering import Remembering
 from longmem_fairseq.tokenizers import Tokenizer
 from longmem_fairseq.tokenizers.chat_template import Message
-from longmem_fairseq.utils.replaced_file import Version, file_version
-from longmem_fairseq.utils.text_files import Text, named_texts
+from longmem_fairseq.utils.text_files import Text
 
 
-class LongMem:
+class LongMem(Remembering):
     """A language model with its tokenizer and, if it has one, its memory.
 
     A text is read as in evaluation: from the beginning-of-document token on, in segments of
@@ -37,10 +34,9 @@ class LongMem:
     """
 
     def __init__(self, model, tokenizer: Tokenizer):
-        self.model, self.tokenizer = model, tokenizer
-        self.decoder, self.dictionary = model.decoder, tokenizer.dictionary
+        super().__init__(model.decoder, tokenizer)
+        self.model, self.dictionary = model, tokenizer.dictionary
         self.window = self.decoder.window
-        self._versions: Dict[str, Version] = {}  # of the memory files that were read, by path
 
     @classmethod
     def from_pretrained(
@@ -68,114 +64,6 @@ class LongMem:
             overrides["compute_dtype"] = str(dtype).removeprefix("torch.")
         with names_of_arguments():
             return cls(*load_pretrained(Path(path), device, overrides))
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the model, and of its memory."""
-        return next(self.model.parameters()).device
-
-    @property
-    def memory(self) -> ExternalMemory:
-        """The banks of training and evaluation.
-
-        Raises:
-            ValueError: the model has none
-        """
-        if self.decoder.memory is None:
-            raise ValueError("this model has no memory: it is a backbone, or was made without one")
-        return self.decoder.memory
-
-    def memorize(
-        self,
-        texts: Union[Text, Iterable[Text]],
-        names: Union[str, Sequence[str], None] = None,
-        progress: bool = True,
-        special_tokens: bool = False,
-    ) -> int:
-        """Reads documents into memory, each from its beginning.
-
-        Args:
-            texts: documents: a string is a text, a ``Path`` is a file, or a pattern of files
-            names: their names in passages (default: the file's path, or ``document N``)
-            progress: show a bar, on a terminal
-            special_tokens: read those that the texts spell out; otherwise they are text
-
-        Returns:
-            how many tokens the documents have
-
-        Raises:
-            FileNotFoundError: there is no such file
-            ValueError: a text is empty, or not in UTF-8; names are missing; the memory is frozen
-        """
-        self._check_not_frozen()
-        return memorizing.memorize_documents(
-            self.decoder,
-            self.tokenizer,
-            self.memory.single_bank(self.device),
-            named_texts(texts, names),
-            progress,
-            special_tokens,
-        )
-
-    def save_memory(self, path: Text, replaces: Optional[Version] = None) -> None:
-        """Writes the memory to a file, at once or not at all.
-
-        A file that was read here, and that another process has saved since, is left as it is (but
-        those of a memory that is split over processes).
-
-        Args:
-            replaces: ``file_version(path)`` when the work began, for a file that was not read here
-                (default: whatever is there)
-
-        Raises:
-            OSError: the file cannot be written, is read-only, or was saved by another process
-            ValueError: the model has no memory
-        """
-        bank, file = self.memory.single_bank(self.device), os.path.abspath(path)
-        self._versions[file] = bank.save(str(path), self._versions.get(file, replaces))
-
-    def load_memory(self, path: Text, memory_map: bool = False) -> None:
-        """Takes the memory of a file instead of the one that is there.
-
-        Args:
-            memory_map: leave keys and values in the file; see :meth:`MemoryBank.load`
-
-        Raises:
-            FileNotFoundError: there is no such file
-            ValueError: it is damaged, of another backbone or other sizes, or of several streams; or
-                the memory is frozen
-        """
-        self._check_not_frozen()
-        version = file_version(str(path))
-        self.memory.load(str(path), training=False, device=self.device, memory_map=memory_map)
-        self._versions[os.path.abspath(path)] = version
-
-    def forget(self, name: Optional[str] = None) -> int:
-        """Empties the memory, or removes one document from it.
-
-        Args:
-            name: of the document; the others stay as they are (default: all go)
-
-        Returns:
-            how many tokens were forgotten
-
-        Raises:
-            ValueError: there is no such document; or the memory is frozen, or there is none
-        """
-        self._check_not_frozen()
-        if name is None:
-            return memorizing.forget_all(self.memory)
-        return memorizing.forget_named(self.memory.single_bank(self.device), name)
-
-    @contextmanager
-    def frozen_memory(self) -> Iterator[None]:
-        """Inside, nothing is memorized: a text sees what was before, and its own segment.
-
-        Raises:
-            ValueError: the model has no memory
-        """
-        with self.memory.frozen():
-            yield
 
     def score(
         self, text: str, memory: bool = True, progress: bool = False, special_tokens: bool = False
@@ -245,6 +133,7 @@ class LongMem:
         progress: bool = False,
         special_tokens: bool = False,
         chat: bool = False,
+        excerpts: int = 0,
     ) -> str:
         """Continues a text, at most until its document ends.
 
@@ -263,6 +152,7 @@ class LongMem:
             progress: show a bar
             special_tokens: read those that the prompt spells out; otherwise they are text
             chat: make the prompt with the model's own chat template, and answer it
+            excerpts: read what :meth:`excerpts` finds for the prompt before it, at most so many tokens
 
         Returns:
             the text after the prompt
@@ -273,6 +163,7 @@ class LongMem:
         stop = [stop] if isinstance(stop, str) else list(stop)
         generation.check_generation(max_new_tokens, temperature, top_k, top_p, beam, seed, stop)
         tokens = prompt_tokens(self.decoder, self.tokenizer, prompt, special_tokens, chat)
+        tokens = self.with_excerpts(tokens[0], excerpts).unsqueeze(0)
         draw = Draw(temperature, top_k, top_p, seed, self.device)
         with progress_bar("generating", progress, max_new_tokens) as bar:
             return generation.generate(
@@ -280,16 +171,6 @@ class LongMem:
                 *(max_new_tokens, draw, beam, stop, bar.update),
             )
 
-    def fork(self, rows: int) -> Optional[MemoryFork]:
-        """The memory of texts that leave it as it is; None for a model without."""
-        if self.decoder.memory is None:
-            return None
-        return self.memory.fork(rows, self.device, THIS_TEXT)
-
     def _tokens(self, text: str, special_tokens: bool) -> Tensor:
         """1 x (1 + T): the beginning of a document, and its tokens."""
         return document_tokens(self.tokenizer, text, special_tokens).to(self.device)
-
-    def _check_not_frozen(self) -> None:
-        if self.memory.read_only:
-            raise ValueError("the memory is frozen: leave frozen_memory() first")

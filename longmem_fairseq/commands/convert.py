@@ -64,6 +64,12 @@ def get_parser() -> argparse.ArgumentParser:
         "the backbone alone can have no memory (default: 2048)",
     )
     add(
+        "--search-layer",
+        type=int,
+        help="backbone layer after which these are taken, and compared (default: 19 twentieths of the "
+        "depth, best for text; two thirds are better for classification by demonstrations)",
+    )
+    add(
         "--tokens-per-sample", type=int, help="local window (default: 1,024, or what the model has)"
     )
     add("--no-tokenizer", action="store_true", help="convert the weights alone")
@@ -178,7 +184,9 @@ def convert_checkpoint(args: argparse.Namespace, checkpoint: Checkpoint) -> None
         if files.tokenizer is not None:
             (new / "tokenizer.json").write_text(files.tokenizer, encoding="utf-8")
         if files.tokenizer is not None and args.search_tokens > 0:
-            add_search_mean(cfg, weights, load_tokenizer(new), window, args.search_tokens)
+            tokenizer = load_tokenizer(new)
+            layer = args.search_layer
+            add_search_mean(cfg, weights, tokenizer, window, args.search_tokens, layer)
             save_model(new, cfg, weights, window, text)
     print(dest)
 

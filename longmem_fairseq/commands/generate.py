@@ -48,6 +48,14 @@ def get_parser() -> argparse.ArgumentParser:
         default=[],
         help="end before this string, or at this special token; may be repeated",
     )
+    add(
+        "--excerpts",
+        type=int,
+        default=0,
+        metavar="TOKENS",
+        help="read again, before the text, excerpts of the memory that share words with it; so many at "
+        "most (default: 0)",
+    )
     add("--chat", action="store_true", help="answer the text, with the model's own chat template")
     return parser
 
@@ -78,17 +86,19 @@ def main() -> None:
     if args.chat and args.special_tokens:
         raise ValueError("--chat reads special tokens already: leave --special-tokens out")
     from longmem_fairseq.api.generation import check_generation
+    from longmem_fairseq.api.remembering import check_excerpts
 
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "beam", "seed", "stop")
     options = {name: getattr(args, name) for name in names}
     check_generation(**options)
+    if args.excerpts:
+        check_excerpts(args.excerpts)
     for text in args.stop:
         check_argument("--stop", text)
     lm = load_model(args)
+    options |= {name: getattr(args, name) for name in ("special_tokens", "chat", "excerpts")}
     for name, prompt in prompts:
-        text = lm.generate(
-            prompt, **options, progress=True, special_tokens=args.special_tokens, chat=args.chat
-        )
+        text = lm.generate(prompt, **options, progress=True)
         if args.json:
             print(json.dumps({"name": name, "prompt": prompt, "continuation": text}))
         else:

@@ -3,8 +3,9 @@
     longmem-lm-eval --model longmem --tasks lambada_openai,wikitext --batch_size 8 \\
         --model_args pretrained=runs/quickstart/longmem,memory=documents.memory
 
-``--model_args``: pretrained=FOLDER, memory=FILE, memory_size=, window=, dtype=, add_bos_token=, and the
-options of the model (k=, memory_index=, ...). Every other option is the harness's: ``--help``.
+``--model_args``: pretrained=FOLDER, memory=FILE, excerpts=, memory_size=, window=, dtype=,
+add_bos_token=, and the options of the model (k=, memory_index=, ...). Every other option is the
+harness's: ``--help``.
 """
 
 from longmem_fairseq.utils.cli import run

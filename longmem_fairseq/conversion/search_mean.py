@@ -4,19 +4,24 @@ T tokens, C embed_dim.
 """
 
 from pydoc_data.topics import topics
-from typing import Dict
+from typing import Dict, Optional
 
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from longmem_fairseq.models.backbone import BackboneDecoder
-from longmem_fairseq.models.memory_config import default_search_layer
+from longmem_fairseq.models.memory_config import checked_search_layer, default_search_layer
 from longmem_fairseq.tokenizers import Tokenizer
 
 
 def add_search_mean(
-    cfg, weights: Dict[str, Tensor], tokenizer: Tokenizer, window: int, num_tokens: int
+    cfg,
+    weights: Dict[str, Tensor],
+    tokenizer: Tokenizer,
+    window: int,
+    num_tokens: int,
+    layer: Optional[int] = None,
 ) -> None:
     """Adds the mean hidden state of a layer to a backbone's weights, and the layer to its options.
 
@@ -27,13 +32,17 @@ def add_search_mean(
         weights: state dict of its decoder
         window: tokens of a segment
         num_tokens: of the text
+        layer: default: see :func:`default_search_layer`
+
+    Raises:
+        ArgumentError: the backbone has no such layer
     """
+    layer = checked_search_layer(layer or default_search_layer(cfg.num_layers), cfg.num_layers)
     with torch.device("meta"):
         decoder = BackboneDecoder(OmegaConf.structured(cfg), tokenizer.dictionary, window)
     decoder.load_state_dict(weights, assign=True)
     decoder.tie_head()
     decoder.freeze()
-    layer = default_search_layer(cfg.num_layers)
     text = "\n".join(topics[name] for name in sorted(topics))
     ids = torch.from_numpy(tokenizer.indices(text[: 8 * num_tokens])).long()[:num_tokens]
     states = []

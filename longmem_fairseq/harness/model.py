@@ -39,6 +39,7 @@ class LongMemHarness(TemplateLM):
         dtype: float32, bfloat16 or float16 (default: as it was trained)
         add_bos_token: begin every text with the symbol before a document (default: where the model's
             own tokenizer does, and for models without one)
+        excerpts: tokens of the memory that are read again before every context; 0: none
         max_gen_toks: where the task does not say how long an answer may be
         batch_size, max_batch_size, device: the harness's
         options: further ones of the model, such as k or memory_index
@@ -55,6 +56,7 @@ class LongMemHarness(TemplateLM):
         window: Optional[int] = None,
         dtype: Optional[str] = None,
         add_bos_token: Optional[bool] = None,
+        excerpts: int = 0,
         max_gen_toks: int = 256,
         batch_size: Union[int, str] = 1,
         max_batch_size: Optional[int] = None,
@@ -64,6 +66,7 @@ class LongMemHarness(TemplateLM):
         super().__init__()
         self.batch_size = _positive("batch_size", batch_size)
         self.max_gen_toks = _positive("max_gen_toks", max_gen_toks)
+        self.excerpts = _positive("excerpts", excerpts) if excerpts else 0
         sizes = {"memory_size": memory_size, "tokens_per_sample": window}
         for name, value in sizes.items():
             if value is not None:
@@ -154,9 +157,7 @@ class LongMemHarness(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Tuple], disable_tqdm: bool = False, **unused
     ) -> List[Tuple[float, bool]]:
-        rows = [
-            Row(torch.tensor([*before, *scored]), len(scored)) for _, before, scored in requests
-        ]
+        rows = [Row(self._row(*request), len(request[2])) for request in requests]
         results = [(0.0, True)] * len(rows)  # of rows without scored tokens
         scored = [i for i, row in enumerate(rows) if row.scored > 0]
         lengths = [len(rows[i].tokens) for i in scored]
@@ -173,6 +174,13 @@ class LongMemHarness(TemplateLM):
                         self.cache_hook.add_partial("loglikelihood", requests[i][0], results[i])
                 bar.update(len(batch))
         return results
+
+    def _row(self, texts: Optional[tuple], before: List[int], scored: List[int]) -> torch.Tensor:
+        """The tokens of a request; those of a whole text (*texts* None) have no context."""
+        context = torch.tensor(before)
+        if texts is not None:
+            context = self.lm.with_excerpts(context, self.excerpts)
+        return torch.cat([context, torch.tensor(scored, dtype=torch.long)])
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> List[str]:
         """The continuation of each context, up to the strings that its task names."""
@@ -207,6 +215,7 @@ class LongMemHarness(TemplateLM):
         seed = int(torch.randint(2**31, ())) if drawing["temperature"] else None  # of --seed
         draw = Draw(**drawing, seed=seed, device=self.lm.device)
         prompts = [torch.tensor(self.tok_encode(c) or [self.prefix_token_id]) for c in contexts]
+        prompts = [self.lm.with_excerpts(prompt, self.excerpts) for prompt in prompts]
         streams = [TextStream(self.lm.tokenizer, stop) for _ in contexts]
         for batch in batches(
             self.lm, [len(prompt) for prompt in prompts], self.batch_size, MOST_APART

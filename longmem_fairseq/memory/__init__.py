@@ -4,6 +4,7 @@ fairseq."""
 from longmem_fairseq.memory.bank_copies import extend_bank, forget_document, select_banks
 from longmem_fairseq.memory.bank_layout import SEARCHES, BankLayout, check_sizes
 from longmem_fairseq.memory.chunk_store import DTYPES, STORAGES, bytes_per_token
+from longmem_fairseq.memory.excerpts import find_excerpts
 from longmem_fairseq.memory.external_memory import ExternalMemory
 from longmem_fairseq.memory.faiss_index import TooFewChunksError, check_index
 from longmem_fairseq.memory.memory_bank import MemoryBank
@@ -30,6 +31,7 @@ __all__ = [
     "check_shards",
     "check_sizes",
     "extend_bank",
+    "find_excerpts",
     "forget_document",
     "select_banks",
 ]

@@ -181,12 +181,21 @@ def search_layer(cfg: MemoryConfig, backbone: DecoderConfig) -> int:
     num_layers = backbone.num_layers
     if cfg.search_layer == -1:
         return backbone.fitted_search_layer or default_search_layer(num_layers)
-    if not 1 <= cfg.search_layer <= num_layers:
+    return checked_search_layer(cfg.search_layer, num_layers)
+
+
+def checked_search_layer(layer: int, num_layers: int) -> int:
+    """The layer itself.
+
+    Raises:
+        ValueError: there is no such layer
+    """
+    if not 1 <= layer <= num_layers:
         raise ValueError(
-            f"--search-layer ({cfg.search_layer}) must be between 1 and {num_layers}, or -1: the "
+            f"--search-layer ({layer}) must be between 1 and {num_layers}, or left to its default: the "
             f"backbone has {num_layers} layers"
         )
-    return cfg.search_layer
+    return layer
 
 
 def search_dim(cfg: MemoryConfig, backbone: DecoderConfig) -> int:

@@ -82,8 +82,9 @@ class _Choice:
             draw = Draw(request.temperature, 0, request.top_p, request.seed, lm.device)
             look = self._look if request.retrieved else None
             top = min(max(request.top or 0, 1), len(lm.dictionary))
+            prompt = lm.with_excerpts(self.prompt, request.excerpts)
             (reason,) = decode(
-                *(lm.decoder, lm.tokenizer, [self.prompt], request.max_tokens, on_token),
+                *(lm.decoder, lm.tokenizer, [prompt], request.max_tokens, on_token),
                 *(draw, top, request.stop, look),
             )
             self.stream.finish()

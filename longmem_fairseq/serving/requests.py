@@ -8,6 +8,7 @@ from torch import Tensor
 from longmem_fairseq.api.generation import check_generation
 from longmem_fairseq.api.hub_interface import LongMem
 from longmem_fairseq.api.prompts import document_tokens
+from longmem_fairseq.api.remembering import check_excerpts
 from longmem_fairseq.serving.errors import RequestError
 from longmem_fairseq.utils.argument_error import ArgumentError
 
@@ -26,7 +27,7 @@ NEUTRAL = {
 }
 IGNORED = ("user", "store", "metadata", "tool_choice", "parallel_tool_calls")
 COMMON = ("model", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "logprobs")
-COMMON += ("stream_options", "retrieved")
+COMMON += ("stream_options", "retrieved", "excerpts")
 COMPLETION = ("prompt", "echo", "special_tokens", *COMMON)
 CHAT = ("messages", "max_completion_tokens", "top_logprobs", *COMMON)
 
@@ -38,7 +39,8 @@ class Completion:
     Args:
         prompts: dictionary indices, those before a document included; a choice for each
         top: how many of the most likely tokens are told for each token; None: nothing of tokens
-        others: see OpenAI's API; ``retrieved``: passages that were read for the answer
+        others: see OpenAI's API; ``retrieved``: passages that were read for the answer; ``excerpts``:
+            tokens of memory that are read again before the prompt
     """
 
     prompts: List[Tensor]
@@ -52,6 +54,7 @@ class Completion:
     stream: bool
     include_usage: bool
     retrieved: bool
+    excerpts: int
 
 
 def completion_of(lm: LongMem, body: Dict[str, Any]) -> Completion:
@@ -75,7 +78,7 @@ def completion_of(lm: LongMem, body: Dict[str, Any]) -> Completion:
         max_tokens=_field(body, "max_tokens", _whole(least), 16),
         top=_field(body, "logprobs", _whole(0, MOST_ALTERNATIVES), None),
         echo=echo,
-        **_common(body),
+        **_common(lm, body),
     )
 
 
@@ -101,11 +104,11 @@ def chat_of(lm: LongMem, body: Dict[str, Any]) -> Completion:
         max_tokens=_field(body, "max_completion_tokens", _whole(1), most),
         top=top if _field(body, "logprobs", _flag, False) else None,
         echo=False,
-        **_common(body),
+        **_common(lm, body),
     )
 
 
-def _common(body: Dict[str, Any]) -> Dict[str, Any]:
+def _common(lm: LongMem, body: Dict[str, Any]) -> Dict[str, Any]:
     """Fields that both kinds of request have."""
     stop = body.get("stop")
     stop = [stop] if isinstance(stop, str) else ([] if stop is None else stop)
@@ -133,7 +136,22 @@ def _common(body: Dict[str, Any]) -> Dict[str, Any]:
         "stream": _field(body, "stream", _flag, False),
         "include_usage": options.get("include_usage") is True,
         "retrieved": _field(body, "retrieved", _flag, False),
+        "excerpts": _excerpts(lm, body),
     }
+
+
+def _excerpts(lm: LongMem, body: Dict[str, Any]) -> int:
+    """Tokens of memory that are read again; 0 where the request does not ask for any."""
+    max_tokens = _field(body, "excerpts", _whole(0), 0)
+    if max_tokens == 0:
+        return 0
+    if lm.decoder.memory is None:
+        raise RequestError("excerpts: this model has no memory", param="excerpts")
+    try:
+        check_excerpts(max_tokens)
+    except ArgumentError as error:
+        raise RequestError(str(error), param="excerpts") from None
+    return max_tokens
 
 
 def _check_fields(body: Dict[str, Any], known: Sequence[str]) -> None:

@@ -41,8 +41,8 @@ def test_rounding_of_the_rotation_does_not_make_a_memory_foreign(make):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"search_layer": 5}, "--search-layer (5) must be between 1 and 4, or -1: "),
-        ({"search_layer": 0}, "--search-layer (0) must be between 1 and 4, or -1: "),
+        ({"search_layer": 5}, "--search-layer (5) must be between 1 and 4, or left to "),
+        ({"search_layer": 0}, "--search-layer (0) must be between 1 and 4, or left to "),
         ({"search_dim": 0}, "--search-dim (0) must be at least 1"),
         (
             {"pointer": "trained", "memory_search": "attention"},
