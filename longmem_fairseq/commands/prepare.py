@@ -49,6 +49,11 @@ def get_parser() -> argparse.ArgumentParser:
     add("--source", type=Path, required=True, help="file or folder of documents")
     add("--dest", type=Path, required=True, help="folder to write, new or empty")
     add(
+        "--also-train",
+        type=Path,
+        help="another source, whose train split (or all of it, if it has none) is trained on besides",
+    )
+    add(
         "--vocabulary",
         type=Path,
         help="folder of a model or corpus: use its tokenizer and dict.txt",
@@ -110,9 +115,11 @@ def check_options(args: argparse.Namespace) -> None:
             raise FileNotFoundError(f"{as_option(option)} ({path}) does not exist")
 
 
-def corpus_hash(args: argparse.Namespace, source: Source) -> str:
-    """sha256 over everything that the result depends on: options, source, reused files."""
+def corpus_hash(args: argparse.Namespace, source: Source, also: Optional[Source]) -> str:
+    """sha256 over everything that the result depends on: options, sources, reused files."""
     parts: Dict[str, Any] = {"format": FORMAT, "source": source.content_hash()}
+    if also is not None:
+        parts["also_train"] = also.content_hash()
     for option in ("tokenizer", "vocab_size", "text_field", "valid_share", "test_share", "seed"):
         parts[option] = getattr(args, option)
     files = {"sentencepiece_model": args.sentencepiece_model, "dict": args.dict}
@@ -182,14 +189,18 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             "another folder as --dest"
         )
     source = Source(args.source, args.text_field, exclude=args.dest)
-    digest = corpus_hash(args, source)
+    also = None
+    if args.also_train is not None:
+        also = Source(args.also_train, args.text_field, args.dest, "also_train")
+    digest = corpus_hash(args, source, also)
     if is_up_to_date(args.dest, "manifest.json", {"hash": digest}, args.overwrite):
         print(f"{args.dest}: up to date")
         return
     must_train = not (args.vocabulary or args.sentencepiece_model or args.gpt2_bpe_dir)
     if source.left_out:
         print(f"left out of {args.source}: {counted_kinds(source.left_out)}")
-    corpus = SplitCorpus(source, args.valid_share, args.test_share, args.seed, must_train)
+    shares = args.valid_share, args.test_share
+    corpus = SplitCorpus(source, *shares, args.seed, must_train, also)
     with replaced_folder(args.dest) as folder:
         manifest = {**write_corpus(folder, corpus, args), "hash": digest}
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")

@@ -46,15 +46,23 @@ class Source:
             test are the splits, and then the only input
         text_field: field of a record that holds the text
         exclude: folder inside *path* that is not input (the result, where it is written there)
+        argument: name of *path* in errors
 
     Raises:
         FileNotFoundError: *path* is missing
         ValueError: it holds no documents, or two things claim to be the same split
     """
 
-    def __init__(self, path: Path, text_field: str = "text", exclude: Optional[Path] = None):
+    def __init__(
+        self,
+        path: Path,
+        text_field: str = "text",
+        exclude: Optional[Path] = None,
+        argument: str = "source",
+    ):
+        self.named = f"{{{argument}}} ({{}})"  # beginning of errors
         if not path.exists():
-            raise MissingFileError("{source} ({}) does not exist", path)
+            raise MissingFileError(f"{self.named} does not exist", path)
         self.path = path
         self.text_field = text_field
         self.split_files: Dict[str, List[Path]] = {}
@@ -67,7 +75,7 @@ class Source:
         if not self.files or not all(has_suffix(file, DOCUMENT_SUFFIXES) for file in self.files):
             others = f"; there are {counted_kinds(self.left_out)}" if self.left_out else ""
             raise ArgumentError(
-                "{source} ({}) holds no documents: expected .txt or .jsonl files, also .gz or .zst{}",
+                f"{self.named} holds no documents: expected .txt or .jsonl files, also .gz or .zst{{}}",
                 path,
                 others,
             )
@@ -88,7 +96,7 @@ class Source:
             ]
             if len(candidates) > 1:
                 names = ", ".join(path.name for path in candidates)
-                message = "{source} ({}) has {}: keep one for each split"
+                message = f"{self.named} has {{}}: keep one for each split"
                 raise ArgumentError(message, self.path, names)
             for path in candidates:
                 is_folder = path.is_dir()

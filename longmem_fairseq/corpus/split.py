@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import random
-from typing import Iterator, List, Sequence
+from typing import Iterator, List, Optional, Sequence
 
 from longmem_fairseq.corpus.source import SPLITS, Document, Source
 from longmem_fairseq.utils.argument_error import ArgumentError
@@ -20,6 +20,8 @@ class SplitCorpus:
         valid_share, test_share: share of the documents, where the source has no splits of its own
         seed: of that split
         must_train: there has to be a train split, from which the tokenizer is made
+        also: another source, of which the train split, or everything if it has no splits, is trained on
+            after the rest
 
     Raises:
         ValueError: there are no documents, or none to train on
@@ -32,8 +34,9 @@ class SplitCorpus:
         test_share: float,
         seed: int,
         must_train: bool = True,
+        also: Optional[Source] = None,
     ):
-        self.source = source
+        self.source, self.also = source, also
         self.seed = seed
         self.split_of: List[str] = []  # of each document in reading order, where we split
         self.num_documents = dict.fromkeys(SPLITS, 0)
@@ -50,6 +53,8 @@ class SplitCorpus:
             self.split_of = split_by_rank(hashes, valid_share, test_share)
             for split, length in zip(self.split_of, lengths, strict=True):
                 self._count(split, length)
+        for document in self._further():
+            self._count("train", len(document.text))
         if not any(self.num_documents.values()):
             raise ArgumentError("{source} ({}) holds no documents", source.path)
         if must_train and not self.num_documents["train"]:
@@ -65,11 +70,22 @@ class SplitCorpus:
 
     def documents(self, split: str) -> Iterator[Document]:
         """The documents of a split, read from the source again."""
-        if not self.num_documents[split]:
+        further = self._further() if split == "train" else iter(())
+        if not self.source.has_splits:
+            chosen = [s == split for s in self.split_of]
+            return itertools.chain(itertools.compress(self.source.documents(), chosen), further)
+        own = self.source.documents(split) if split in self.source.split_files else iter(())
+        return itertools.chain(own, further)
+
+    def _further(self) -> Iterator[Document]:
+        """The documents of the other source."""
+        if self.also is None:
             return iter(())
-        if self.source.has_splits:
-            return self.source.documents(split)
-        return itertools.compress(self.source.documents(), [s == split for s in self.split_of])
+        if not self.also.has_splits:
+            return self.also.documents()
+        if "train" not in self.also.split_files:
+            raise ArgumentError(f"{self.also.named} has splits, but no train", self.also.path)
+        return self.also.documents("train")
 
     def training_texts(self) -> Iterator[str]:
         """Train documents, thinned by line to about MAX_TRAINING_CHARACTERS."""

@@ -52,6 +52,8 @@ OPTIONS = {
     "damaged gpt2 file": GPT2,
     "gpt2 dictionary too small": GPT2,
     "workers": "--workers 0",
+    "missing further source": "--also-train {root}/no",
+    "further source without train": "--also-train {root}/other",
     "shares": "--valid-share 0.5 --test-share 0.5",
     "missing model": "--sentencepiece-model {root}/no.model",
     "garbage model": "--sentencepiece-model {root}/source/train.jsonl",
@@ -82,6 +84,7 @@ CHANGES = {
     "damaged zst": lambda root: (root / "source" / "train.jsonl").rename(
         root / "source" / "train.jsonl.zst"
     ),
+    "further source without train": lambda root: write_splits(root / "other", {}, {"a": PLAIN}),
     "missing gpt2 file": lambda root: (write_gpt2_files(root / "bpe") / "vocab.bpe").unlink(),
     "damaged gpt2 file": lambda root: (write_gpt2_files(root / "bpe") / "encoder.json").write_text(
         "{"
@@ -147,6 +150,8 @@ def bad_case(name, root):
         ("missing gpt2 file", "has no vocab.bpe: expected encoder.json, vocab.bpe, dict.txt"),
         ("damaged gpt2 file", "encoder.json or vocab.bpe is not GPT-2's"),
         ("gpt2 dictionary too small", "the tokenizer loses characters of this text"),
+        ("missing further source", "no) does not exist"),
+        ("further source without train", "other) has splits, but no train"),
         ("workers", "--workers (0) must be at least 1"),
         ("shares", "leave no train split"),
         ("missing model", "no.model) does not exist"),

@@ -80,6 +80,31 @@ def test_changed_source_changes_the_hash(tmp_path, capsys):
     assert prepare(source, tmp_path / "corpus", "--overwrite")["hash"] != manifest["hash"]
 
 
+@pytest.mark.parametrize("has_splits", [False, True])
+def test_another_source_is_trained_on_besides(tmp_path, has_splits):
+    """After the documents of the source; its other splits are left out, and a change is noticed."""
+    source = write_splits(tmp_path / "source", {"a": PLAIN}, {"b": "one"}, {"c": "two"})
+    texts = {"d": "\u0394 " + PLAIN[:50], "e": PLAIN[:40]}
+    if has_splits:
+        other = write_splits(tmp_path / "other", texts, {"f": "three"})
+    else:
+        other = tmp_path / "other"
+        other.mkdir()
+        for name, text in texts.items():
+            (other / f"{name}.txt").write_text(text)
+    plain = prepare(source, tmp_path / "plain")
+    manifest = prepare(source, tmp_path / "corpus", "--also-train", str(other))
+    names = [row["name"] for row in read_lines(tmp_path / "corpus" / "train.documents.jsonl")]
+    assert names == ["a.txt", "d.txt", "e.txt"]
+    for split in ("valid", "test"):
+        assert manifest["splits"][split]["documents"] == plain["splits"][split]["documents"] == 1
+    path = other / "train" / "d.txt" if has_splits else other / "d.txt"
+    path.write_text("another")
+    with pytest.raises(ValueError, match="made from other input"):
+        prepare(source, tmp_path / "corpus", "--also-train", str(other))
+    assert prepare(source, tmp_path / "plain") == plain
+
+
 def test_a_folder_that_is_not_ours_is_never_replaced(tmp_path):
     source = write_splits(tmp_path / "source", {"a": PLAIN})
     dest = tmp_path / "thesis"
