@@ -10,6 +10,8 @@ from typing import Dict, List, Optional, Tuple
 import torch
 from torch import Tensor
 
+from longmem_fairseq.utils.processor import has_instructions
+
 # Scores computed at a time, per thread. On a CPU they should stay near the caches (measured with 8,192
 # to 32,768 chunks: 1M floats are fastest, half and four times of that slower); a GPU wants large
 # products.
@@ -147,8 +149,7 @@ def rounding_pays(queries: Tensor, stored: int, count: int) -> bool:
 
 def multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions for it."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch cannot tell
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    return has_instructions("avx512_bf16") or has_instructions("amx_bf16")
 
 
 def search_float32(keys: Tensor, queries: Tensor, out: Tensor, queries_at_once: int) -> None:

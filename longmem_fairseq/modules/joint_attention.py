@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longmem_fairseq.memory import Retrieved
+from longmem_fairseq.modules.blocked_attention import blocked_attention, blocks_pay
 from longmem_fairseq.modules.causal_bias import causal_mask
 from longmem_fairseq.modules.memory_attention import memory_attention
 from longmem_fairseq.modules.norms import QK_NORMS
@@ -232,6 +233,8 @@ def causal_attention(
             token sees all up to itself)
         softcap: see :class:`JointAttention`
     """
+    if softcap == 0 and blocks_pay(queries, keys):
+        return blocked_attention(queries, keys, values, bias)
     num_tokens, num_before = queries.size(2), keys.size(2) - queries.size(2)
     if keys.size(1) != queries.size(1) and (keys.is_cuda or softcap > 0):
         # with a mask, few CUDA kernels know groups; the one that is always there writes out all scores
