@@ -127,7 +127,11 @@ class ChunkRing:
         self.store.write(rows.flatten(), keys.flatten(0, 1), values.flatten(0, 1))
 
     def search(
-        self, queries: Tensor, banks: Sequence[int], num_written: Sequence[int]
+        self,
+        queries: Tensor,
+        banks: Sequence[int],
+        num_written: Sequence[int],
+        literal: Optional[Tensor] = None,
     ) -> Retrieved:
         """For every query the R chunks with the largest inner product, without their token ids.
 
@@ -135,8 +139,11 @@ class ChunkRing:
             queries: b x H* x T x D (or E), float32
             banks: the bank that each of the b rows searches
             num_written: chunks that every bank was given
+            literal: slots that take the place of the last ones, see :func:`with_literal`
         """
         slots = self.best_slots(queries, banks, num_written)
+        if literal is not None:
+            slots = with_literal(slots, literal)
         scores = None
         if self.layout.reads_successors:
             scores = self.scores(queries, slots, banks).squeeze(1)
@@ -210,6 +217,21 @@ class ChunkRing:
                 buffer[:, :, : state[name].size(2)] = state[name]
         index = {n.removeprefix("index."): t for n, t in state.items() if n.startswith("index.")}
         self.index.load_state_dict(index, [min(n, self.num_slots) for n in num_written])
+
+
+def with_literal(slots: Tensor, literal: Tensor) -> Tensor:
+    """The best slots of a search, the last of which give way to others, b x H* x T x R.
+
+    Args:
+        slots: b x H* x T x R, the best first
+        literal: b x H* x T x n, -1 where there are fewer; those that are there already become -1, too
+    """
+    count = literal.size(-1)
+    kept = slots[..., :-count]
+    there = (literal.unsqueeze(-1) == kept.unsqueeze(-2)).any(dim=-1)
+    same = literal.unsqueeze(-1) == literal.unsqueeze(-2)  # ... x n x n
+    there |= same.tril(-1).any(dim=-1)  # as an earlier one
+    return torch.cat([kept, literal.masked_fill(there, -1)], dim=-1)
 
 
 def rows_of(slots: Tensor, banks: Sequence[int], shape: Sequence[int]) -> Tensor:

@@ -24,7 +24,7 @@ from longmem_fairseq.memory.memory_file import write_memory_file
 from longmem_fairseq.memory.pending_tokens import PendingTokens, Tokens, tokens_of_rows
 from longmem_fairseq.memory.retrieved import Retrieved
 from longmem_fairseq.memory.shard_files import read_memory, remove_other_parts
-from longmem_fairseq.memory.token_log import UNKNOWN, Source, TokenLog, look_up
+from longmem_fairseq.memory.token_log import UNKNOWN, Source, TokenLog, literal_slots, look_up
 from longmem_fairseq.utils.replaced_file import Version
 
 
@@ -192,11 +192,11 @@ class MemoryBank:
         Args:
             queries: b x H* x T x D (or E), unscaled
             banks: the bank that each of the b rows searches (default: that of the first b streams)
-            contexts: for search ``hidden``: b x T x M ids of the query's token and those before it, see
-                :func:`look_up`
+            contexts: for search ``hidden``: b x T x M, see :func:`look_up`; with them, some of the R
+                chunks are those of :func:`literal_slots`
 
         Returns:
-            None when no bank that is searched has a complete chunk.
+            None when no bank that is searched has a complete chunk
 
         Raises:
             ValueError: the shape does not fit
@@ -207,12 +207,13 @@ class MemoryBank:
             banks = [layout.bank_of(row) for row in range(queries.size(0))]
         if not any(self.num_written[bank] for bank in banks):
             return None
-        retrieved = self.ring.search(queries.float(), banks, self.num_written)
+        logs, written = [self.logs[bank] for bank in banks], [self.num_written[b] for b in banks]
+        literal = None if contexts is None else literal_slots(layout, logs, written, contexts)
+        retrieved = self.ring.search(queries.float(), banks, self.num_written, literal)
         if not layout.reads_successors:
             return retrieved
         # one copy from the device: each waits for all that it has to do
-        slots, written = retrieved.chunks[:, 0].cpu(), [self.num_written[bank] for bank in banks]
-        logs, held = [self.logs[bank] for bank in banks], [self.held(bank) for bank in banks]
+        slots, held = retrieved.chunks[:, 0].cpu(), [self.held(bank) for bank in banks]
         looked_up = look_up(logs, layout.tokens_in(slots, written), held, contexts)
         ids, matches = (None if tensor is None else tensor.to(self.device) for tensor in looked_up)
         return retrieved._replace(token_ids=ids, matches=matches)

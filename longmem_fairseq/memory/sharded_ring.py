@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from longmem_fairseq.memory.bank_layout import BankLayout
-from longmem_fairseq.memory.chunk_ring import ChunkRing, rows_of
+from longmem_fairseq.memory.chunk_ring import ChunkRing, rows_of, with_literal
 from longmem_fairseq.memory.chunk_store import ChunkStore, Placement
 from longmem_fairseq.memory.retrieved import Retrieved
 from longmem_fairseq.utils.argument_error import ArgumentError
@@ -72,7 +72,11 @@ class ShardedRing:
             self.part.append(bank, self._num_here(num_written), keys, values, search_keys)
 
     def search(
-        self, queries: Tensor, banks: Sequence[int], num_written: Sequence[int]
+        self,
+        queries: Tensor,
+        banks: Sequence[int],
+        num_written: Sequence[int],
+        literal: Optional[Tensor] = None,
     ) -> Retrieved:
         """See :meth:`ChunkRing.search`; every process gets the best chunks of all."""
         given = [self._num_here(written) for written in num_written]
@@ -83,12 +87,23 @@ class ShardedRing:
         # named for torch.profiler, as in eval/benchmark_shards.py
         with record_function("memory.merge"):
             scores, slots = self.merge(scores, slots)
+            if literal is not None:
+                slots = with_literal(slots, literal)
+                count = literal.size(-1)
+                scores[..., -count:] = self.scores(queries, slots[..., -count:], banks)
         num_banks, heads, slots_here = self.part.store.keys.shape[:3]  # in a file fewer than S / N
         shape = (num_banks, heads, slots_here * self.num_shards)
         with record_function("memory.fetch"):
             rows, store = self.fetch(rows_of(slots, banks, shape))
         one_search = self.layout.reads_successors
         return Retrieved(slots, rows, store, scores.squeeze(1) if one_search else None)
+
+    def scores(self, queries: Tensor, slots: Tensor, banks: Sequence[int]) -> Tensor:
+        """See :meth:`ChunkRing.scores`, of slots of the whole ring."""
+        here = (slots >= 0) & (slots % self.num_shards == self.shard)
+        scores = self.part.scores(queries, torch.where(here, slots // self.num_shards, -1), banks)
+        dist.all_reduce(scores, dist.ReduceOp.MAX, self.group)
+        return scores
 
     def merge(self, scores: Tensor, slots: Tensor) -> Tuple[Tensor, Tensor]:
         """The best R of all processes' chunks, best first: scores, and slots of the whole ring.

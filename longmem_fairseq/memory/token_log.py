@@ -9,7 +9,9 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from longmem_fairseq.memory.bank_layout import BankLayout
 from longmem_fairseq.memory.chunk_store import Placement
+from longmem_fairseq.memory.literal_places import PER_QUERY, LiteralPlaces
 
 UNKNOWN = -1  # the id of a token that was written without one
 
@@ -39,16 +41,24 @@ class TokenLog:
         # token t is at t % size; zeros take no memory before they are written, nor are they read
         self.ids = Placement().buffer("token ids", (size,), torch.int32)
         self.sources: List[Source] = []
+        self._literal: Tuple[range, Optional[LiteralPlaces]] = (range(0), None)
 
     def write(self, first: int, ids: Tensor) -> None:
         """Notes the ids of the tokens from *first* on."""
         count = min(len(ids), len(self.ids))
         places = torch.arange(first + len(ids) - count, first + len(ids)) % len(self.ids)
         self.ids[places] = ids[len(ids) - count :].to(self.ids)
+        self._literal = (range(0), None)
 
     def read(self, tokens: range) -> Tensor:
         """Ids of n tokens, which have to be among the last ones."""
         return self.ids[torch.arange(tokens.start, tokens.stop) % len(self.ids)]
+
+    def literal_places(self, tokens: range) -> LiteralPlaces:
+        """A search of some of the last tokens, which is kept until others are asked for."""
+        if self._literal[1] is None or self._literal[0] != tokens:
+            self._literal = tokens, LiteralPlaces(self.read(tokens), tokens.start)
+        return self._literal[1]
 
     def sources_from(self, token: int) -> List[Source]:
         """The sources of the tokens from *token* on, the first of which begins there."""
@@ -111,6 +121,31 @@ def look_up(
         return ids, None
     rows = zip(logs, tokens, contexts.cpu(), held, strict=True)
     return ids, torch.stack([_match_lengths(*row) for row in rows])
+
+
+def literal_slots(
+    layout: BankLayout, logs: Sequence[TokenLog], num_written: Sequence[int], contexts: Tensor
+) -> Optional[Tensor]:
+    """Slots of the latest chunks after the same words as each of b x T queries, b x 1 x T x n; see
+    :class:`LiteralPlaces`.
+
+    Args:
+        logs: of the b rows
+        num_written: chunks that the bank of each row was given
+        contexts: see :func:`look_up`
+
+    Returns:
+        None where a query retrieves too few chunks for any of them to be of this kind
+    """
+    count = layout.chunks_per_query // PER_QUERY
+    if count == 0:
+        return None
+    slots = []
+    for log, written, row in zip(logs, num_written, contexts.cpu(), strict=True):
+        places = log.literal_places(layout.held(written, 0)).latest(row, count)
+        chunks = places // layout.chunk_size % layout.num_slots
+        slots.append(chunks.masked_fill(places < 0, -1))
+    return torch.stack(slots).unsqueeze(1).to(contexts.device)
 
 
 def _match_lengths(log: TokenLog, tokens: Tensor, contexts: Tensor, held: range) -> Tensor:

@@ -131,7 +131,7 @@ def point(
         valid = scores.isfinite()
         scores = scores.masked_fill(~valid, -1.0)  # an infinity would make gradients NaN
         lengths = torch.tensor(MATCH_LENGTHS, device=ids.device)
-        matches = torch.bucketize(retrieved.matches, lengths, right=True)  # B x T x K
+        matches = torch.bucketize(retrieved.matches.contiguous(), lengths, right=True)  # B x T x K
         match = values.match[matches]
         if literalness is not None:
             match = match * literalness.unsqueeze(-1)

@@ -16,13 +16,16 @@ from longmem_fairseq.memory import (
     MemoryBank,
     extend_bank,
     forget_document,
+    literal_places,
     select_banks,
+    token_log,
 )
 from longmem_fairseq.memory.token_log import Source
 from tests.helpers.examples import examples
 from tests.helpers.token_lists import ListOfTokens
 
 HEAD_DIM, SEARCH_DIM = 3, 2
+PER_QUERY = 2  # so that few chunks a query are enough for places after the same words
 NAMES = ("a", "b", "c")
 
 
@@ -39,6 +42,7 @@ class HiddenBankAgainstLists(RuleBasedStateMachine):
         data=st.data(),
     )
     def make(self, streams, heads, chunk_size, slots, scope, index, storage, dtype, data):
+        token_log.PER_QUERY = PER_QUERY
         self.streams, self.heads, self.chunk_size = streams, heads, chunk_size
         self.num_retrieved = data.draw(st.integers(1, slots), label="chunks per query")
         self.scope, self.dtype = scope, dtype
@@ -56,6 +60,9 @@ class HiddenBankAgainstLists(RuleBasedStateMachine):
         self.bank, self.oracles, self.last = self.new_bank(), self.new_oracles(slots), {}
         self.slots, self.moves = slots, 0
         self.random = torch.Generator().manual_seed(1)
+
+    def teardown(self):
+        token_log.PER_QUERY = literal_places.PER_QUERY
 
     def new_bank(self):
         return MemoryBank(self.streams, self.heads, HEAD_DIM, **self.arguments)
@@ -202,21 +209,32 @@ class HiddenBankAgainstLists(RuleBasedStateMachine):
             for t in range(tokens):
                 contents = keys[row, :, t], values[row, :, t]
                 parts = found.chunks[row, 0, t], found.scores[row, t], found.token_ids[row, t]
-                self.check(bank, queries[row, 0, t], *parts, *contents)
+                self.check(bank, queries[row, 0, t], contexts[row, t].tolist(), *parts, *contents)
                 first = [self.bank.first_token(bank, int(s)) if s >= 0 else None for s in parts[0]]
                 numbers = [None if n is None else n + i for n in first for i in range(size)]
                 lengths = [self.match_length(bank, n, contexts[row, t].tolist()) for n in numbers]
                 assert found.matches[row, t].tolist() == lengths
 
-    def check(self, bank, query, slots, scores, ids, keys, values):
+    def check(self, bank, query, context, slots, scores, ids, keys, values):
         oracle, size = self.oracles[bank], self.chunk_size
-        expected = sorted(oracle.scores(query), reverse=True)[: self.num_retrieved]
+        literal = self.literal_chunks(bank, context)
+        best = self.num_retrieved - len(literal)
+        expected = sorted(oracle.scores(query), reverse=True)[:best]
         count = len(expected)
-        assert (slots[:count] >= 0).all() and (slots[count:] == -1).all()
-        assert len(set(slots[:count].tolist())) == count
+        assert (slots[:count] >= 0).all() and (slots[count:best] == -1).all()
+        found = [self.bank.first_token(bank, s) // size for s in slots[:count].tolist()]
+        assert len(set(found)) == count
         assert_close(scores[:count].double(), torch.tensor(expected).double(), rtol=0, atol=1e-5)
-        assert scores[count:].isneginf().all() and (ids[count * size :] == -1).all()
-        for i, slot in enumerate(slots[:count].tolist()):
+        for slot, chunk in zip(slots[best:].tolist(), literal, strict=True):
+            if chunk is None or chunk in found:
+                assert slot == -1
+            else:
+                assert self.bank.first_token(bank, slot) == chunk * size
+                found.append(chunk)
+        for i, slot in enumerate(slots.tolist()):
+            if slot < 0:
+                assert scores[i].isneginf() and (ids[i * size : (i + 1) * size] == -1).all()
+                continue
             first = self.bank.first_token(bank, slot)
             chunk = oracle.tokens[first : first + size]
             chunk_score = torch.stack([token.search for token in chunk]).mean(0) @ query
@@ -225,6 +243,24 @@ class HiddenBankAgainstLists(RuleBasedStateMachine):
             assert ids[place].tolist() == [token.number for token in chunk]
             self.check_stored(keys[:, place], [token.keys for token in chunk])
             self.check_stored(values[:, place], [token.values for token in chunk])
+
+    def literal_chunks(self, bank, context):
+        """Of the latest places after the same three tokens, then after the same two, the chunks; None
+        where there are fewer of each kind than are asked for."""
+        count, chunks = self.num_retrieved // PER_QUERY, []
+        oracle, held = self.oracles[bank], self.bank.held(bank)
+        stored = range(held.start, held.start + self.bank.num_tokens[bank])
+        for length in (3, 2):
+            places = [
+                place
+                for place in stored[length:]
+                if min(context[:length]) >= 0
+                and [t.number for t in oracle.tokens[place - length : place]][::-1]
+                == context[:length]
+            ]
+            latest = [place // self.chunk_size for place in places[::-1][:count]]
+            chunks += latest + [None] * (count - len(latest))
+        return chunks
 
     def match_length(self, bank, number, context):
         """How many tokens before that of a *number* are those of the context."""
