@@ -4,8 +4,8 @@
 #   RUN_DIR=runs/smollm2 TOKENS_PER_SAMPLE=1024 WIDE_WINDOWS=8192 BABI=tasks_1-20_v1-2/en-10k BOOKS=pg19/test \
 #     bash eval/babilong.sh
 #
-# Not in the paper. Models are as for eval/ruler.sh (PLAIN_MODELS, PLAIN_OPTIONS, MEMORY_MODELS, MEMORY). The
-# samples are made in DATA (RESULTS_DIR/babilong_data) if it is not there: LENGTHS (4k), TASKS (qa1 to qa5),
+# Not in the paper. Models are as for eval/ruler.sh (PLAIN_MODELS, PLAIN_OPTIONS, MEMORY_MODELS, MEMORY, EXCERPTS).
+# The samples are made in DATA (RESULTS_DIR/babilong_data) if it is not there: LENGTHS (4k), TASKS (qa1 to qa5),
 # SAMPLES (100), of the questions in BABI and the texts in BOOKS. Further settings: those of
 # eval/benchmark.sh. Arguments go to eval/babilong.py, for all models.
 set -euo pipefail
@@ -13,6 +13,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 PLAIN_MODELS=${PLAIN_MODELS-backbone}
 MEMORY_MODELS=${MEMORY_MODELS-backbone}
 MEMORY_OPTIONS=${MEMORY_OPTIONS---memory-size 1048576}
+EXCERPTS=${EXCERPTS-512}
 # shellcheck source=eval/benchmark.sh
 source "$here/benchmark.sh"
 
@@ -27,8 +28,12 @@ fi
 read -ra plain_options <<<"${PLAIN_OPTIONS---pointer none}"
 samples=(--data "$DATA" --lengths "$LENGTHS" --tasks "$TASKS")
 run_plain_models babilong babilong "${samples[@]}" "$@"
+samples+=(--memory "${MEMORY:-own,empty,other}")
 for model in "${memory_models[@]}"; do
-  run_model babilong babilong "$model" "$model with memory" --memory "${MEMORY:-own,empty,other}" \
-    "${memory_options[@]}" "${samples[@]}" "$@"
+  run_model babilong babilong "$model" "$model with memory" "${memory_options[@]}" "${samples[@]}" "$@"
+  if ((EXCERPTS)); then
+    run_model babilong babilong "$model" "$model with excerpts" --excerpts "$EXCERPTS" "${memory_options[@]}" \
+      "${samples[@]}" "$@"
+  fi
 done
 report babilong

@@ -7,7 +7,8 @@
 # Not in the paper. RUN_DIR/backbone is a converted model, which has a memory without training. As
 # PLAIN_MODELS (backbone) with PLAIN_OPTIONS (--pointer none; empty for a model that never had a memory) it
 # reads the end of every prompt; as MEMORY_MODELS (backbone) its memory, and as controls an empty one and
-# that of another sample (MEMORY). The samples are made in DATA (RESULTS_DIR/ruler_data) if it is not there:
+# that of another sample (MEMORY); then all of this again with EXCERPTS (512) tokens of memory read again
+# before the question (0: not). The samples are made in DATA (RESULTS_DIR/ruler_data) if it is not there:
 # LENGTHS (4096), TASKS (all but qa_2), SAMPLES (100), essays out of the texts in HAYSTACK, questions out of
 # SQUAD. Further settings: those of eval/benchmark.sh. Arguments go to eval/ruler.py, for all models.
 set -euo pipefail
@@ -15,6 +16,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 PLAIN_MODELS=${PLAIN_MODELS-backbone}
 MEMORY_MODELS=${MEMORY_MODELS-backbone}
 MEMORY_OPTIONS=${MEMORY_OPTIONS---memory-size 1048576}
+EXCERPTS=${EXCERPTS-512}
 # shellcheck source=eval/benchmark.sh
 source "$here/benchmark.sh"
 
@@ -28,8 +30,12 @@ fi
 read -ra plain_options <<<"${PLAIN_OPTIONS---pointer none}"
 samples=(--data "$DATA" --lengths "$LENGTHS" ${TASKS:+--tasks "$TASKS"})
 run_plain_models ruler ruler "${samples[@]}" "$@"
+samples+=(--memory "${MEMORY:-own,empty,other}")
 for model in "${memory_models[@]}"; do
-  run_model ruler ruler "$model" "$model with memory" --memory "${MEMORY:-own,empty,other}" \
-    "${memory_options[@]}" "${samples[@]}" "$@"
+  run_model ruler ruler "$model" "$model with memory" "${memory_options[@]}" "${samples[@]}" "$@"
+  if ((EXCERPTS)); then
+    run_model ruler ruler "$model" "$model with excerpts" --excerpts "$EXCERPTS" "${memory_options[@]}" \
+      "${samples[@]}" "$@"
+  fi
 done
 report ruler

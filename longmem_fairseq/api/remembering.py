@@ -175,10 +175,10 @@ class Remembering:
         """What the memory holds that shares words with a query, in the order of the memory.
 
         Args:
-            max_tokens: of all excerpts together, at most; an excerpt has 96
+            max_tokens: of all excerpts together, at most; an excerpt has 128
 
         Raises:
-            ValueError: the query is empty, *max_tokens* is below 96, or the model has no memory
+            ValueError: the query is empty, *max_tokens* is below 128, or the model has no memory
         """
         tokens = document_tokens(self.tokenizer, query, bare=True)[0]
         log = self.memory.single_bank(self.device).logs[0]

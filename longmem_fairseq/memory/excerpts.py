@@ -15,10 +15,11 @@ from torch import Tensor
 from longmem_fairseq.memory.memory_bank import MemoryBank
 from longmem_fairseq.memory.token_log import Source
 
-LENGTH = 96  # tokens of an excerpt
-BLOCK = LENGTH // 3  # an excerpt has three, and can begin at each
-# of a match by its block: of the excerpts that hold it, the one with text before and after it is best
-WEIGHTS = (0.9, 1.0, 0.9)
+BLOCK = 32  # tokens; an excerpt can begin at every block
+# of a match, by its block of the excerpt: of those that hold it, one with text before and more after it
+WEIGHTS = (0.9, 1.0, 0.9, 0.8)
+LENGTH = BLOCK * len(WEIGHTS)  # tokens of an excerpt
+LEAST = 1 / 3  # of the best score: excerpts with less are left out
 QUERY = 128  # tokens of a query that are looked for: the last ones
 
 
@@ -93,8 +94,11 @@ def chosen(scores: Tensor, num_tokens: int, max_tokens: int) -> List[tuple]:
         scores: of the excerpt at every BLOCK of *num_tokens* tokens
     """
     taken: List[int] = []
+    least = LEAST * float(scores.max())
     for block in scores.argsort(descending=True, stable=True).tolist():
-        if scores[block] <= 0 or any(abs(block - other) < len(WEIGHTS) for other in taken):
+        if scores[block] <= 0 or scores[block] < least:
+            break
+        if any(abs(block - other) < len(WEIGHTS) for other in taken):
             continue  # a part of it is there already
         if (len(taken) + 1) * LENGTH > max_tokens:
             break

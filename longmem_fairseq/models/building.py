@@ -66,8 +66,8 @@ def build_memory(
         return None
     options = _bank_options(cfg, backbone, fingerprint)
     num_heads, head_dim = key_value_sizes(backbone)
-    if not has_values:
-        num_heads = 0
+    if not has_values:  # nor is there anything of a type: a file fits any --compute-dtype
+        num_heads, options["dtype"] = 0, "float32"
     num_slots = cfg.memory_size // cfg.chunk_size // cfg.memory_shards
     key_dim = options["search_dim"] or head_dim
     check_index(cfg.memory_index, cfg.memory_index_parameters, key_dim, num_slots)

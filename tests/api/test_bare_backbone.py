@@ -84,6 +84,7 @@ def test_a_saved_memory_and_a_forgotten_document(lm, folder, tmp_path):
         other = load(folder)
         other.load_memory(tmp_path / "memory", memory_map=memory_map)
         assert torch.equal(other.score(TEXT).log_probs, expected)
+        load(folder, dtype="bfloat16").load_memory(tmp_path / "memory")  # nothing in it has a type
         tokens = lm.tokenizer.indices(DOCUMENTS["b"]).size
         with pytest.raises(ValueError) as error:
             other.forget("d")

@@ -23,11 +23,11 @@ def lm(models):
 
 
 def test_the_best_excerpt_holds_the_words_of_the_query(lm):
-    (found,) = lm.excerpts(FACT, 96)
+    (found,) = lm.excerpts(FACT, 128)
     assert found.document == "b" and FACT in found.text and found.score > 0
     tokens = document_tokens(lm.tokenizer, f"{story(150, seed=2)} {FACT}", bare=True).size(1)
-    assert found.offset < tokens < found.offset + 96 + 1
-    several = lm.excerpts(FACT, 96 * 4)
+    assert found.offset < tokens < found.offset + 128 + 1
+    several = lm.excerpts(FACT, 128 * 4)
     places = [(one.document, one.offset) for one in several]
     assert places == sorted(places) and FACT in "".join(one.text for one in several)
 
@@ -52,30 +52,30 @@ def test_a_prompt_is_read_after_its_excerpts(lm):
 
 def test_generation_with_excerpts(lm, models, tmp_path, monkeypatch, capsys):
     """Is that of the longer prompt, in Python and on the command line."""
-    tokens = lm.with_excerpts(document_tokens(lm.tokenizer, FACT)[0], 96)
+    tokens = lm.with_excerpts(document_tokens(lm.tokenizer, FACT)[0], 128)
     text = lm.tokenizer.decode(tokens[1:].tolist())
     expected = lm.generate(text, 6)
-    assert lm.generate(FACT, 6, excerpts=96) == expected
+    assert lm.generate(FACT, 6, excerpts=128) == expected
     lm.save_memory(tmp_path / "m")
     arguments = [str(models["longmem"]), "--memory", str(tmp_path / "m"), "--prompt", FACT]
-    arguments += ["--memory-size", "4096", "--max-new-tokens", "6", "--excerpts", "96"]
+    arguments += ["--memory-size", "4096", "--max-new-tokens", "6", "--excerpts", "128"]
     monkeypatch.setattr("sys.argv", ["longmem-generate", *arguments])
     generate.main()
     assert capsys.readouterr().out == expected + "\n"
-    monkeypatch.setattr("sys.argv", ["longmem-generate", *arguments[:-1], "95"])
+    monkeypatch.setattr("sys.argv", ["longmem-generate", *arguments[:-1], "127"])
     with pytest.raises(SystemExit) as exit_:
         run(generate.main)
     assert exit_.value.code == 2
-    assert "--excerpts (95) must be at least 96, tokens of one\n" in capsys.readouterr().err
+    assert "--excerpts (127) must be at least 128, tokens of one\n" in capsys.readouterr().err
 
 
 def test_what_excerpts_refuse(lm, models):
-    with pytest.raises(ValueError, match=r"^excerpts \(95\) must be at least 96, tokens of one$"):
-        lm.excerpts(FACT, 95)
+    with pytest.raises(ValueError, match=r"^excerpts \(127\) must be at least 128, tokens of one$"):
+        lm.excerpts(FACT, 127)
     with pytest.raises(ValueError, match="^the text is empty$"):
         lm.excerpts("")
     lm.forget()
     assert lm.excerpts(FACT) == []
     backbone = LongMem.from_pretrained(models["backbone"])
     with pytest.raises(ValueError, match="^this model has no memory: "):
-        backbone.generate(FACT, 1, excerpts=96)
+        backbone.generate(FACT, 1, excerpts=128)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from longmem_fairseq.memory import MemoryBank, find_excerpts
-from longmem_fairseq.memory.excerpts import BLOCK, LENGTH, excerpt_scores
+from longmem_fairseq.memory.excerpts import BLOCK, LENGTH, WEIGHTS, excerpt_scores
 
 
 def slow_scores(ids, begins, query):
@@ -26,8 +26,7 @@ def slow_scores(ids, begins, query):
             of_token.append(total)
         runs.append(of_token)
     for first in range(0, n, BLOCK):
-        middle = range(first + BLOCK, first + 2 * BLOCK)
-        weights = {p: 1.0 if p in middle else 0.9 for p in range(first, min(first + LENGTH, n))}
+        weights = {p: WEIGHTS[(p - first) // BLOCK] for p in range(first, min(first + LENGTH, n))}
         scores.append(sum(max(w * run[p] for p, w in weights.items()) for run in runs))
     return scores
 
@@ -89,7 +88,14 @@ def test_nothing_is_found_without_a_shared_token(query):
 
 def test_no_more_tokens_than_asked_for():
     """However many places there are, and in their order."""
-    bank = bank_of({"a": ([900] + [10] * 223) * 10})
+    bank = bank_of({"a": ([900] + [10] * 255) * 10})
     excerpts = find_excerpts(bank, 0, torch.tensor([900]), 3 * LENGTH + 50)
     assert [len(e.tokens) for e in excerpts] == [LENGTH] * 3
     assert [e.tokens.start for e in excerpts] == sorted(e.tokens.start for e in excerpts)
+
+
+def test_far_worse_excerpts_are_left_out():
+    """A common word of the query is no reason to read 128 tokens."""
+    bank = bank_of({"a": [11] + [10] * 299 + [900, 901, 902] + [10] * 300 + [11]})
+    (excerpt,) = find_excerpts(bank, 0, torch.tensor([11, 900, 901, 902]), 10 * LENGTH)
+    assert 300 in excerpt.tokens

@@ -94,9 +94,9 @@ def test_echo_and_log_probabilities_are_those_of_score(client, lm):
 
 def test_excerpts_are_read_before_the_prompt(client, lm):
     arguments = dict(model="tiny", prompt=DOCUMENTS["a"][:30], max_tokens=5, temperature=0)
-    answer = client.completions.create(**arguments, extra_body={"excerpts": 96})
-    assert answer.choices[0].text == lm.generate(DOCUMENTS["a"][:30], 5, excerpts=96)
-    assert lm.excerpts(DOCUMENTS["a"][:30], 96)[0].document == "a.txt"
+    answer = client.completions.create(**arguments, extra_body={"excerpts": 128})
+    assert answer.choices[0].text == lm.generate(DOCUMENTS["a"][:30], 5, excerpts=128)
+    assert lm.excerpts(DOCUMENTS["a"][:30], 128)[0].document == "a.txt"
 
 
 def test_passages_come_with_an_answer(client, lm, models):

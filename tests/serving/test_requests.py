@@ -32,7 +32,7 @@ from tests.helpers.servers import PROMPT, load_longmem, served
         ({"logprobs": 21}, "logprobs (21) must be a whole number from 0 to 20"),
         ({"stream": "yes"}, "stream (yes) must be true or false"),
         ({"retrieved": 1}, "retrieved (1) must be true or false"),
-        ({"excerpts": 95}, "excerpts (95) must be at least 96, tokens of one"),
+        ({"excerpts": 127}, "excerpts (127) must be at least 128, tokens of one"),
         ({"excerpts": -1}, "excerpts (-1) must be a whole number from 0 to 1000000"),
         ({"logit_bias": {"5": 1}}, "logit_bias ({'5': 1}) is not supported: leave it out"),
         ({"top_k\n": 5}, "top_k is no field of a request: expected prompt, "),
