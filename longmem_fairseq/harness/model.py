@@ -16,6 +16,7 @@ from longmem_fairseq.api.decoding import Draw, decode
 from longmem_fairseq.api.generation import check_generation
 from longmem_fairseq.api.hub_interface import LongMem
 from longmem_fairseq.api.prompts import document_tokens
+from longmem_fairseq.api.remembering import check_excerpts
 from longmem_fairseq.api.scoring import Row, batches, score_rows
 from longmem_fairseq.api.text_stream import TextStream
 
@@ -66,7 +67,9 @@ class LongMemHarness(TemplateLM):
         super().__init__()
         self.batch_size = _positive("batch_size", batch_size)
         self.max_gen_toks = _positive("max_gen_toks", max_gen_toks)
-        self.excerpts = _positive("excerpts", excerpts) if excerpts else 0
+        self.excerpts = excerpts
+        if excerpts:
+            check_excerpts(_positive("excerpts", excerpts))
         sizes = {"memory_size": memory_size, "tokens_per_sample": window}
         for name, value in sizes.items():
             if value is not None:

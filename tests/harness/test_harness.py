@@ -6,6 +6,7 @@ import sys
 from functools import partial
 
 import pytest
+import torch
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")  # before datasets is imported
 
@@ -193,6 +194,30 @@ def test_requests_start_from_the_memory_and_leave_it(tasks, models, tmp_path):
     ]
 
 
+def test_excerpts_are_read_before_every_context(tasks, models, tmp_path):
+    """Before a context, not before a whole text."""
+    from longmem_fairseq import LongMem
+    from longmem_fairseq.api.scoring import Row, score_rows
+
+    lm = LongMem.from_pretrained(models["longmem"])
+    lm.memorize(DOCUMENTS.values(), names=list(DOCUMENTS), progress=False)
+    lm.save_memory(tmp_path / "m")
+    options = {"memory": str(tmp_path / "m"), "batch_size": 2}
+    _, plain = evaluated(harness_model(models["longmem"], **options), tasks)
+    ours = harness_model(models["longmem"], **options, excerpts=128)
+    _, answers = evaluated(ours, tasks)
+    for question, answer in zip(QUESTIONS, answers["local_answer"], strict=True):
+        assert answer == [lm.generate(question["question"], 7, stop="e", excerpts=128)]
+    text, choice = QUESTIONS[0]["question"], " " + QUESTIONS[0]["choices"][0]
+    context, both = (torch.tensor(ours.tok_encode(t)) for t in (text, text + choice))
+    row = torch.cat([lm.with_excerpts(context, 128), both[len(context) :]])
+    assert len(row) > len(both)
+    (scores,) = score_rows(lm, [Row(row, len(both) - len(context))])
+    ((log_prob, _), *_) = answers["local_choice"][0]
+    assert log_prob == pytest.approx(float(scores.log_probs.sum()), abs=1e-3)
+    assert_close(answers["local_pages"], plain["local_pages"])
+
+
 def run(monkeypatch, *arguments):
     """longmem-lm-eval, without reading the thousands of tasks that come with the harness."""
     import lm_eval.tasks
@@ -246,6 +271,7 @@ def test_the_command(tasks, models, tmp_path, monkeypatch, capsys):
             "pretrained={longmem},memory_size=x",
             "memory_size (x) must be a whole number, at least 1",
         ),
+        ("pretrained={longmem},excerpts=9", "excerpts (9) must be at least 128, tokens of one"),
         ("pretrained={longmem},memory_size=7", "memory_size (7) must be a multiple of"),
         ("pretrained={longmem},dtype=int4", "int4"),
         ("pretrained={longmem},size=3", "size is no option of a model: expected "),
