@@ -13,7 +13,6 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 PLAIN_MODELS=${PLAIN_MODELS-backbone}
 MEMORY_MODELS=${MEMORY_MODELS-backbone}
 MEMORY_OPTIONS=${MEMORY_OPTIONS---memory-size 1048576}
-EXCERPTS=${EXCERPTS-512}
 # shellcheck source=eval/benchmark.sh
 source "$here/benchmark.sh"
 
@@ -25,15 +24,4 @@ if [[ ! -d "$DATA" ]]; then
     --tasks "$TASKS" --samples "${SAMPLES:-100}" --babi "${BABI:?folder of the files of bAbI}" \
     --books "${BOOKS:?folder of texts}"
 fi
-read -ra plain_options <<<"${PLAIN_OPTIONS---pointer none}"
-samples=(--data "$DATA" --lengths "$LENGTHS" --tasks "$TASKS")
-run_plain_models babilong babilong "${samples[@]}" "$@"
-samples+=(--memory "${MEMORY:-own,empty,other}")
-for model in "${memory_models[@]}"; do
-  run_model babilong babilong "$model" "$model with memory" "${memory_options[@]}" "${samples[@]}" "$@"
-  if ((EXCERPTS)); then
-    run_model babilong babilong "$model" "$model with excerpts" --excerpts "$EXCERPTS" "${memory_options[@]}" \
-      "${samples[@]}" "$@"
-  fi
-done
-report babilong
+run_contexts babilong --data "$DATA" --lengths "$LENGTHS" --tasks "$TASKS" "$@"

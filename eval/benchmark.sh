@@ -60,6 +60,21 @@ run_models() { # RESULTS PROGRAM [ARGUMENT ...]: one benchmark of all models, th
   done
 }
 
+run_contexts() { # BENCHMARK [ARGUMENT ...]: contexts beyond the window; results and program have its name
+  local benchmark=$1 model
+  shift
+  read -ra plain_options <<<"${PLAIN_OPTIONS---pointer none}"
+  run_plain_models "$benchmark" "$benchmark" "$@"
+  set -- --memory "${MEMORY:-own,empty,other}" "${memory_options[@]}" "$@"
+  for model in "${memory_models[@]}"; do
+    run_model "$benchmark" "$benchmark" "$model" "$model with memory" "$@"
+    if ((${EXCERPTS:=512})); then
+      run_model "$benchmark" "$benchmark" "$model" "$model with excerpts" --excerpts "$EXCERPTS" "$@"
+    fi
+  done
+  report "$benchmark"
+}
+
 report() { # RESULTS: table and plot
   python -m eval.report "$RESULTS_DIR/$1.jsonl" --plot "$RESULTS_DIR/$1.png"
 }

@@ -16,7 +16,6 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 PLAIN_MODELS=${PLAIN_MODELS-backbone}
 MEMORY_MODELS=${MEMORY_MODELS-backbone}
 MEMORY_OPTIONS=${MEMORY_OPTIONS---memory-size 1048576}
-EXCERPTS=${EXCERPTS-512}
 # shellcheck source=eval/benchmark.sh
 source "$here/benchmark.sh"
 
@@ -27,15 +26,4 @@ if [[ ! -d "$DATA" ]]; then
     --samples "${SAMPLES:-100}" ${TASKS:+--tasks "$TASKS"} ${HAYSTACK:+--haystack "$HAYSTACK"} \
     ${SQUAD:+--squad "$SQUAD"}
 fi
-read -ra plain_options <<<"${PLAIN_OPTIONS---pointer none}"
-samples=(--data "$DATA" --lengths "$LENGTHS" ${TASKS:+--tasks "$TASKS"})
-run_plain_models ruler ruler "${samples[@]}" "$@"
-samples+=(--memory "${MEMORY:-own,empty,other}")
-for model in "${memory_models[@]}"; do
-  run_model ruler ruler "$model" "$model with memory" "${memory_options[@]}" "${samples[@]}" "$@"
-  if ((EXCERPTS)); then
-    run_model ruler ruler "$model" "$model with excerpts" --excerpts "$EXCERPTS" "${memory_options[@]}" \
-      "${samples[@]}" "$@"
-  fi
-done
-report ruler
+run_contexts ruler --data "$DATA" --lengths "$LENGTHS" ${TASKS:+--tasks "$TASKS"} "$@"

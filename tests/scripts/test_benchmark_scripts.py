@@ -168,12 +168,14 @@ def test_long_contexts_are_made_once_and_read_with_and_without_memory(
     assert f"--lengths {length} " in made and "--samples 5" in made and "--tasks vt,fwe" in made
     assert all(f"--{option.lower()} {value}" in made for option, value in sources.items())
     names = [call.split("--name ")[1].split(" --results")[0] for call in evaluations]
-    assert names == ["backbone", "backbone, window 48", "backbone with memory"]
-    assert ["--pointer none" in call for call in evaluations] == [True, True, False]
-    assert "--memory own,empty,other --memory-size 1048576" in evaluations[2]
+    memory = ["backbone with memory", "backbone with excerpts"]
+    assert names == ["backbone", "backbone, window 48", *memory]
+    assert ["--pointer none" in call for call in evaluations] == [True, True, False, False]
+    assert ["--excerpts 512" in call for call in evaluations] == [False, False, False, True]
+    assert all("--memory own,empty,other --memory-size 1048576" in c for c in evaluations[2:])
     assert all(f"--data {data} --lengths {length}" in call for call in evaluations)
     assert all(call.endswith("--limit 3") for call in evaluations)
     assert f"eval.report {tmp_path}/run/results/{name}.jsonl" in report
     os.makedirs(data)
-    _, again = script(f"eval/{name}.sh", PLAIN_OPTIONS="", **settings)
+    _, again = script(f"eval/{name}.sh", PLAIN_OPTIONS="", EXCERPTS="0", **settings)
     assert len(again) == 4 and "--pointer none" not in " ".join(again)
