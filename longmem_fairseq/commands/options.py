@@ -102,7 +102,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def load_model(args: argparse.Namespace, with_memory: bool = True) -> "LongMem":
-    """The model, with its memory.
+    """The model, with its memory, which has the size of its file unless --memory-size is given.
 
     Args:
         with_memory: otherwise --memory is not read
@@ -116,6 +116,7 @@ def load_model(args: argparse.Namespace, with_memory: bool = True) -> "LongMem":
     check_positive(args, "tokens_per_sample")
     from longmem_fairseq import LongMem
     from longmem_fairseq.api.pretrained import load_pretrained
+    from longmem_fairseq.memory import memory_size_of
     from longmem_fairseq.tasks.config import given_options
 
     keep_freed_memory()
@@ -123,6 +124,9 @@ def load_model(args: argparse.Namespace, with_memory: bool = True) -> "LongMem":
     for name in ("tokens_per_sample", "segment_overlap"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
+    size = memory_size_of(args.memory) if args.memory is not None and with_memory else None
+    if size is not None:
+        options.setdefault("memory_size", size)
     lm = LongMem(*load_pretrained(Path(args.model), args.device, options))
     if args.memory is not None and with_memory:
         lm.load_memory(args.memory, memory_map=args.memory_map)

@@ -10,6 +10,7 @@ from longmem_fairseq.memory.faiss_index import TooFewChunksError, check_index
 from longmem_fairseq.memory.memory_bank import MemoryBank
 from longmem_fairseq.memory.memory_fork import MemoryFork
 from longmem_fairseq.memory.retrieved import Retrieved
+from longmem_fairseq.memory.shard_files import memory_size_of
 from longmem_fairseq.memory.sharded_bank import ShardedBank
 from longmem_fairseq.memory.sharded_ring import check_shards
 from longmem_fairseq.memory.token_log import Source
@@ -33,5 +34,6 @@ __all__ = [
     "extend_bank",
     "find_excerpts",
     "forget_document",
+    "memory_size_of",
     "select_banks",
 ]

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import zlib
-from typing import Dict, Iterable, List, Tuple
+from typing import Dict, Iterable, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -60,6 +60,15 @@ def read_memory(
         stored = min(max(header["num_written"]), slots)
         return header, _cut(parts, saved, stored, shard, num_shards)
     return header, parts[shard]
+
+
+def memory_size_of(path: str) -> Optional[int]:
+    """Tokens that a saved memory has room for; None where :func:`read_memory` will raise an error."""
+    try:
+        header, _ = read_memory_file(part_path(path, 0, _saved_shards(path)), verify=False)
+    except (OSError, ValueError):
+        return None
+    return header["memory_size"]
 
 
 def _saved_shards(path: str) -> int:

@@ -73,6 +73,16 @@ def test_numbers_of_a_full_memory_agree(call):
     assert said.endswith(f"{held}, and {bank.num_pending[0]} of an unfinished chunk\n")
 
 
+def test_a_memory_has_the_size_of_its_file(call, capsys):
+    """Unless another one is asked for, which is refused."""
+    call("longmem-memorize|{longmem}|a.txt|--output|m|--memory-size|64")
+    said = call("longmem-memorize|{longmem}|b.txt|--memory|m|--output|m|--json")
+    assert json.loads(said)["memory_size"] == 64
+    with pytest.raises(SystemExit):
+        call("longmem-generate|{longmem}|--memory|m|--prompt|Ann|--memory-size|128")
+    assert "m holds a memory with memory size 64, not 128" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "name, message",
     [
