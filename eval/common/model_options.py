@@ -94,6 +94,8 @@ def describe_model(args: argparse.Namespace, model) -> Dict:
             dim, pointer = decoder.memory.options["search_dim"], decoder.pointer
             kind = None if pointer is None else type(pointer).__name__
             memory_options.update(search_layer=decoder.search_layer, search_dim=dim, pointer=kind)
+            if kind is not None and decoder.pointer.added != 0:
+                memory_options["pointer_bias"] = decoder.pointer.added
         if decoder.gate is not None:
             reader = decoder.layers[decoder.memory_layer].self_attn
             memory_options.update(heads=reader.memory_heads, distance=reader.memory_distance)

@@ -1,6 +1,7 @@
 """Building a model with memory: its bank, its pointer, and the lines of its log."""
 
 import logging
+import math
 from typing import Any, Dict, Optional
 
 from torch import nn
@@ -36,9 +37,11 @@ def build_pointer(cfg: MemoryConfig, embed_dim: int) -> Optional[nn.Module]:
             f"--pointer ({kind}) needs --memory-search hidden, not {cfg.memory_search}, in which each "
             "head finds other tokens"
         )
+    if not math.isfinite(cfg.pointer_bias):
+        raise ValueError(f"--pointer-bias ({cfg.pointer_bias}) must be finite")
     if kind == "trained":
-        return TrainedPointer(embed_dim)
-    return ConstantPointer()
+        return TrainedPointer(embed_dim, cfg.pointer_bias)
+    return ConstantPointer(cfg.pointer_bias)
 
 
 @option_names()

@@ -83,6 +83,13 @@ class MemoryConfig(FairseqDataclass):
             "a small network"
         },
     )
+    pointer_bias: float = field(
+        default=0.0,
+        metadata={
+            "help": "added to the logit of the pointer's weight: more than 0 trusts memory more, as a "
+            "larger mixture weight of a kNN-LM"
+        },
+    )
     memory_scope: MEMORY_SCOPE_CHOICES = field(
         default="stream",
         metadata={

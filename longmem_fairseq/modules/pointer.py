@@ -8,7 +8,7 @@ datastore. Besides similar states it counts literal matches: how many tokens bef
 equal those before the prediction. A fact that is asked for in its own words is found by them.
 """
 
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +115,7 @@ def point(
     retrieved: Retrieved,
     log_probs: Tensor,
     values: PointerValues,
-    more: Optional[Tensor] = None,
+    more: Union[Tensor, float] = 0.0,
     literalness: Optional[Tensor] = None,
 ) -> Pointer:
     """A pointer to what the T tokens retrieved.
@@ -123,7 +123,7 @@ def point(
     Args:
         log_probs: by the model, of the retrieved tokens, B x T x K
         values: as tensors
-        more: what is added to the logit of the weight, B x T
+        more: what is added to the logit of the weight, B x T or one number
         literalness: factor of ``values.match``, B x T
     """
     with torch.autocast(log_probs.device.type, enabled=False):
@@ -141,7 +141,7 @@ def point(
         weight_match = values.weight_match[matches.gather(-1, best)]
         odds = (values.agreement * agreement + weight_match).squeeze(-1)
         odds = odds + values.bias + values.slope * scores.amax(dim=-1)
-        odds = odds if more is None else odds + more
+        odds = odds + more
         nothing = ~valid.any(dim=-1)
         log_weight = F.logsigmoid(odds).masked_fill(nothing, -torch.inf)
         log_rest = F.logsigmoid(-odds).masked_fill(nothing, 0.0)
@@ -149,12 +149,20 @@ def point(
 
 
 class ConstantPointer(nn.Module):
-    """A pointer without training."""
+    """A pointer without training.
+
+    Args:
+        bias: added to the logit of its weight
+    """
+
+    def __init__(self, bias: float = 0.0):
+        super().__init__()
+        self.added = bias
 
     def forward(self, retrieved: Retrieved, features: Tensor, log_probs: Tensor) -> Pointer:
         """See :class:`TrainedPointer`; *features* are not looked at."""
         values = (torch.tensor(value, device=log_probs.device) for value in PointerValues())
-        return point(retrieved, log_probs, PointerValues(*values))
+        return point(retrieved, log_probs, PointerValues(*values), self.added)
 
 
 class TrainedPointer(nn.Module):
@@ -166,10 +174,12 @@ class TrainedPointer(nn.Module):
 
     Args:
         embed_dim: C
+        bias: added to the logit of its weight, besides the value of this name
     """
 
-    def __init__(self, embed_dim: int):
+    def __init__(self, embed_dim: int, bias: float = 0.0):
         super().__init__()
+        self.added = bias
         for name, value in PointerValues()._asdict().items():
             setattr(self, name, nn.Parameter(torch.tensor(value) / VALUE_RATE))
         self.norm = nn.LayerNorm(embed_dim, elementwise_affine=False)
@@ -186,5 +196,6 @@ class TrainedPointer(nn.Module):
         values = (getattr(self, name) * VALUE_RATE for name in PointerValues._fields)
         with torch.autocast(features.device.type, enabled=False):
             states = self.norm(features.float())
-            more, literalness = states @ self.weight, (states @ self.literalness).exp()
+            literalness = (states @ self.literalness).exp()
+            more = states @ self.weight + self.added
         return point(retrieved, log_probs, PointerValues(*values), more, literalness)

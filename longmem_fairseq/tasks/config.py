@@ -22,6 +22,7 @@ MODEL_OPTIONS = (
     "search_layer",
     "search_dim",
     "pointer",
+    "pointer_bias",
     "memory_scope",
     "memory_heads",
     "memory_distance",

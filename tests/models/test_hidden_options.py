@@ -48,6 +48,10 @@ def test_rounding_of_the_rotation_does_not_make_a_memory_foreign(make):
             {"pointer": "trained", "memory_search": "attention"},
             "--pointer (trained) needs --memory-search hidden, not attention",
         ),
+        (
+            {"pointer": "constant", "pointer_bias": float("nan")},
+            "--pointer-bias (nan) must be finite",
+        ),
         ({"no_sidenet": True}, "--no-sidenet needs --memory-search hidden and a --pointer"),
         (
             {"no_sidenet": True, "memory_search": "attention"},

@@ -173,6 +173,16 @@ def test_a_trained_pointer_starts_as_the_constant_one():
             assert_close(part, expected)
 
 
+def test_a_bias_moves_the_weight_alone():
+    logits, features = inputs()
+    question = asked(found("some"), features, logits)
+    for make in (ConstantPointer, lambda *bias: TrainedPointer(EMBED_DIM, *bias)):
+        plain, biased = make()(*question), make(1.5)(*question)
+        assert_close(biased.shares, plain.shares)
+        odds, expected = (p.log_weight - p.log_rest for p in (biased, plain))
+        assert_close(odds, expected + 1.5)
+
+
 # --- gradients ---
 
 
