@@ -1,8 +1,9 @@
 """What a model remembers: documents go into its memory, out of it, and into files.
 
-T tokens of a prompt, Q of a query.
+T tokens of a prompt.
 """
 
+import logging
 import os
 from contextlib import contextmanager
 from typing import (
@@ -29,6 +30,8 @@ from longmem_fairseq.tokenizers import Tokenizer
 from longmem_fairseq.utils.argument_error import ArgumentError
 from longmem_fairseq.utils.replaced_file import Version, file_version
 from longmem_fairseq.utils.text_files import Text, named_texts
+
+logger = logging.getLogger(__name__)
 
 
 class Found(NamedTuple):
@@ -192,15 +195,14 @@ class Remembering:
             for excerpt in self._find(tokens, max_tokens)
         ]
 
-    def with_excerpts(
-        self, prompt: Tensor, max_tokens: int, query: Optional[Tensor] = None
-    ) -> Tensor:
-        """The T tokens of a prompt, and before them what :meth:`excerpts` finds, each on a line of its
-        own; all after the beginning of a document, if the prompt has one.
+    def with_excerpts(self, prompt: Tensor, max_tokens: int) -> Tensor:
+        """The T tokens of a prompt, and before them what :meth:`excerpts` finds for the last 128 of
+        them, each on a line of its own; all after the beginning of a document, if the prompt has one.
+
+        Warns where the window does not hold them together.
 
         Args:
             max_tokens: of all excerpts together, at most; 0: none
-            query: Q tokens (default: the prompt, of which the last 128 count)
 
         Raises:
             ValueError: see :meth:`excerpts`
@@ -210,12 +212,19 @@ class Remembering:
         log = self.memory.single_bank(self.device).logs[0]
         newline = torch.from_numpy(self.tokenizer.indices("\n")).long()
         lines = [
-            part
-            for excerpt in self._find(prompt if query is None else query, max_tokens)
-            for part in (log.read(excerpt.tokens).long(), newline)
+            part.to(prompt)
+            for excerpt in self._find(prompt, max_tokens)
+            for part in (log.read(excerpt.tokens), newline)
         ]
         start = int(prompt[0] == self.tokenizer.document_start)
-        return torch.cat([prompt[:start], *(part.to(prompt) for part in lines), prompt[start:]])
+        together = torch.cat([prompt[:start], *lines, prompt[start:]])
+        if lines and len(together) > self.decoder.window:
+            logger.warning(
+                f"prompt and excerpts have {len(together):,} tokens and the window "
+                f"{self.decoder.window:,}: the first are not in it; ask for fewer excerpts, or "
+                "widen it (tokens_per_sample)"
+            )
+        return together
 
     def _find(self, query: Tensor, max_tokens: int) -> List[Excerpt]:
         check_excerpts(max_tokens)

@@ -50,6 +50,19 @@ def test_a_prompt_is_read_after_its_excerpts(lm):
     assert_same_memory(lm, before)
 
 
+def test_excerpts_that_the_window_does_not_hold(lm, caplog):
+    """Are told of, once they are found."""
+    lm.with_excerpts(document_tokens(lm.tokenizer, FACT)[0], 128)
+    assert (
+        "prompt and excerpts have 1" in caplog.text
+        and "and the window 16: the first" in caplog.text
+    )
+    caplog.clear()
+    lm.forget()
+    lm.with_excerpts(document_tokens(lm.tokenizer, FACT)[0], 128)
+    assert not caplog.text
+
+
 def test_generation_with_excerpts(lm, models, tmp_path, monkeypatch, capsys):
     """Is that of the longer prompt, in Python and on the command line."""
     tokens = lm.with_excerpts(document_tokens(lm.tokenizer, FACT)[0], 128)
