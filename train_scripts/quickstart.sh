@@ -106,4 +106,4 @@ if ((SIDENET)); then
 fi
 
 log "results"
-python -m eval.report "$RUN_DIR/results.jsonl" --plot "$RUN_DIR/results.png"
+python -m eval.report "$RUN_DIR/results.jsonl"
