@@ -115,7 +115,7 @@ def main() -> None:
     lm = model_options.load(args)
     for (task, length), path in files.items():
         questions, setting = read_questions(path, task), {"task": task, "length": length}
-        reader = ContextReader(lm, rules_of(task), args.excerpts)
+        reader = ContextReader(lm, rules_of(task), args.excerpts, args.words_only)
         long_contexts.evaluate("babilong", args, reader, path, questions, setting)
 
 

@@ -96,7 +96,7 @@ def main() -> None:
             path = path_of(args.data, length, task)
             questions, essays = read_questions(path)
             setting, rules = {"task": task, "length": length}, rules_of(task)
-            reader = ContextReader(lm, rules, args.excerpts)
+            reader = ContextReader(lm, rules, args.excerpts, args.words_only)
             long_contexts.evaluate("ruler", args, reader, path, questions, setting, haystack=essays)
 
 

@@ -61,12 +61,13 @@ class ContextReader:
 
     Args:
         excerpts: tokens of all excerpts together, at most
+        words_only: the contexts are memorized without being read by the model
 
     Raises:
         ValueError: there are to be excerpts, but there is no memory, or room for one
     """
 
-    def __init__(self, lm: LongMem, rules: Rules, excerpts: int = 0):
+    def __init__(self, lm: LongMem, rules: Rules, excerpts: int = 0, words_only: bool = False):
         self.lm, self.rules, self.prompts, self.excerpts = lm, rules, PromptReader(lm), excerpts
         self.has_memory = self.prompts.has_memory
         if excerpts and not self.has_memory:
@@ -75,6 +76,9 @@ class ContextReader:
             )
         if excerpts:
             check_excerpts(excerpts)
+        if words_only and not excerpts:
+            raise ValueError("--words-only needs --excerpts: nothing else finds words")
+        self.words_only = words_only
 
     def memorize(self, context: str) -> None:
         """Leaves nothing but this context in memory, if there is one.
@@ -85,7 +89,7 @@ class ContextReader:
         self.prompts.forget()
         if self.has_memory:
             tokens = self.prompts.tokens(context)
-            self.prompts.memorize(torch.cat([self.prompts.start, tokens]))
+            self.prompts.memorize(torch.cat([self.prompts.start, tokens]), self.words_only)
 
     def window(self, question: Question) -> Tensor:
         """The tokens in the window before the answer, T.
@@ -166,6 +170,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "most (default: 0)",
     )
     add(
+        "--words-only",
+        action="store_true",
+        help="memorize the tokens of a context without reading them with the model: --excerpts alone "
+        "find them",
+    )
+    add(
         "--memory",
         default="own",
         help="contents of a model's memory, with commas: own, the question's context; the controls "
@@ -240,6 +250,7 @@ def evaluate(
             **more,
             "memory": memory,
             "excerpts": args.excerpts,
+            "words_only": args.words_only,
             "seed": None,
             "examples": len(questions),
             "score": statistics.mean(scores),

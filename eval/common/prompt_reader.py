@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from longmem_fairseq import LongMem
+from longmem_fairseq.api.memorizing import remember_words
 from longmem_fairseq.models.reading import Entries
 from longmem_fairseq.modules import token_losses
 
@@ -46,15 +47,23 @@ class PromptReader:
         if self.has_memory:
             self.lm.memory.single_bank(self.lm.device).reset()
 
-    def memorize(self, tokens: Tensor) -> None:
+    def memorize(self, tokens: Tensor, words_only: bool = False) -> None:
         """Adds T tokens to the memory, read in segments of the window; without memory they are lost.
 
         Tokens that start a document complete the last chunk, which could not be found otherwise.
+
+        Args:
+            words_only: see :meth:`LongMem.memorize`
         """
         if self.has_memory and len(tokens) > 0:
             missing = self.whole_chunks(len(tokens)) - len(tokens)
             tokens = torch.cat([tokens, self.start.expand(missing)])
-            self.write(self.entries(tokens), tokens)
+            if words_only:
+                self.check_room(len(tokens))
+                bank = self.lm.memory.single_bank(self.lm.device)
+                remember_words(self.decoder, tokens.unsqueeze(0), bank)
+            else:
+                self.write(self.entries(tokens), tokens)
 
     def whole_chunks(self, tokens: int) -> int:
         """The number of tokens that the memory holds after it has memorized *tokens*."""

@@ -88,6 +88,7 @@ class Remembering:
         names: Union[str, Sequence[str], None] = None,
         progress: bool = True,
         special_tokens: bool = False,
+        words_only: bool = False,
     ) -> int:
         """Reads documents into memory, each from its beginning.
 
@@ -96,13 +97,16 @@ class Remembering:
             names: their names in passages (default: the file's path, or ``document N``)
             progress: show a bar, on a terminal
             special_tokens: read those that the texts spell out; otherwise they are text
+            words_only: remember the tokens alone, which takes no pass of the model: what is found by
+                its words (excerpts, literal matches) is found, and nothing by its meaning
 
         Returns:
             how many tokens the documents have
 
         Raises:
             FileNotFoundError: there is no such file
-            ValueError: a text is empty, or not in UTF-8; names are missing; the memory is frozen
+            ValueError: a text is empty, or not in UTF-8; names are missing; the memory is frozen; or
+                there are to be only words where a SideNet reads keys and values
         """
         self._check_not_frozen()
         return memorizing.memorize_documents(
@@ -112,6 +116,7 @@ class Remembering:
             named_texts(texts, names),
             progress,
             special_tokens,
+            words_only,
         )
 
     def save_memory(self, path: Text, replaces: Optional[Version] = None) -> None:
@@ -211,12 +216,12 @@ class Remembering:
             return prompt
         log = self.memory.single_bank(self.device).logs[0]
         newline = torch.from_numpy(self.tokenizer.indices("\n")).long()
+        start = int(prompt[0] == self.tokenizer.document_start)
         lines = [
             part.to(prompt)
-            for excerpt in self._find(prompt, max_tokens)
+            for excerpt in self._find(prompt[start:], max_tokens)
             for part in (log.read(excerpt.tokens), newline)
         ]
-        start = int(prompt[0] == self.tokenizer.document_start)
         together = torch.cat([prompt[:start], *lines, prompt[start:]])
         if lines and len(together) > self.decoder.window:
             logger.warning(
@@ -228,7 +233,8 @@ class Remembering:
 
     def _find(self, query: Tensor, max_tokens: int) -> List[Excerpt]:
         check_excerpts(max_tokens)
-        return find_excerpts(self.memory.single_bank(self.device), 0, query, max_tokens)
+        words = torch.from_numpy(self.tokenizer.words)
+        return find_excerpts(self.memory.single_bank(self.device), 0, query, max_tokens, words)
 
     def fork(self, rows: int) -> Optional[MemoryFork]:
         """The memory of texts that leave it as it is; None for a model without."""

@@ -3,10 +3,10 @@
 The search of the bank finds the places that resemble one token; this one finds, for a whole question,
 what its words occur in, to be read again in the window.
 
-Q tokens of a query, n tokens in memory.
+Q tokens of a query, n tokens in memory, V vocabulary.
 """
 
-from typing import List, NamedTuple
+from typing import List, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -36,21 +36,26 @@ class Excerpt(NamedTuple):
     score: float
 
 
-def find_excerpts(bank: MemoryBank, row: int, query: Tensor, max_tokens: int) -> List[Excerpt]:
+def find_excerpts(
+    bank: MemoryBank, row: int, query: Tensor, max_tokens: int, words: Optional[Tensor] = None
+) -> List[Excerpt]:
     """The excerpts that share most with a query, in the order of the memory.
 
     Args:
         row: the bank that is searched
         query: Q token ids
         max_tokens: of all together, at most
+        words: V numbers, equal for tokens that count as the same (default: none do)
     """
     log, held = bank.logs[row], bank.held(row)
     if len(held) == 0:
         return []
-    ids = log.read(held)
+    ids, query = log.read(held), query[-QUERY:].cpu()
+    if words is not None:
+        ids, query = words[ids], words[query]
     begins = torch.zeros(len(ids), dtype=torch.bool)
     begins[[source.first - held.start for source, _ in log.parts(held)]] = True
-    scores = excerpt_scores(ids, begins, query[-QUERY:].cpu())
+    scores = excerpt_scores(ids, begins, query)
     excerpts = []
     for first, stop, score in chosen(scores, len(ids), max_tokens):
         for source, tokens in log.parts(range(held.start + first, held.start + stop)):
@@ -61,8 +66,8 @@ def find_excerpts(bank: MemoryBank, row: int, query: Tensor, max_tokens: int) ->
 def excerpt_scores(ids: Tensor, begins: Tensor, query: Tensor) -> Tensor:
     """How much each excerpt shares with a query: for every token of the query, the weight of the
     heaviest run of tokens that ends with it and stands in the excerpt too, times WEIGHTS. A token
-    weighs the more, the rarer it is in memory: log((n + 1) / (count + 1/2)), as in BM25 (Robertson and
-    Zaragoza 2009).
+    weighs the more, the fewer of the N blocks of the memory have it: log((N + 1) / (blocks + 1/2)), as
+    in BM25 (Robertson and Zaragoza 2009). So words that are everywhere count for nothing.
 
     Args:
         ids: of n tokens, at least one
@@ -75,27 +80,33 @@ def excerpt_scores(ids: Tensor, begins: Tensor, query: Tensor) -> Tensor:
     num_blocks = -(-len(ids) // BLOCK)
     scores, runs = torch.zeros(num_blocks), torch.zeros(len(ids))
     weights = torch.tensor(WEIGHTS)
+
+    def in_blocks(of_tokens: Tensor) -> Tensor:
+        rest = num_blocks * BLOCK - len(ids)
+        return F.pad(of_tokens, (0, rest)).view(num_blocks, BLOCK).amax(dim=1)
+
     for token in query:
         same = ids == token
-        weight = max(0.0, float(torch.log((len(ids) + 1) / (same.sum() + 0.5))))
+        count = in_blocks(same.float()).sum()
+        weight = max(0.0, float(torch.log((num_blocks + 1) / (count + 0.5))))
         before = F.pad(runs[:-1], (1, 0)).masked_fill(begins, 0.0)
         runs = torch.where(same, before + weight, 0.0)
-        blocks = F.pad(runs, (0, num_blocks * BLOCK - len(ids))).view(num_blocks, BLOCK).amax(dim=1)
+        blocks = in_blocks(runs)
         by_excerpt = F.pad(blocks, (0, len(WEIGHTS) - 1)).unfold(0, len(WEIGHTS), 1)
         scores += (by_excerpt * weights).amax(dim=1)
     return scores
 
 
 def chosen(scores: Tensor, num_tokens: int, max_tokens: int) -> List[tuple]:
-    """First token, stop and score of the best excerpts that fit *max_tokens*, in order; those that
-    follow each other become one.
+    """First token, stop and score of the best excerpts that fit *max_tokens*, in order; of equal ones
+    the latest, which may correct the others. Those that follow each other become one.
 
     Args:
         scores: of the excerpt at every BLOCK of *num_tokens* tokens
     """
     taken: List[int] = []
     least = LEAST * float(scores.max())
-    for block in scores.argsort(descending=True, stable=True).tolist():
+    for block in (len(scores) - 1 - scores.flip(0).argsort(descending=True, stable=True)).tolist():
         if scores[block] <= 0 or scores[block] < least:
             break
         if any(abs(block - other) < len(WEIGHTS) for other in taken):

@@ -123,6 +123,16 @@ class Tokenizer:
         return b"".join([table.get(int(i), b"") for i in indices]).decode(errors="replace")
 
     @cached_property
+    def words(self) -> np.ndarray:
+        """For every index of the dictionary the first whose text is the same but for case and for
+        space around it."""
+        words, first = np.arange(len(self.dictionary)), {}
+        for index, token in sorted(self._bytes_of_index.items()):
+            if word := token.decode(errors="replace").strip().casefold():
+                words[index] = first.setdefault(word, index)
+        return words
+
+    @cached_property
     def _num_bytes(self) -> np.ndarray:
         return np.array([len(token) for token in self.token_bytes], dtype=np.int64)
 

@@ -39,9 +39,10 @@ def test_a_prompt_is_read_after_its_excerpts(lm):
     newline = torch.from_numpy(lm.tokenizer.indices("\n")).long()
     bank = lm.memory.single_bank(lm.device)
     expected = [tokens[:1]]
-    for found in find_excerpts(bank, 0, tokens, 200):
+    words = torch.from_numpy(lm.tokenizer.words)
+    for found in find_excerpts(bank, 0, tokens[1:], 200, words):
         expected += [bank.logs[0].read(found.tokens).long(), newline]
-    assert len(expected) > 3
+    assert len(expected) >= 3
     together = torch.cat([*expected, tokens[1:]])
     assert torch.equal(lm.with_excerpts(tokens, 200), together)
     assert torch.equal(lm.with_excerpts(tokens, 0), tokens)

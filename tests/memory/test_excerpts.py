@@ -12,7 +12,9 @@ from longmem_fairseq.memory.excerpts import BLOCK, LENGTH, WEIGHTS, excerpt_scor
 def slow_scores(ids, begins, query):
     """For each excerpt the sum, over the query's tokens, of the heaviest run that ends there."""
     n, scores = len(ids), []
-    weight = {t: max(0.0, math.log((n + 1) / (ids.count(t) + 0.5))) for t in query}
+    blocks = [ids[first : first + BLOCK] for first in range(0, n, BLOCK)]
+    counts = {t: sum(t in block for block in blocks) for t in query}
+    weight = {t: max(0.0, math.log((len(blocks) + 1) / (counts[t] + 0.5))) for t in query}
     runs = []  # of each token of the query, the weight of the run that ends at each token in memory
     for j in range(len(query)):
         of_token = []
@@ -92,6 +94,23 @@ def test_no_more_tokens_than_asked_for():
     excerpts = find_excerpts(bank, 0, torch.tensor([900]), 3 * LENGTH + 50)
     assert [len(e.tokens) for e in excerpts] == [LENGTH] * 3
     assert [e.tokens.start for e in excerpts] == sorted(e.tokens.start for e in excerpts)
+
+
+def test_of_equal_excerpts_the_latest_is_found():
+    """It may correct the others."""
+    bank = bank_of({"a": ([900] + [10] * 511) * 5})
+    (excerpt,) = find_excerpts(bank, 0, torch.tensor([900]), LENGTH)
+    assert 4 * 512 in excerpt.tokens
+
+
+def test_tokens_that_are_the_same_word():
+    """As a table says."""
+    bank, query = bank_of({"a": [10] * 300 + [900] + [10] * 300}), torch.tensor([901])
+    assert find_excerpts(bank, 0, query, LENGTH) == []
+    words = torch.arange(1000)
+    words[901] = 900
+    (excerpt,) = find_excerpts(bank, 0, query, LENGTH, words)
+    assert 300 in excerpt.tokens
 
 
 def test_far_worse_excerpts_are_left_out():
