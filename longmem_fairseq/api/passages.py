@@ -10,7 +10,7 @@ from torch import Tensor
 
 from longmem_fairseq.memory import MemoryBank, Retrieved
 from longmem_fairseq.models.reading import Lookup
-from longmem_fairseq.modules import Pointer, memory_weights
+from longmem_fairseq.modules import JointAttention, Pointer, memory_weights
 from longmem_fairseq.tokenizers import Tokenizer
 
 CONTEXT = 8  # tokens that are shown before and after a chunk
@@ -19,7 +19,7 @@ CONTEXT = 8  # tokens that are shown before and after a chunk
 class Passage(NamedTuple):
     """A chunk that one head read for one token.
 
-    head: number of the head; 0 where no layer attends to memory, but a pointer reads it
+    head: number of the head; 0 where a pointer reads memory
     gate: the head's weight of memory against the local window, 0 to 1; or the pointer's weight
     weight: the chunk's share of the head's attention to memory, 0 to 1; or of the pointer
     score: inner product of query and search key, by which the chunk was found
@@ -55,7 +55,7 @@ def read_passages(
     pointer: Optional[Pointer],
     bank: MemoryBank,
     num_tokens: int,
-    gate: Optional[Tensor],
+    attention: Optional[JointAttention],
     tokenizer: Tokenizer,
     per_head: Optional[int] = None,
 ) -> List[List[Passage]]:
@@ -65,17 +65,17 @@ def read_passages(
         lookup: the search for the tokens in the first stream of *bank*
         pointer: of the last of the tokens
         num_tokens: T
-        gate: of every head; those of heads that retrieve together are averaged. None where no layer
-            attends to memory, but a pointer alone reads it
+        attention: of the layer that reads memory, of which the gates of heads that retrieve together
+            are averaged; not looked at where there is a pointer, by which far more is read
         tokenizer: of the token ids in the bank's log
         per_head: at most so many of each head (default: all)
     """
     if lookup.found is None:
         return [[] for _ in range(num_tokens)]
-    if gate is None:
+    if pointer is not None:
         shares = _pointed_to(lookup.found, pointer)
     else:
-        shares = _attended(lookup, num_tokens, gate)
+        shares = _attended(lookup, num_tokens, attention)
     count = min(per_head or shares.weights.size(-1), shares.weights.size(-1))
     best = shares.weights.topk(count, dim=-1).indices  # H x T x count
     parts = (shares.chunks, shares.weights, shares.scores)
@@ -97,27 +97,32 @@ def read_passages(
     return tokens
 
 
-def _attended(lookup: Lookup, num_tokens: int, gate: Tensor) -> _Shares:
+def _attended(lookup: Lookup, num_tokens: int, attention: JointAttention) -> _Shares:
     """By the heads of the layer that attends to memory."""
     queries, found = lookup.queries, lookup.found  # queries 1 x H' x G * T x D
     if found.scores is None:
         weights, scores = memory_weights(queries, found)
+        gates = attention.gate.view(weights.size(1), -1).mean(dim=1).view(1, -1, 1, 1)
     else:
-        found = found.for_heads(queries.size(2) // num_tokens)
-        weights, _ = memory_weights(queries, found)
+        group = queries.size(2) // num_tokens
+        queries = queries.unflatten(2, (group, num_tokens)).flatten(1, 2)  # 1 x H x T x D
+        found = found.for_heads(group)
+        queries, bias, gates = attention.reads(queries, found)
+        weights, _ = memory_weights(queries, found, bias)
         scores = found.scores.unsqueeze(1).expand(weights.shape)
     by_head = (
         tensor[0].unflatten(1, (-1, num_tokens)).flatten(0, 1)
         for tensor in (weights, scores, found.chunks)
     )
     weights, scores, chunks = by_head
-    gates = gate.view(len(weights), -1).mean(dim=1, keepdim=True)
-    return _Shares(weights, scores, chunks, gates.expand(-1, num_tokens))
+    gates = gates[0, :, :, 0].expand(len(weights), num_tokens)
+    return _Shares(weights, scores, chunks, gates)
 
 
 def _pointed_to(found: Retrieved, pointer: Pointer) -> _Shares:
-    """By the pointer, as the only head."""
-    shares, num_tokens = pointer.shares[:1], pointer.shares.size(1)  # 1 x T x K
+    """By the pointer, as the only head; places in the window are no passages."""
+    num_tokens = pointer.shares.size(1)
+    shares = pointer.shares[:1, :, : found.token_ids.size(-1)]  # 1 x T x K
     weights = shares.unflatten(-1, (-1, found.store.chunk_size)).sum(dim=-1)  # 1 x T x R
     scores, chunks = found.scores[:1, -num_tokens:], found.chunks[:1, 0, -num_tokens:]
     return _Shares(weights, scores, chunks, pointer.log_weight[:1].exp())

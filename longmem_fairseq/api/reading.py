@@ -64,7 +64,8 @@ def read_segments(
     retrieve, left = None if fork is None else fork.retrieve, tokens.size(1)
     with progress_bar("reading", progress, tokens.size(1)) as bar:
         for segment, overlap in decoder.segments(tokens):
-            reading = decoder.read(segment, retrieve, first=overlap)
+            memorized = torch.full((tokens.size(0),), overlap, device=tokens.device)
+            reading = decoder.read(segment, retrieve, first=overlap, memorized=memorized)
             if look is not None and fork is not None:
                 look(reading.lookup, reading.pointer, fork.bank, segment.size(1))
             new = slice(overlap, None)
@@ -129,7 +130,7 @@ def token_readings(
     of_segment: List[List[Passage]] = []  # those of the overlap with the one before included
 
     def look(*lookup):
-        of_segment[:] = read_passages(*lookup, decoder.gate, tokenizer, per_head)
+        of_segment[:] = read_passages(*lookup, decoder.memory_attention, tokenizer, per_head)
 
     for scores in read_segments(decoder, source, fork, look, progress):
         passages += of_segment[-scores.size(1) :]

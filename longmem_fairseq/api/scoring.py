@@ -137,7 +137,8 @@ def _score_segment(
     segment = _padded(lm, rows, [start - overlap] * len(rows), ends)
     if any(first < end for first, end in zip(firsts, ends, strict=True)):
         retrieve = None if fork is None else fork.retrieve
-        reading = lm.decoder.read(segment, retrieve, first=overlap)
+        memorized = torch.full((len(rows),), overlap, device=segment.device)
+        reading = lm.decoder.read(segment, retrieve, first=overlap, memorized=memorized)
         entries = reading.entries
         _score(reading.scores, rows, [start] * len(rows), firsts, ends, top, scored)
     elif fork is not None:

@@ -92,7 +92,7 @@ class BackboneDecoder(MemoryDecoder):
         check_decoder(cfg, window)
         self.cfg = cfg
         self.compute_dtype = COMPUTE_DTYPES[str(cfg.compute_dtype)]
-        self.window, self.num_attention_layers = window, cfg.num_layers
+        self.window, self.num_caches = window, cfg.num_layers
         self.padding_idx = dictionary.pad()
         self.embed_tokens = nn.Embedding(len(dictionary), cfg.embed_dim, self.padding_idx)
         self.embed_positions = None
@@ -205,7 +205,14 @@ class BackboneDecoder(MemoryDecoder):
             return self.layers[layer].keys_values(x)
 
     def read(
-        self, src_tokens, retrieve=None, caches=None, first=0, before=None, target=None
+        self,
+        src_tokens,
+        retrieve=None,
+        caches=None,
+        first=0,
+        before=None,
+        target=None,
+        memorized=None,
     ) -> Reading:
         """See :meth:`MemoryDecoder.read`."""
         with self.autocast(src_tokens.device):

@@ -171,6 +171,7 @@ def memory_options(cfg: MemoryConfig) -> Dict[str, Any]:
         "gate_lr_multiplier": cfg.gate_lr_multiplier,
         "memory_heads": str(cfg.memory_heads),
         "memory_distance": cfg.memory_distance,
+        "memory_search": str(cfg.memory_search),
     }
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from longmem_fairseq.memory import ExternalMemory, MemoryBank, MemoryFork
 from longmem_fairseq.models.reading import Entries, Reading, Retrieve
-from longmem_fairseq.modules import LocalCache
+from longmem_fairseq.modules import JointAttention, LocalCache
 from longmem_fairseq.modules.rotary_scaling import Rule, length_that_counts
 from longmem_fairseq.utils.allocator import give_back_freed_memory
 
@@ -35,7 +35,7 @@ class LocalWindow:
 
     def __init__(self, tokens: Tensor, memory: Optional[MemoryFork]):
         self.tokens = tokens  # B x P, those in the caches
-        self.caches: List[LocalCache] = []  # one for each attention layer
+        self.caches: List[LocalCache] = []  # see MemoryDecoder.num_caches
         self.memory = memory
         self.num_read = 0  # how many of the tokens that the generator passes are known
         self.num_new = 0  # how many tokens are being read, or were last
@@ -55,13 +55,13 @@ class MemoryDecoder(FairseqIncrementalDecoder):
     """A decoder-only language model that may have a memory.
 
     A subclass sets ``memory``, ``window``, ``rotary_rule`` and ``padding_idx`` and has :meth:`read`,
-    :meth:`entries`, ``gate`` and ``num_attention_layers``.
+    :meth:`entries` and ``num_caches``.
     """
 
     memory: Optional[ExternalMemory] = None
     window: int  # W, tokens of a segment
     overlap: int = 0  # of these, tokens that the segment before has too; set by the task
-    num_attention_layers: int
+    num_caches: int  # one for each attention layer, and one of search keys for a pointer
     rotary_rule: Rule  # see parse_scaling
 
     def read(
@@ -72,15 +72,17 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         first: int = 0,
         before: Optional[Tensor] = None,
         target: Optional[Tensor] = None,
+        memorized: Optional[Tensor] = None,
     ) -> Reading:
         """Predicts the next token of every one of B x T.
 
         Args:
             retrieve: see :meth:`JointAttention.forward`
-            caches: of the tokens before these, one for each attention layer
+            caches: of the tokens before these, see ``num_caches``
             first: token that the prediction begins with; -1 for that of the last alone
             before: the tokens in *caches*, B x P
             target: B x (T - first), of which to compute the losses alone, instead of all logits
+            memorized: B, how many of a row's first tokens are in memory too (default: none)
         """
         raise NotImplementedError
 
@@ -89,9 +91,14 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         raise NotImplementedError
 
     @property
+    def memory_attention(self) -> Optional[JointAttention]:
+        """Of the layer that reads memory; None where none does."""
+        return None
+
+    @property
     def gate(self) -> Optional[Tensor]:
-        """Weight of memory in the memory layer, H numbers in (0, 1); None where none reads it."""
-        raise NotImplementedError
+        """Weight of memory in that layer, H numbers in (0, 1); None where there is none."""
+        return None if self.memory_attention is None else self.memory_attention.gate
 
     def segments(self, src_tokens: Tensor) -> Iterator[Tuple[Tensor, int]]:
         """Segments of B x T tokens, at most W each, and how many of a segment's first tokens the one
@@ -160,7 +167,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
         if self.memory is None:
             return _output(self.read(src_tokens, target=target))
         self.memory.begin(src_tokens.size(0), new_document, self.training, src_tokens.device)
-        reading = self.read(src_tokens, self.memory.retrieve, target=target)
+        reading = self.read(src_tokens, self.memory.retrieve, target=target, memorized=overlap)
         predicted, extra = _output(reading)
         extra.update(self.memory.statistics(self.gate))
         valid = self._to_memorize(src_tokens, overlap)
@@ -232,7 +239,7 @@ class MemoryDecoder(FairseqIncrementalDecoder):
                 self.memorize(((half, 0) for half in halves), window.memory)
             new = tokens = tokens[:, past:]
             before = tokens[:, :0]
-            window.caches = [LocalCache(self.window) for _ in range(self.num_attention_layers)]
+            window.caches = [LocalCache(self.window) for _ in range(self.num_caches)]
         window.tokens, window.num_new = tokens, new.size(1)
         retrieve = None if window.memory is None else window.memory.retrieve
         return self.read(new, retrieve, window.caches, -1 if last_only else 0, before)

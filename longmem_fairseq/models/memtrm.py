@@ -4,9 +4,9 @@ Everything is trained, so an older model wrote the older cached keys and values.
 """
 
 from dataclasses import dataclass, fields
+from typing import Optional
 
 from fairseq.models import FairseqLanguageModel, register_model
-from torch import Tensor
 
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.building import build_memory, log_parameters
@@ -19,6 +19,7 @@ from longmem_fairseq.models.checkpoints import (
 from longmem_fairseq.models.decoder_config import DecoderConfig
 from longmem_fairseq.models.memory_config import MemoryConfig, memory_options
 from longmem_fairseq.models.reading import Entries, Lookup, Reading
+from longmem_fairseq.modules import JointAttention
 
 
 @dataclass
@@ -49,12 +50,19 @@ class MemTRMDecoder(BackboneDecoder):
         self.memory, self.memory_layer = memory, layer
 
     @property
-    def gate(self) -> Tensor:
-        """Weight of memory, H numbers in (0, 1)."""
-        return self.layers[self.memory_layer].self_attn.gate
+    def memory_attention(self) -> Optional[JointAttention]:
+        """See :meth:`MemoryDecoder.memory_attention`."""
+        return self.layers[self.memory_layer].self_attn
 
     def read(
-        self, src_tokens, retrieve=None, caches=None, first=0, before=None, target=None
+        self,
+        src_tokens,
+        retrieve=None,
+        caches=None,
+        first=0,
+        before=None,
+        target=None,
+        memorized=None,
     ) -> Reading:
         """See :meth:`MemoryDecoder.read`."""
         lookup = None if retrieve is None else Lookup(retrieve)

@@ -21,8 +21,13 @@ from longmem_fairseq.models.longmem_config import LongMemConfig, sidenet_activat
 from longmem_fairseq.models.memory_config import memory_options, search_dim, search_layer
 from longmem_fairseq.models.memory_decoder import MemoryDecoder
 from longmem_fairseq.models.reading import Entries, Lookup, Reading
-from longmem_fairseq.modules import Pointer, Prediction, SearchKeys
-from longmem_fairseq.modules.pointer import MATCH_LENGTHS, contexts_of
+from longmem_fairseq.modules import JointAttention, Pointer, Prediction, SearchKeys
+from longmem_fairseq.modules.places import (
+    Places,
+    contexts_of,
+    places_in_memory,
+    places_in_window,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +66,7 @@ class SideNetDecoder(MemoryDecoder):
         self.memory_layer = cfg.retrieval_layer_index // reduction
         self._build_memory(cfg, backbone, fingerprint)
         self.layers = self._new_blocks(cfg, backbone)
-        self.num_attention_layers = num_layers + len(self.layers)
+        self.num_caches = num_layers + len(self.layers) + int(self.pointer is not None)
         self.layer_norm = None  # the backbone's own
         if self.has_sidenet:
             self.layer_norm = backbone.new_norm(None if self.identity else SIDENET_EPS)
@@ -128,11 +133,9 @@ class SideNetDecoder(MemoryDecoder):
         return self
 
     @property
-    def gate(self) -> Optional[Tensor]:
-        """See :meth:`MemoryDecoder.gate`."""
-        if not self.has_sidenet:
-            return None
-        return self.layers[self.memory_layer].self_attn.gate
+    def memory_attention(self) -> Optional[JointAttention]:
+        """See :meth:`MemoryDecoder.memory_attention`."""
+        return self.layers[self.memory_layer].self_attn if self.has_sidenet else None
 
     def take_search_keys(self) -> None:
         """Takes the search keys that were fitted when the backbone was converted, if they are of the
@@ -161,7 +164,14 @@ class SideNetDecoder(MemoryDecoder):
             self.memory.options["fingerprint"] = " ".join(parts)
 
     def read(
-        self, src_tokens, retrieve=None, caches=None, first=0, before=None, target=None
+        self,
+        src_tokens,
+        retrieve=None,
+        caches=None,
+        first=0,
+        before=None,
+        target=None,
+        memorized=None,
     ) -> Reading:
         """See :meth:`MemoryDecoder.read`."""
         with self.backbone.autocast(src_tokens.device):
@@ -174,47 +184,41 @@ class SideNetDecoder(MemoryDecoder):
             states, entries = encoded.hidden_states, self._entries(encoded)
             lookup = None if retrieve is None else Lookup(retrieve)
             if self.search_layer is not None and retrieve is not None:
-                contexts = None  # literal matches are counted for a pointer alone
-                if self.pointer is not None:
-                    contexts = contexts_of(src_tokens, before, MATCH_LENGTHS[-1])
+                contexts = contexts_of(src_tokens, before)
                 found = retrieve(entries.search_keys.unsqueeze(1), contexts=contexts)
                 lookup = Lookup(partial(_already, found), found)
             x = self._run_sidenet(states, biases, lookup, caches)
             x = (self.layer_norm or self.backbone.layer_norm)(x[:, first:])
-            found = None if lookup is None else lookup.found
-            prediction, pointer = self._predict(x, found, first, target)
+            places = None
+            if self.pointer is not None:
+                tokens = src_tokens if before is None else torch.cat([before, src_tokens], dim=1)
+                search_keys = entries.search_keys
+                if caches is not None:
+                    search_keys = caches[-1].extend_search_keys(search_keys)
+                found = None if lookup is None else lookup.found
+                if retrieve is None:
+                    memorized = None  # there is no memory to find them in
+                places = _places(search_keys, tokens, x.size(1), found, memorized)
+            prediction, pointer = self._predict(x, places, target)
         return Reading(prediction.logits, entries, pointer, lookup, prediction.losses)
 
     def _predict(
-        self, x: Tensor, found: Optional[Retrieved], first: int, target: Optional[Tensor]
+        self, x: Tensor, places: Optional[Places], target: Optional[Tensor]
     ) -> Tuple[Prediction, Optional[Pointer]]:
         """The backbone's prediction, and a pointer, which is mixed into losses but not into logits.
 
         Args:
-            x: B x (T - first) x C, after the final norm
-            found: what T tokens found in memory
+            x: B x T x C, after the final norm
+            places: of the T tokens; None without a pointer
         """
-        if self.pointer is None or found is None:
-            prediction = self.backbone.predict(x, target)
-            return self._with_zero_gradient(prediction), None
-        found = found.from_query(first)
-        prediction = self.backbone.predict(x, target, ids=found.token_ids.clamp(min=0))
-        pointer = self.pointer(found, x, prediction.log_probs)
+        if places is None:
+            return self.backbone.predict(x, target), None
+        prediction = self.backbone.predict(x, target, ids=places.ids)
+        pointer = self.pointer(places, x, prediction.log_probs)
         if target is None:
             return prediction, pointer
         losses = pointer.losses(prediction.losses, target, self.padding_idx)
         return prediction._replace(losses=losses), pointer
-
-    def _with_zero_gradient(self, prediction: Prediction) -> Prediction:
-        """Where the pointer finds nothing: a gradient of zero, not none; see
-        :meth:`JointAttention.forward`."""
-        if self.pointer is None or not self.training:
-            return prediction
-        zero = 0 * sum(p.sum() for p in self.pointer.parameters())
-        logits, losses = (
-            None if t is None else t + zero for t in (prediction.logits, prediction.losses)
-        )
-        return prediction._replace(logits=logits, losses=losses)
 
     @property
     def _needed_states(self) -> Set[int]:
@@ -265,3 +269,22 @@ class SideNetDecoder(MemoryDecoder):
 def _already(found: Optional[Retrieved], queries: Tensor) -> Optional[Retrieved]:
     """The retrieval of an attention layer after another search: *found*, whatever its queries."""
     return found
+
+
+def _places(
+    search_keys: Tensor,
+    tokens: Tensor,
+    num_new: int,
+    found: Optional[Retrieved],
+    memorized: Optional[Tensor],
+) -> Places:
+    """Places in memory and in the window, for the last *num_new* tokens; see :func:`places_in_window`.
+
+    Args:
+        found: in memory, by those tokens and some before
+    """
+    in_window = places_in_window(search_keys, tokens, num_new, memorized)
+    if found is None:
+        return in_window
+    first = found.scores.size(1) - num_new
+    return places_in_memory(found.from_query(first)).and_those(in_window)

@@ -15,6 +15,7 @@ from longmem_fairseq.modules.blocked_attention import blocked_attention, blocks_
 from longmem_fairseq.modules.causal_bias import causal_mask
 from longmem_fairseq.modules.memory_attention import memory_attention
 from longmem_fairseq.modules.norms import QK_NORMS
+from longmem_fairseq.modules.place_reader import PlaceReader
 from longmem_fairseq.modules.rotary import Rotary
 
 QUERY_BLOCK = 256  # measured with 1,024 tokens on a CPU: 128 and 512 are slower
@@ -26,6 +27,16 @@ class AttentionOutput(NamedTuple):
     output: Tensor
     keys: Tensor
     values: Tensor
+
+
+class MemoryReading(NamedTuple):
+    """How the queries of a layer read what they retrieved: themselves B x H x T x D, what is added to
+    the scores of their attention (B x H x T x K; None: nothing), and the weight of memory, B (or 1) x H
+    x T (or 1) x 1."""
+
+    queries: Tensor
+    bias: Optional[Tensor]
+    gate: Tensor
 
 
 class LocalCache:
@@ -44,14 +55,20 @@ class LocalCache:
     def extend(self, x: Tensor, keys: Tensor, values: Tensor) -> Tuple[Tensor, Tensor]:
         """Adds T tokens (x: B x T x C) and returns all keys and values, B x H' x (P + T) x D."""
         if self.keys is None:
-            shape = (*keys.shape[:2], self.window, keys.size(3))
-            self.keys, self.values = keys.new_empty(shape), values.new_empty(shape)
+            self.keys, self.values = (
+                t.new_empty(*t.shape[:2], self.window, t.size(3)) for t in (keys, values)
+            )
         start, self.num_tokens = self.num_tokens, self.num_tokens + keys.size(2)
         self.keys[:, :, start : self.num_tokens] = keys
         self.values[:, :, start : self.num_tokens] = values
         if x.size(1) > 0:
             self.last = x[:, -1:]
         return self.keys[:, :, : self.num_tokens], self.values[:, :, : self.num_tokens]
+
+    def extend_search_keys(self, search_keys: Tensor) -> Tensor:
+        """As :meth:`extend`, of search keys B x T x E alone."""
+        keys = search_keys.unsqueeze(1)
+        return self.extend(search_keys, keys, keys[..., :0])[0].squeeze(1)
 
     def reorder(self, order: Tensor) -> None:
         """Row i goes on as row ``order[i]``."""
@@ -66,7 +83,8 @@ class JointAttention(nn.Module):
 
     ``A = (1 - g) A_local + g A_mem`` with two separate softmaxes and ``g = sigmoid(memory_bias)``,
     one scalar a head; where nothing has been memorized, ``A = A_local``. Memory has no positions:
-    its queries and keys are those before rotary.
+    its queries and keys are those before rotary. What one search found for all heads is read as
+    :class:`PlaceReader` says.
 
     Args:
         embed_dim, num_heads: C, H
@@ -85,6 +103,7 @@ class JointAttention(nn.Module):
         memory_heads: ``query``: every head retrieves for itself; ``shared``: the G heads of a group
             retrieve together, by the mean of their queries
         memory_distance: retrieved keys count as so many tokens back, by rotary; 0: no positions
+        memory_search: ``hidden``: one search for all heads; ``attention``: each searches for itself
     """
 
     def __init__(
@@ -105,6 +124,7 @@ class JointAttention(nn.Module):
         gate_lr_multiplier: float = 1.0,
         memory_heads: str = "query",
         memory_distance: int = 0,
+        memory_search: str = "attention",
     ):
         super().__init__()
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads or num_heads
@@ -122,6 +142,9 @@ class JointAttention(nn.Module):
             heads = (num_heads, self.num_kv_heads)
             self.q_norm, self.k_norm = (QK_NORMS[qk_norm](n, head_dim, qk_norm_eps) for n in heads)
         self.memory_bias = nn.Parameter(torch.zeros(num_heads)) if has_memory else None
+        self.place_reader = None
+        if has_memory and memory_search == "hidden":
+            self.place_reader = PlaceReader(num_heads)
         if not has_memory:
             self.register_load_state_dict_pre_hook(_drop_gate)
 
@@ -198,9 +221,19 @@ class JointAttention(nn.Module):
         shape = (*queries.shape[:3], chunks.size(-1))  # B x H x T x R
         return Retrieved(chunks.view(shape), rows.view(shape), retrieved.store)
 
+    def reads(self, queries: Tensor, retrieved: Retrieved) -> MemoryReading:
+        """How B x H x T x D queries read what they retrieved."""
+        gate = self.gate.view(1, -1, 1, 1)
+        if self.place_reader is None:
+            return MemoryReading(queries, None, gate)
+        scores = self.place_reader.scores(retrieved)
+        logit = (self.memory_bias * self.gate_lr_multiplier).view(1, -1, 1, 1)
+        gate = torch.sigmoid(logit + self.place_reader.gate_logit(scores))
+        return MemoryReading(self.place_reader.scaled(queries), scores, gate)
+
     def _fuse(self, local: Tensor, queries: Tensor, retrieved: Retrieved) -> Tensor:
-        found = memory_attention(queries, retrieved)
-        gate = self.gate.to(local.dtype).view(1, -1, 1, 1)
+        queries, bias, gate = self.reads(queries, retrieved)
+        found, gate = memory_attention(queries, retrieved, bias), gate.to(local.dtype)
         anything = retrieved.chunks.ge(0).any(dim=-1, keepdim=True)  # B x H x T x 1
         return torch.where(anything, (1 - gate) * local + gate * found, local)
 
@@ -211,7 +244,9 @@ class JointAttention(nn.Module):
 
 def _drop_gate(module: JointAttention, state_dict, prefix: str, *unused) -> None:
     # a checkpoint trained with memory may be evaluated without: its gate has nothing to weigh
-    state_dict.pop(prefix + "memory_bias", None)
+    for name in [name for name in state_dict if name.startswith(prefix)]:
+        if name.removeprefix(prefix).split(".")[0] in ("memory_bias", "place_reader"):
+            del state_dict[name]
 
 
 def causal_attention(

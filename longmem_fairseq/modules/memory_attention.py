@@ -6,10 +6,10 @@ Q = B * H * T queries, q queries of one block.
 Every query has its own K keys, so there is no matrix product to share between queries, and reading
 them is most of the work: blocks of queries are gathered, used and dropped, while they are in the
 caches. The backward pass gathers them again. The retrieved tensors are constants (the backbone is
-frozen, the bank is detached), which leaves one gradient.
+frozen, the bank is detached).
 """
 
-from typing import Iterator, Tuple
+from typing import Iterator, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -23,27 +23,31 @@ GATHER_BUDGET = {"cpu": 2**21, "cuda": 2**28}
 
 class _MemoryAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, queries: Tensor, retrieved: Retrieved) -> Tensor:
+    def forward(ctx, queries: Tensor, bias: Optional[Tensor], retrieved: Retrieved) -> Tensor:
         # the store's tensors are saved so that autograd notices if they are written in between
-        ctx.save_for_backward(queries, *retrieved.store.buffers().values())
+        ctx.save_for_backward(queries, bias, *retrieved.store.buffers().values())
         ctx.retrieved = retrieved
         output = torch.empty_like(queries)
         for block, keys, values, valid in _blocks(queries, retrieved):
-            weights = _weights(queries[block], keys, valid)  # q x K
+            weights = _weights(queries[block], keys, valid, bias, block)  # q x K
             output[block] = _weighted_sum(weights, values).to(output.dtype)
         return output
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        queries = ctx.saved_tensors[0]
+        queries, bias = ctx.saved_tensors[:2]
         grad_queries = torch.empty_like(queries)
+        grad_bias = None if bias is None else torch.empty_like(bias)
         for block, keys, values, valid in _blocks(queries, ctx.retrieved):
-            weights = _weights(queries[block], keys, valid)  # q x K
+            weights = _weights(queries[block], keys, valid, bias, block)  # q x K
             grad_weights = _products(grad[block], values)  # q x K
             mean = (grad_weights * weights).sum(dim=-1, keepdim=True)
-            grad_scores = weights * (grad_weights - mean) * queries.size(-1) ** -0.5
-            grad_queries[block] = _weighted_sum(grad_scores, keys).to(queries.dtype)
-        return grad_queries, None
+            grad_scores = weights * (grad_weights - mean)
+            if grad_bias is not None:
+                grad_bias[block] = grad_scores
+            scale = queries.size(-1) ** -0.5
+            grad_queries[block] = _weighted_sum(grad_scores * scale, keys).to(queries.dtype)
+        return grad_queries, grad_bias, None
 
 
 def _blocks(
@@ -74,19 +78,26 @@ def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
     return (weights.unsqueeze(-1) * values.float()).sum(dim=1)
 
 
-def _weights(queries: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
+def _weights(
+    queries: Tensor, keys: Tensor, valid: Tensor, bias: Optional[Tensor], block: slice
+) -> Tensor:
     scores = _products(queries, keys) * queries.size(-1) ** -0.5
+    if bias is not None:
+        scores = scores + bias[block]
     scores = scores.masked_fill(~valid, float("-inf"))
     # a query that found nothing has only -inf: its softmax is NaN, its weights are 0
     return torch.softmax(scores, dim=-1).nan_to_num(0.0)
 
 
-def memory_weights(queries: Tensor, retrieved: Retrieved) -> Tuple[Tensor, Tensor]:
+def memory_weights(
+    queries: Tensor, retrieved: Retrieved, bias: Optional[Tensor] = None
+) -> Tuple[Tensor, Tensor]:
     """The weight that :func:`memory_attention` gives to every chunk, for inspection.
 
     Args:
         queries: B x H x T x D, unscaled
         retrieved: what they found
+        bias: see :func:`memory_attention`
 
     Returns:
         the share of its attention to memory that every query gives to each chunk (those of a query
@@ -94,22 +105,27 @@ def memory_weights(queries: Tensor, retrieved: Retrieved) -> Tuple[Tensor, Tenso
         which it was found; B x H x T x R each, float32
     """
     shares, scores, size = [], [], retrieved.store.chunk_size
-    flat = queries.flatten(0, 2)  # Q x D
+    flat, bias = queries.flatten(0, 2), None if bias is None else bias.flatten(0, 2)  # Q x D, Q x K
     for block, keys, _, valid in _blocks(flat, retrieved):
-        shares.append(_weights(flat[block], keys, valid).unflatten(-1, (-1, size)).sum(dim=-1))
+        weights = _weights(flat[block], keys, valid, bias, block)
+        shares.append(weights.unflatten(-1, (-1, size)).sum(dim=-1))
         scores.append(_products(flat[block], keys).unflatten(-1, (-1, size)).mean(dim=-1))
     return tuple(torch.cat(found).view(retrieved.chunks.shape) for found in (shares, scores))
 
 
-def memory_attention(queries: Tensor, retrieved: Retrieved) -> Tensor:
-    """softmax(q k_mem^T D^-0.5) v_mem; 0 where nothing is valid.
+def memory_attention(
+    queries: Tensor, retrieved: Retrieved, bias: Optional[Tensor] = None
+) -> Tensor:
+    """softmax(q k_mem^T D^-0.5 + bias) v_mem; 0 where nothing is valid.
 
     Args:
-        queries: B x H x T x D, unscaled; the only argument that gets a gradient
+        queries: B x H x T x D, unscaled
         retrieved: what they found. Until the backward pass is over the bank must not be written.
+        bias: B x H x T x K, float32; it and the queries get gradients, the memory none
 
     Returns:
         B x H x T x D
     """
-    attended = _MemoryAttention.apply(queries.flatten(0, 2), retrieved)
+    bias = None if bias is None else bias.flatten(0, 2)
+    attended = _MemoryAttention.apply(queries.flatten(0, 2), bias, retrieved)
     return attended.view_as(queries)

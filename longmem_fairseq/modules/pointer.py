@@ -1,11 +1,12 @@
-"""The pointer: the model's next-token distribution, mixed with what came next in memory.
+"""The pointer: the model's next-token distribution, mixed with what came next at similar places.
 
-B streams, T tokens, V vocabulary, K tokens retrieved per query, C embed_dim.
+B streams, T tokens, V vocabulary, K places of a query, C embed_dim.
 
-The distribution over the retrieved tokens is that of kNN-LM (Khandelwal et al. 2020, arXiv 1911.00172)
-and of continuous caches (Grave et al. 2017, arXiv 1612.04426), with the document's own past as the
-datastore. Besides similar states it counts literal matches: how many tokens before the place in memory
-equal those before the prediction. A fact that is asked for in its own words is found by them.
+The distribution over the tokens at these places is that of kNN-LM (Khandelwal et al. 2020, arXiv
+1911.00172) and of continuous caches (Grave et al. 2017, arXiv 1612.04426), with the document's own past
+as the datastore: its memory, and its window. Besides similar states it counts literal matches: how many
+tokens before the place equal those before the prediction. A fact that is asked for in its own words is
+found by them.
 """
 
 from typing import NamedTuple, Optional, Tuple, Union
@@ -14,19 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longmem_fairseq.memory import Retrieved
+from longmem_fairseq.modules.places import Places
 
 SMALLEST = 1e-30  # a probability in the place of 0, whose logarithm is finite
 VALUE_RATE = 15.0
-MATCH_LENGTHS = (1, 2, 4, 8, 16, 32)  # tokens from which on a literal match counts for more
 
 
 class Pointer(NamedTuple):
     """p = (1 - l) p_model + l p_memory, for every token.
 
-    log_weight, log_rest: log l and log(1 - l), B x T; -inf and 0 where nothing was retrieved
-    shares: of the retrieved tokens in p_memory, B x T x K; they sum to 1
-    ids: which tokens these are, B x T x K; one may be there several times
+    log_weight, log_rest: log l and log(1 - l), B x T; -inf and 0 where there is no place
+    shares: of the places in p_memory, B x T x K, those in memory first; they sum to 1
+    ids: the tokens there, B x T x K; one may be there several times
     """
 
     log_weight: Tensor
@@ -52,7 +52,7 @@ class Pointer(NamedTuple):
 
 
 def share_of_token(ids: Tensor, shares: Tensor) -> Tuple[Tensor, Tensor]:
-    """For each of K retrieved tokens the sum of the shares of all that are the same token, and whether
+    """For each of K tokens the sum of the shares of all that are the same token, and whether
     it is not the first of them, B x T x K each."""
     in_order, order = ids.sort(dim=-1, stable=True)
     starts = torch.ones_like(ids, dtype=torch.bool)
@@ -62,25 +62,6 @@ def share_of_token(ids: Tensor, shares: Tensor) -> Tuple[Tensor, Tensor]:
     sums = torch.zeros_like(shares).scatter_add(-1, group, shares)
     repeated = torch.empty_like(starts).scatter(-1, order, ~starts)
     return sums.gather(-1, group), repeated
-
-
-def contexts_of(tokens: Tensor, before: Optional[Tensor], length: int) -> Tensor:
-    """Every token and those before it, B x T x *length*, the newest first; -1 where there are none.
-
-    Args:
-        tokens: B x T
-        before: the tokens before these, B x P
-    """
-    past = tokens if before is None else torch.cat([before, tokens], dim=1)
-    # one window more than there are tokens: unfold takes no tensor shorter than a window
-    windows = F.pad(past, (length, 0), value=-1).unfold(1, length, 1)
-    return windows[:, windows.size(1) - tokens.size(1) :].flip(-1)  # B x T x length
-
-
-def similarities(retrieved: Retrieved) -> Tensor:
-    """Of every query and the K tokens that it retrieved, B x T x K, -inf where there is none."""
-    scores = retrieved.scores.repeat_interleave(retrieved.store.chunk_size, dim=-1)
-    return scores.masked_fill(retrieved.token_ids < 0, -torch.inf)
 
 
 def shares_of(scores: Tensor) -> Tensor:
@@ -94,10 +75,11 @@ class PointerValues(NamedTuple):
     """The numbers that decide a pointer; without training these, fitted to novels and LaTeX with
     SmolLM2-135M (docs/results/2026-11-27-memory-that-pays.md).
 
-    A retrieved token's score is ``sharpness * similarity + trust * log p_model + match``, and its share
-    of p_memory their softmax. The logit of the pointer's weight is ``bias + slope * s + agreement * p +
-    weight_match``, of the best similarity s and of the largest share p that one token of the vocabulary
-    has.
+    A place's score is ``sharpness * similarity + trust * log p_model + match``, in the window with
+    ``near`` more, and its share of p_memory their softmax. The logit of the pointer's weight is
+    ``bias + slope * s + agreement * p + weight_match + weight_near * n``, of the best similarity s, of
+    the largest share p that one token of the vocabulary has, and of the share n of the places in the
+    window, which the model has read itself.
 
     match, weight_match: for literal matches of fewer tokens than each of MATCH_LENGTHS, and of more
     """
@@ -105,47 +87,48 @@ class PointerValues(NamedTuple):
     sharpness: float = 13.5
     trust: float = 0.17
     match: Tuple[float, ...] = (0.0, 1.0, 2.2, 3.5, 5.0, 7.0, 7.0)
+    near: float = -0.5
     bias: float = -8.7
     slope: float = 8.0
     agreement: float = 2.0
     weight_match: Tuple[float, ...] = (0.0, 0.1, 0.1, 0.3, 0.8, 1.2, 1.5)
+    weight_near: float = -2.5
 
 
 def point(
-    retrieved: Retrieved,
+    places: Places,
     log_probs: Tensor,
     values: PointerValues,
     more: Union[Tensor, float] = 0.0,
     literalness: Optional[Tensor] = None,
 ) -> Pointer:
-    """A pointer to what the T tokens retrieved.
+    """A pointer to the places of T tokens.
 
     Args:
-        log_probs: by the model, of the retrieved tokens, B x T x K
+        log_probs: by the model, of the tokens there, B x T x K
         values: as tensors
         more: what is added to the logit of the weight, B x T or one number
         literalness: factor of ``values.match``, B x T
     """
     with torch.autocast(log_probs.device.type, enabled=False):
-        scores, ids = similarities(retrieved), retrieved.token_ids.clamp(min=0)  # B x T x K
-        valid = scores.isfinite()
-        scores = scores.masked_fill(~valid, -1.0)  # an infinity would make gradients NaN
-        lengths = torch.tensor(MATCH_LENGTHS, device=ids.device)
-        matches = torch.bucketize(retrieved.matches.contiguous(), lengths, right=True)  # B x T x K
-        match = values.match[matches]
+        valid = places.similarities.isfinite()
+        # an infinity would make gradients NaN
+        similarities = places.similarities.masked_fill(~valid, -1.0)
+        match = values.match[places.match_classes]
         if literalness is not None:
             match = match * literalness.unsqueeze(-1)
-        shares = values.sharpness * scores + values.trust * log_probs + match
-        shares = shares_of(shares.masked_fill(~valid, -torch.inf))
-        agreement, best = share_of_token(ids, shares)[0].max(dim=-1, keepdim=True)
-        weight_match = values.weight_match[matches.gather(-1, best)]
+        scores = values.sharpness * similarities + values.trust * log_probs + match
+        scores = scores + values.near * places.near
+        shares = shares_of(scores.masked_fill(~valid, -torch.inf))
+        agreement, best = share_of_token(places.ids, shares)[0].max(dim=-1, keepdim=True)
+        weight_match = values.weight_match[places.match_classes.gather(-1, best)]
         odds = (values.agreement * agreement + weight_match).squeeze(-1)
-        odds = odds + values.bias + values.slope * scores.amax(dim=-1)
-        odds = odds + more
+        odds = odds + values.bias + values.slope * similarities.amax(dim=-1)
+        odds = odds + values.weight_near * (shares * places.near).sum(dim=-1) + more
         nothing = ~valid.any(dim=-1)
         log_weight = F.logsigmoid(odds).masked_fill(nothing, -torch.inf)
         log_rest = F.logsigmoid(-odds).masked_fill(nothing, 0.0)
-        return Pointer(log_weight, log_rest, shares, ids)
+        return Pointer(log_weight, log_rest, shares, places.ids)
 
 
 class ConstantPointer(nn.Module):
@@ -159,10 +142,10 @@ class ConstantPointer(nn.Module):
         super().__init__()
         self.added = bias
 
-    def forward(self, retrieved: Retrieved, features: Tensor, log_probs: Tensor) -> Pointer:
+    def forward(self, places: Places, features: Tensor, log_probs: Tensor) -> Pointer:
         """See :class:`TrainedPointer`; *features* are not looked at."""
         values = (torch.tensor(value, device=log_probs.device) for value in PointerValues())
-        return point(retrieved, log_probs, PointerValues(*values), self.added)
+        return point(places, log_probs, PointerValues(*values), self.added)
 
 
 class TrainedPointer(nn.Module):
@@ -186,16 +169,16 @@ class TrainedPointer(nn.Module):
         self.weight = nn.Parameter(torch.zeros(embed_dim))
         self.literalness = nn.Parameter(torch.zeros(embed_dim))
 
-    def forward(self, retrieved: Retrieved, features: Tensor, log_probs: Tensor) -> Pointer:
+    def forward(self, places: Places, features: Tensor, log_probs: Tensor) -> Pointer:
         """
         Args:
-            retrieved: by the T tokens, with the lengths of literal matches
+            places: of the T tokens
             features: their last hidden states, B x T x C
-            log_probs: by the model, of the retrieved tokens, B x T x K, without a gradient
+            log_probs: by the model, of the tokens there, B x T x K, without a gradient
         """
         values = (getattr(self, name) * VALUE_RATE for name in PointerValues._fields)
         with torch.autocast(features.device.type, enabled=False):
             states = self.norm(features.float())
             literalness = (states @ self.literalness).exp()
             more = states @ self.weight + self.added
-        return point(retrieved, log_probs, PointerValues(*values), more, literalness)
+        return point(places, log_probs, PointerValues(*values), more, literalness)

@@ -67,7 +67,9 @@ def predict(
 @torch.no_grad()
 def log_probs_of(logits: Tensor, ids: Tensor) -> Tensor:
     """Log-probabilities of ... x K ids by logits ... x V; float32."""
-    totals = [block.logsumexp(dim=-1) for block, _ in row_blocks(logits, ids[..., 0])]
+    totals = [
+        block.logsumexp(dim=-1) for block, _ in row_blocks(logits, ids.new_empty(ids.shape[:-1]))
+    ]
     return logits.gather(-1, ids).float() - torch.cat(totals).view(*ids.shape[:-1], 1)
 
 

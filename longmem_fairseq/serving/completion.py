@@ -132,9 +132,9 @@ class _Choice:
 
     def _look(self, lookup, pointer, bank, num_tokens: int) -> None:
         """Notes the passages that were read for a new token, the last one of *num_tokens*."""
-        gate = self.lm.decoder.gate
+        attention = self.lm.decoder.memory_attention
         reading = lookup, pointer, bank, num_tokens
-        for passage in read_passages(*reading, gate, self.lm.tokenizer)[-1]:
+        for passage in read_passages(*reading, attention, self.lm.tokenizer)[-1]:
             self.heads.add(passage.head)
             place = (passage.document, passage.offset, passage.text)
             share = self.passages.get(place, (passage, 0.0))[1]

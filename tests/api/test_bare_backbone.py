@@ -72,9 +72,10 @@ def test_scores_are_those_of_the_slow_mixture(lm, folder):
     lm.forget()
     expected, _ = slow_reading(lm, TEXT * 2)
     assert_close(lm.score(TEXT * 2).log_probs, expected, rtol=1e-3, atol=1e-3)
+    expected, _ = slow_reading(lm, TEXT, forgetful=True)
+    assert_close(lm.score(TEXT, memory=False).log_probs, expected, rtol=1e-3, atol=1e-3)
     without = LongMem.from_pretrained(folder, tokens_per_sample=WINDOW, no_memory=True)
     assert without.decoder.memory is None
-    assert_close(lm.score(TEXT, memory=False).log_probs, without.score(TEXT).log_probs)
 
 
 def test_a_saved_memory_and_a_forgotten_document(lm, folder, tmp_path):
@@ -102,6 +103,17 @@ def test_a_saved_memory_and_a_forgotten_document(lm, folder, tmp_path):
         )
         with other.frozen_memory(), pytest.raises(ValueError, match="the memory is frozen"):
             other.forget("a")
+
+
+def test_words_are_remembered_without_reading_them(lm):
+    """They are found by excerpts, and nothing by its state; other documents stay as they are."""
+    text = TEXT[::-1]
+    number = lm.memorize(text, "words", progress=False, words_only=True)
+    bank = lm.memory.single_bank(lm.device)
+    assert bank.documents(0)["words"] == number == len(lm._tokens(text, False)[0]) - 1
+    assert "words" in {found.document for found in lm.excerpts(text[-40:], 128)}
+    read = {passage.document for token in lm.retrieved(TEXT) for passage in token.passages}
+    assert "a" in read and "words" not in read
 
 
 def test_generation_takes_the_likeliest_of_the_mixture(lm):
@@ -133,7 +145,7 @@ def test_passages_are_what_the_pointer_says(lm):
     found = lm.score(TEXT)
     for (_, passages), weight in zip(readings, weights, strict=True):
         assert {p.head for p in passages} == {0} and len(passages) == K
-        assert sum(p.weight for p in passages) == pytest.approx(1, abs=1e-4)
+        assert 0 < sum(p.weight for p in passages) < 1.0001  # the rest is for places in the window
         assert [p.gate for p in passages] == pytest.approx([float(weight)] * K, abs=1e-3)
         assert all(-1.001 < p.score < 1.001 for p in passages)
         assert [p.weight for p in passages] == sorted((p.weight for p in passages), reverse=True)
@@ -177,7 +189,7 @@ def test_eval_lm_and_scores_agree(folder, root, monkeypatch, caplog):
 
 
 def test_evaluation_says_what_the_pointer_is_worth(folder, tmp_path, monkeypatch):
-    """Without it, in the same pass: the backbone alone, which is also the model of an empty memory."""
+    """Without it, in the same pass: the backbone alone."""
     results = tmp_path / "results.jsonl"
     for name, options in {
         "backbone": "",
@@ -196,8 +208,7 @@ def test_evaluation_says_what_the_pointer_is_worth(folder, tmp_path, monkeypatch
     backbone = pytest.approx(lines["backbone"]["ppl"], rel=1e-5)
     for name in ("own", "empty", "other"):
         assert lines[name]["without_pointer"]["ppl"] == backbone
-    assert lines["empty"]["ppl"] == backbone
-    assert len({round(line["ppl"], 3) for line in lines.values()}) == 3
+    assert len({round(line["ppl"], 3) for line in lines.values()}) == 4
 
 
 @pytest.mark.parametrize(

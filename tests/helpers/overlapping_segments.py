@@ -18,7 +18,9 @@ def one_by_one(decoder, tokens, start_token, overlap):
     for start in range(0, len(tokens), stride):
         begin, stop = max(0, start - overlap), min(start + stride, len(tokens))
         for place in range(start, stop):
-            reading = decoder.read(source[:, begin : place + 1], retrieve)
+            memorized = torch.tensor([start - begin])
+            segment = source[:, begin : place + 1]
+            reading = decoder.read(segment, retrieve, memorized=memorized)
             log_probs.append(reading.scores[0, -1].log_softmax(dim=-1))
         if decoder.memory is not None:
             keys, values, search_keys = decoder.entries(source[:, begin:stop])

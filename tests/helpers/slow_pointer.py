@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from longmem_fairseq import LongMem
-from longmem_fairseq.modules.pointer import MATCH_LENGTHS, PointerValues
+from longmem_fairseq.modules.places import IN_WINDOW, MATCH_LENGTHS
+from longmem_fairseq.modules.pointer import PointerValues
 
 VALUES = PointerValues()
 
@@ -36,36 +37,72 @@ class SlowMemory:
     def probs(self, tokens):
         """Probabilities of the token after each of 1 x T, T x V; and the weights of the pointer, T."""
         model = self.decoder.backbone.read(tokens).logits[0].double().softmax(dim=-1)
-        if not self.keys:
-            return model, torch.zeros(len(model))
-        similar = self.keys_of(tokens) @ torch.stack(self.keys).T  # T x N
+        keys, window = self.keys_of(tokens), tokens[0].tolist()
         rows, weights = [], []
         for t in range(len(model)):
-            scores, places = similar[t].topk(min(self.k, len(self.keys)))
-            ids = torch.tensor([self.next[place] for place in places])
-            matches = [self.match(int(place), tokens[0, : t + 1].tolist()) for place in places]
+            places = self.in_memory(keys[t], window[: t + 1]) + in_window(keys, window, t)
+            if not places:
+                rows.append(model[t])
+                weights.append(torch.tensor(0.0))
+                continue
+            scores, ids, matches, near = (
+                torch.tensor(column) for column in zip(*places, strict=True)
+            )
             literal = torch.tensor([VALUES.match[match] for match in matches])
             scored = VALUES.sharpness * scores + VALUES.trust * model[t, ids].log() + literal
-            memory = torch.zeros_like(model[t]).index_add(0, ids, scored.softmax(dim=-1))
+            shares = (scored + VALUES.near * near).softmax(dim=-1)
+            memory = torch.zeros_like(model[t]).index_add(0, ids, shares)
             best = int(memory.argmax())
-            odds = VALUES.bias + VALUES.slope * scores[0] + VALUES.agreement * memory[best]
+            odds = VALUES.bias + VALUES.slope * scores.max() + VALUES.agreement * memory[best]
             odds = odds + VALUES.weight_match[matches[ids.tolist().index(best)]]
+            odds = odds + VALUES.weight_near * (shares * near).sum()
             weights.append(torch.sigmoid(odds))
             rows.append((1 - weights[-1]) * model[t] + weights[-1] * memory)
         return torch.stack(rows), torch.stack(weights)
 
-    def match(self, place, context):
-        """How many of the tokens before a place end the context, as one of MATCH_LENGTHS."""
-        length = 0
-        while length < min(place, len(context)) and (
-            self.next[place - 1 - length] == context[-1 - length]
-        ):
-            length += 1
-        return sum(length >= least for least in MATCH_LENGTHS)
+    def in_memory(self, key, context):
+        """Similarity, token, class of literal matches and whether it is near, of the best places."""
+        if not self.keys:
+            return []
+        scores, places = (torch.stack(self.keys) @ key).topk(min(self.k, len(self.keys)))
+        found = zip(scores.tolist(), places.tolist(), strict=True)
+        return [
+            (score, self.next[i], match_class(self.next[:i], context), False) for score, i in found
+        ]
 
 
-def slow_reading(lm, text, remembered=()):
-    """Log-probabilities of a text's tokens, and the weights of the pointer, one segment at a time."""
+def in_window(keys, tokens, t):
+    """As :meth:`SlowMemory.in_memory`, of the places up to token *t* of a window."""
+    places = []
+    for i in range(1, t + 1):
+        score = float(keys[i - 1] @ keys[t])
+        length = match_length(tokens[:i], tokens[: t + 1])
+        bonus = 0.5 * (length >= 2) + 0.5 * (length >= 3)
+        place = (score, tokens[i], match_class(tokens[:i], tokens[: t + 1]), True)
+        places.append((score + bonus, place))
+    places.sort(key=lambda place: -place[0])
+    return [place for _, place in places[:IN_WINDOW]]
+
+
+def match_length(before, context):
+    """How many of the last tokens of both are the same."""
+    length = 0
+    while length < min(len(before), len(context)) and before[-1 - length] == context[-1 - length]:
+        length += 1
+    return length
+
+
+def match_class(before, context):
+    """The same as one of MATCH_LENGTHS."""
+    return sum(match_length(before, context) >= least for least in MATCH_LENGTHS)
+
+
+def slow_reading(lm, text, remembered=(), forgetful=False):
+    """Log-probabilities of a text's tokens, and the weights of the pointer, one segment at a time.
+
+    Args:
+        forgetful: nothing is memorized
+    """
     tokens, log_probs, weights = lm._tokens(text, False), [], []
     memory, window = SlowMemory(lm), lm.decoder.window
     for document in remembered:
@@ -77,6 +114,8 @@ def slow_reading(lm, text, remembered=()):
         following = tokens[0, start + 1 : stop + 1].unsqueeze(-1)
         log_probs.append(probs.log().gather(-1, following).squeeze(-1))
         weights.append(weight)
+        if forgetful:
+            continue
         # now the text so far is a document of its own
         del memory.keys[before:], memory.next[before:]
         keys = [memory.keys_of(s) for s in tokens[:, :stop].split(window, dim=1)]

@@ -32,13 +32,15 @@ def retrieved(dtype="float32", storage="device"):
     return Retrieved(chunks, rows, store)
 
 
-def dense(queries, found):
+def dense(queries, found, bias=None):
     """Softmax over the valid ones alone, in float64; zeros where there are none."""
+    if bias is None:
+        bias = torch.zeros(found.valid.shape)
     keys, values = (tensor.double() for tensor in found.tokens())
-    flat = (t.flatten(0, 2) for t in (queries.double(), keys, values, found.valid))
+    flat = (t.flatten(0, 2) for t in (queries.double(), keys, values, found.valid, bias.double()))
     output = []
-    for query, key, value, valid in zip(*flat, strict=True):
-        weights = (key[valid] @ query / HEAD_DIM**0.5).softmax(0)
+    for query, key, value, valid, more in zip(*flat, strict=True):
+        weights = (key[valid] @ query / HEAD_DIM**0.5 + more[valid]).softmax(0)
         output.append(weights @ value[valid])  # 0 for no weights
     return torch.stack(output).view(queries.shape)
 
@@ -48,16 +50,23 @@ def make_queries(dtype=torch.float32):
     return torch.randn(shape, dtype=dtype, requires_grad=True)
 
 
-def check(found, queries, tolerance):
-    output, expected = memory_attention(queries, found), dense(queries, found)
+def make_bias(dtype=torch.float32):
+    shape = (STREAMS, HEADS, TOKENS, CHUNKS * CHUNK_SIZE)
+    return torch.randn(shape, dtype=dtype, requires_grad=True)
+
+
+def check(found, queries, tolerance, bias=None):
+    output, expected = memory_attention(queries, found, bias), dense(queries, found, bias)
     assert output.dtype == queries.dtype
     assert_close(output.double(), expected, rtol=tolerance, atol=tolerance)
     assert not output[2].any() and not output[1, 0, 0].any() and output[1, 1, 0].any()
     weights = torch.randn(output.shape)
-    gradient = torch.autograd.grad((output * weights).sum(), queries)[0]
-    reference = torch.autograd.grad((expected * weights).sum(), queries)[0]
-    assert gradient.dtype == queries.dtype and not gradient[2].any()
-    assert_close(gradient, reference, rtol=tolerance, atol=tolerance)
+    wanted = [queries] if bias is None else [queries, bias]
+    gradients = torch.autograd.grad((output * weights).sum(), wanted)
+    references = torch.autograd.grad((expected * weights).sum(), wanted)
+    for gradient, reference in zip(gradients, references, strict=True):
+        assert gradient.dtype == queries.dtype and not gradient[2].any()
+        assert_close(gradient, reference, rtol=tolerance, atol=tolerance)
 
 
 # all at once, one query at a time, and two of them (the last block is smaller)
@@ -68,6 +77,8 @@ def test_output_and_gradient(dtype, budget, monkeypatch):
     assert 2 * CHUNKS * CHUNK_SIZE * HEAD_DIM == 48  # numbers of a query
     check(retrieved(dtype), make_queries(), 1e-5)
     check(retrieved(dtype), make_queries(torch.float64), 1e-10)
+    check(retrieved(dtype), make_queries(torch.float64), 1e-10, make_bias(torch.float64))
+    check(retrieved(dtype), make_queries(), 1e-5, make_bias())
 
 
 @pytest.mark.parametrize("storage", ["host", "disk"])
@@ -101,8 +112,8 @@ def test_autocast_changes_nothing():
 @pytest.mark.parametrize("budget", [2**21, 1])
 def test_gradients_are_those_of_finite_differences(budget, monkeypatch):
     monkeypatch.setitem(GATHER_BUDGET, "cpu", budget)
-    found, queries = retrieved(), make_queries(torch.float64)
-    assert torch.autograd.gradcheck(lambda queries: memory_attention(queries, found), queries)
+    found, inputs = retrieved(), (make_queries(torch.float64), make_bias(torch.float64))
+    assert torch.autograd.gradcheck(lambda q, bias: memory_attention(q, found, bias), inputs)
 
 
 def test_queries_laid_out_anyhow():

@@ -8,46 +8,37 @@ import torch
 from torch.testing import assert_close
 
 from longmem_fairseq.modules import ConstantPointer, Pointer, TrainedPointer, log_probs_of
-from longmem_fairseq.modules.pointer import PointerValues, contexts_of, share_of_token
+from longmem_fairseq.modules.places import (
+    IN_WINDOW,
+    MATCH_LENGTHS,
+    Places,
+    contexts_of,
+    places_in_window,
+)
+from longmem_fairseq.modules.pointer import PointerValues, share_of_token
+from tests.helpers.slow_pointer import in_window
 
 PAD, VOCABULARY, EMBED_DIM = 1, 11, 5
 VALUES = PointerValues()
-STREAMS, TOKENS, CHUNKS, CHUNK_SIZE = 2, 4, 3, 2
+STREAMS, TOKENS, PLACES = 2, 4, 6
 
 
-class Store(NamedTuple):
-    chunk_size: int
-
-
-class Found(NamedTuple):
-    """The fields of :class:`Retrieved` that the pointers read."""
-
-    scores: torch.Tensor
-    token_ids: torch.Tensor
-    matches: torch.Tensor
-    store: Store = Store(CHUNK_SIZE)
-
-
-def found(missing="some"):
-    """Six hits for each of 2 x 4 tokens, many of them the same token of the vocabulary.
+def places(missing="some"):
+    """Six places for each of 2 x 4 tokens, many of them of the same token of the vocabulary.
 
     Args:
         missing: ``some``: token 0 of stream 0 has none, others fewer; ``all``, or ``none``
     """
     generator = torch.Generator().manual_seed(1)
-    shape = (STREAMS, TOKENS, CHUNKS)
-    scores = torch.rand(shape, generator=generator)
-    scores = scores.sort(dim=-1, descending=True).values
-    ids = torch.randint(4, 7, (STREAMS, TOKENS, CHUNKS * CHUNK_SIZE), generator=generator)
+    shape = (STREAMS, TOKENS, PLACES)
+    similarities = torch.rand(shape, generator=generator)
+    ids = torch.randint(4, 7, shape, generator=generator)
+    match_classes = torch.randint(0, len(VALUES.match), shape, generator=generator)
+    near = torch.rand(shape, generator=generator) < 0.3
+    gone = torch.full(shape, missing == "all")
     if missing == "some":
-        gone = torch.zeros(shape, dtype=torch.bool)
-        gone[0, 0] = gone[1, 2, 1:] = gone[0, 3, 2] = True
-        ids[1, 3, 1] = -1  # nobody said which token that is
-    else:
-        gone = torch.full(shape, missing == "all")
-    gone_ids = gone.repeat_interleave(CHUNK_SIZE, dim=-1)
-    matches = torch.randint(0, 40, ids.shape, generator=generator)
-    return Found(scores.masked_fill(gone, -math.inf), ids.masked_fill(gone_ids, -1), matches)
+        gone[0, 0] = gone[1, 2, 2:] = gone[0, 3, 4] = True
+    return Places(similarities.masked_fill(gone, -math.inf), ids, match_classes, near)
 
 
 def inputs(seed=2, dtype=torch.float32):
@@ -58,9 +49,9 @@ def inputs(seed=2, dtype=torch.float32):
     return logits.requires_grad_(), features.requires_grad_()
 
 
-def asked(retrieved, features, logits):
+def asked(places, features, logits):
     """Arguments of a pointer."""
-    return retrieved, features, log_probs_of(logits, retrieved.token_ids.clamp(min=0))
+    return places, features, log_probs_of(logits, places.ids)
 
 
 def trained(seed=3):
@@ -94,7 +85,7 @@ def dense(pointer, logits):
 @pytest.mark.parametrize("kind", POINTERS)
 def test_the_mixture_is_the_naive_one(kind, missing):
     logits, features = inputs()
-    pointer = POINTERS[kind]()(*asked(found(missing), features, logits))
+    pointer = POINTERS[kind]()(*asked(places(missing), features, logits))
     mixed = pointer.mixed(logits)
     assert_close(mixed.exp().double(), dense(pointer, logits), rtol=1e-5, atol=1e-6)
     assert_close(mixed.double().exp().sum(-1), torch.ones(2, 4).double(), rtol=1e-5, atol=1e-5)
@@ -111,7 +102,7 @@ def test_the_mixture_is_the_naive_one(kind, missing):
 @pytest.mark.parametrize("kind", POINTERS)
 def test_losses_are_those_of_the_mixture(kind, missing):
     logits, features = inputs()
-    pointer = POINTERS[kind]()(*asked(found(missing), features, logits))
+    pointer = POINTERS[kind]()(*asked(places(missing), features, logits))
     for seed in range(5):  # targets that were found, and others
         generator = torch.Generator().manual_seed(seed)
         target = torch.randint(2, VOCABULARY, (STREAMS, TOKENS), generator=generator)
@@ -129,16 +120,18 @@ def test_shares_and_weight_of_a_constant_pointer_by_hand():
     scores = torch.tensor([[[0.9, 0.4]]])
     ids = torch.tensor([[[4, 6]]])
     probs = torch.tensor([[[0.1, 0.1, 0.1, 0.1, 0.4, 0.1, 0.1]]])
-    one = Found(scores, ids, torch.tensor([[[3, 0]]]), Store(1))
+    near = torch.tensor([[[False, True]]])
+    one = Places(scores, ids, torch.tensor([[[2, 0]]]), near)
     pointer = ConstantPointer()(*asked(one, torch.zeros(1, 1, 2), probs.log()))
     parts = [
-        math.exp(VALUES.sharpness * s + match) * p**VALUES.trust
-        for s, p, match in ((0.9, 0.4, VALUES.match[2]), (0.4, 0.1, 0.0))
+        math.exp(VALUES.sharpness * s + more) * p**VALUES.trust
+        for s, p, more in ((0.9, 0.4, VALUES.match[2]), (0.4, 0.1, VALUES.near))
     ]
     shares = torch.tensor([[[parts[0] / sum(parts), parts[1] / sum(parts)]]])
     assert_close(pointer.shares, shares)
     odds = VALUES.bias + VALUES.slope * 0.9 + VALUES.agreement * shares[0, 0, 0].item()
-    weight = 1 / (1 + math.exp(-odds - VALUES.weight_match[2]))
+    odds += VALUES.weight_match[2] + VALUES.weight_near * shares[0, 0, 1].item()
+    weight = 1 / (1 + math.exp(-odds))
     assert_close(pointer.log_weight.exp(), torch.tensor([[weight]]))
     assert_close(pointer.log_rest.exp(), torch.tensor([[1 - weight]]))
     expected = (1 - weight) * probs
@@ -156,18 +149,44 @@ def test_equal_tokens_share():
 
 
 def test_contexts_are_the_tokens_before():
-    tokens = torch.tensor([[7, 8, 9]])
-    expected = [[7, -1, -1, -1], [8, 7, -1, -1], [9, 8, 7, -1]]
-    assert contexts_of(tokens, None, 4).tolist() == [expected]
-    expected = [[7, 6, 5, -1], [8, 7, 6, 5], [9, 8, 7, 6]]
-    assert contexts_of(tokens, torch.tensor([[5, 6]]), 4).tolist() == [expected]
-    assert contexts_of(tokens, torch.tensor([[5, 6]]), 1).tolist() == [[[7], [8], [9]]]
+    tokens, rest = torch.tensor([[7, 8, 9]]), MATCH_LENGTHS[-1] - 3
+    expected = [[7, -1, -1], [8, 7, -1], [9, 8, 7]]
+    assert contexts_of(tokens).tolist() == [[row + [-1] * rest for row in expected]]
+    expected = [[7, 6, 5], [8, 7, 6], [9, 8, 7]]
+    found = contexts_of(tokens, torch.tensor([[5, 6]]))
+    assert found[:, :, :3].tolist() == [expected]
+
+
+@pytest.mark.parametrize("num_new", [1, 30, 70])
+def test_places_in_the_window_are_those_of_lists(num_new):
+    torch.manual_seed(6)
+    keys = torch.nn.functional.normalize(torch.randn(STREAMS, 70, 8), dim=-1)
+    tokens = torch.randint(4, 7, (STREAMS, 70))
+    places = places_in_window(keys, tokens, num_new)
+    for row in range(STREAMS):
+        for t in range(70 - num_new, 70):
+            expected = in_window(keys[row], tokens[row].tolist(), t)
+            parts = (part[row, t - 70 + num_new].tolist() for part in places)
+            actual = [place for place in zip(*parts, strict=True) if place[0] > -math.inf]
+            assert len(expected) == min(t, IN_WINDOW)
+            assert_close([p[0] for p in actual], [p[0] for p in expected], rtol=1e-5, atol=1e-6)
+            assert [p[1:] for p in actual] == [p[1:] for p in expected]
+
+
+def test_places_in_memory_are_not_found_in_the_window_again():
+    torch.manual_seed(6)
+    keys, tokens = torch.randn(STREAMS, 10, 8), torch.randint(4, 7, (STREAMS, 10))
+    every = places_in_window(keys, tokens, 10)
+    some = places_in_window(keys, tokens, 10, torch.tensor([0, 4]))
+    there = some.similarities.isfinite().sum(dim=-1)
+    assert there.tolist() == [list(range(10)), [0] * 4 + list(range(1, 7))]
+    assert torch.equal(some.similarities[0], every.similarities[0])
 
 
 def test_a_trained_pointer_starts_as_the_constant_one():
     logits, features = inputs()
     for missing in ("some", "none", "all"):
-        question = asked(found(missing), features, logits)
+        question = asked(places(missing), features, logits)
         start, constant = TrainedPointer(EMBED_DIM)(*question), ConstantPointer()(*question)
         for part, expected in zip(start, constant, strict=True):
             assert_close(part, expected)
@@ -175,7 +194,7 @@ def test_a_trained_pointer_starts_as_the_constant_one():
 
 def test_a_bias_moves_the_weight_alone():
     logits, features = inputs()
-    question = asked(found("some"), features, logits)
+    question = asked(places("some"), features, logits)
     for make in (ConstantPointer, lambda *bias: TrainedPointer(EMBED_DIM, *bias)):
         plain, biased = make()(*question), make(1.5)(*question)
         assert_close(biased.shares, plain.shares)
@@ -204,7 +223,7 @@ def pointer_of(parts, ids):
 
 def free_parts():
     torch.manual_seed(4)
-    shape = (STREAMS, TOKENS, CHUNKS * CHUNK_SIZE)
+    shape = (STREAMS, TOKENS, PLACES)
     scores = torch.randn(shape, dtype=torch.double).requires_grad_()
     weight = torch.randn(shape[:2], dtype=torch.double).requires_grad_()
     return Parts(scores, weight)
@@ -212,7 +231,7 @@ def free_parts():
 
 def test_gradients_of_losses_in_double_precision():
     logits, _ = inputs(dtype=torch.double)
-    ids = found("none").token_ids
+    ids = places("none").ids
     target = torch.randint(4, 8, (STREAMS, TOKENS), generator=torch.Generator().manual_seed(5))
     target[1, 1] = PAD
 
@@ -235,7 +254,7 @@ def test_gradients_against_the_naive_mixture(kind, missing, reading):
     gradients = []
     for naive in (True, False):
         logits, features = inputs()
-        pointer = module(*asked(found(missing), features, logits))
+        pointer = module(*asked(places(missing), features, logits))
         if naive:
             log_probs = dense(pointer, logits).log()
         elif reading == "mixed":
