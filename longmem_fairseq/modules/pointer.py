@@ -87,7 +87,7 @@ class PointerValues(NamedTuple):
     sharpness: float = 13.5
     trust: float = 0.17
     match: Tuple[float, ...] = (0.0, 1.0, 2.2, 3.5, 5.0, 7.0, 7.0)
-    near: float = -0.5
+    near: float = -1.0
     bias: float = -8.7
     slope: float = 8.0
     agreement: float = 2.0
