@@ -61,7 +61,7 @@ run_models() { # RESULTS PROGRAM [ARGUMENT ...]: one benchmark of all models, th
 }
 
 run_contexts() { # BENCHMARK [ARGUMENT ...]: contexts beyond the window; results and program have its name
-  local benchmark=$1 model
+  local benchmark=$1 model excerpts
   shift
   read -ra plain_options <<<"${PLAIN_OPTIONS---pointer none}"
   run_plain_models "$benchmark" "$benchmark" "$@"
@@ -69,7 +69,11 @@ run_contexts() { # BENCHMARK [ARGUMENT ...]: contexts beyond the window; results
   for model in "${memory_models[@]}"; do
     run_model "$benchmark" "$benchmark" "$model" "$model with memory" "$@"
     if ((${EXCERPTS:=512})); then
-      run_model "$benchmark" "$benchmark" "$model" "$model with excerpts" --excerpts "$EXCERPTS" "$@"
+      excerpts=(--excerpts "$EXCERPTS")
+      run_model "$benchmark" "$benchmark" "$model" "$model with excerpts" "${excerpts[@]}" "$@"
+      [[ "$model" == backbone ]] || continue # a SideNet reads keys and values, not words alone
+      excerpts+=(--words-only)
+      run_model "$benchmark" "$benchmark" "$model" "$model, words alone" "${excerpts[@]}" "$@"
     fi
   done
   report "$benchmark"

@@ -50,7 +50,7 @@ def test_a_memory_to_which_another_process_adds_is_refused_at_once(call, folder,
 
 
 def test_a_memory_that_appears_during_the_work_is_left_as_it_is(call, load, capsys, monkeypatch):
-    def memorize(lm, texts, names, special_tokens):
+    def memorize(lm, texts, names, special_tokens, words_only):
         other.save_memory("m")  # another process was faster
         return 1
 

@@ -168,10 +168,10 @@ def test_long_contexts_are_made_once_and_read_with_and_without_memory(
     assert f"--lengths {length} " in made and "--samples 5" in made and "--tasks vt,fwe" in made
     assert all(f"--{option.lower()} {value}" in made for option, value in sources.items())
     names = [call.split("--name ")[1].split(" --results")[0] for call in evaluations]
-    memory = ["backbone with memory", "backbone with excerpts"]
+    memory = ["backbone with memory", "backbone with excerpts", "backbone, words alone"]
     assert names == ["backbone", "backbone, window 48", *memory]
-    assert ["--pointer none" in call for call in evaluations] == [True, True, False, False]
-    assert ["--excerpts 512" in call for call in evaluations] == [False, False, False, True]
+    assert ["--pointer none" in call for call in evaluations] == [True, True, False, False, False]
+    assert ["--excerpts 512" in call for call in evaluations] == [False, False, False, True, True]
     assert all("--memory own,empty,other --memory-size 1048576" in c for c in evaluations[2:])
     assert all(f"--data {data} --lengths {length}" in call for call in evaluations)
     assert all(call.endswith("--limit 3") for call in evaluations)
