@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarnin
 
 from fairseq_cli import eval_lm  # noqa: E402
 
-from eval import evaluate  # noqa: E402
+from eval import evaluate, hit_rates  # noqa: E402
 from longmem_fairseq import LongMem  # noqa: E402
 from longmem_fairseq.api.reading import read_segments  # noqa: E402
 from longmem_fairseq.commands import convert, prepare  # noqa: E402
@@ -209,6 +209,33 @@ def test_evaluation_says_what_the_pointer_is_worth(folder, tmp_path, monkeypatch
     for name in ("own", "empty", "other"):
         assert lines[name]["without_pointer"]["ppl"] == backbone
     assert len({round(line["ppl"], 3) for line in lines.values()}) == 4
+
+
+def test_hit_rates_where_a_query_retrieves_everything(folder, tmp_path, monkeypatch, capsys):
+    """A token is found if it is in memory."""
+    options = {"pointer": "constant", "k": 1024, "memory_size": 1024, "tokens_per_sample": WINDOW}
+    lm = LongMem.from_pretrained(folder, segment_overlap=4, **options)
+    tokens, expected, start = lm._tokens(TEXT, False)[0].tolist(), [], 0
+    while start < len(tokens) - 1:
+        stop = min(start + WINDOW - 4, len(tokens) - 1)
+        past = tokens[1:start]  # the first token came after none
+        counts = [past.count(following) for following in tokens[start + 1 : stop + 1]]
+        expected += [(n > 0, 0 < n <= hit_rates.RARE) for n in counts if past]
+        start = stop
+    hits = hit_rates.hits_of(lm, TEXT)
+    assert list(zip(hits.found.bool().tolist(), hits.rare.bool().tolist(), strict=True)) == expected
+    assert ((hits.chance > 0) == hits.found.bool()).all() and (hits.chance <= 1).all()
+    (tmp_path / "a.txt").write_bytes(TEXT.encode())
+    arguments = ["hit_rates", str(tmp_path / "*.txt"), "--path", str(folder), "--name", "x"]
+    arguments += ["--results", str(tmp_path / "r"), "--tokens-per-sample", str(WINDOW)]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--pointer", "constant", "--k", str(K)])
+    hit_rates.main()
+    line = json.loads((tmp_path / "r").read_text())
+    assert 0 < line["chance"] < 1 and 0 < line["hits"] < 1 and line["tokens"] < len(tokens)
+    assert f"{line['tokens']:,} tokens: {line['hits']:.1%} found" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(ValueError, match="the model needs --memory-search hidden"):
+        hit_rates.main()
 
 
 @pytest.mark.parametrize(
