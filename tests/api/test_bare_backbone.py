@@ -233,7 +233,7 @@ def test_hit_rates_where_a_query_retrieves_everything(folder, tmp_path, monkeypa
     line = json.loads((tmp_path / "r").read_text())
     assert 0 < line["chance"] < 1 and 0 < line["hits"] < 1 and line["tokens"] < len(tokens)
     assert f"{line['tokens']:,} tokens: {line['hits']:.1%} found" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setattr(sys, "argv", [*arguments, "--pointer", "none"])
     with pytest.raises(ValueError, match="the model needs --memory-search hidden"):
         hit_rates.main()
 
