@@ -6,7 +6,7 @@ S = L / r SideNet layers, m retrieval layer index, V vocabulary.
 
 import logging
 from functools import partial
-from typing import Optional, Sequence, Set, Tuple
+from typing import List, Optional, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,13 @@ from longmem_fairseq.models.longmem_config import LongMemConfig, sidenet_activat
 from longmem_fairseq.models.memory_config import memory_options, search_dim, search_layer
 from longmem_fairseq.models.memory_decoder import MemoryDecoder
 from longmem_fairseq.models.reading import Entries, Lookup, Reading
-from longmem_fairseq.modules import JointAttention, Pointer, Prediction, SearchKeys
+from longmem_fairseq.modules import (
+    JointAttention,
+    LocalCache,
+    Pointer,
+    Prediction,
+    SearchKeys,
+)
 from longmem_fairseq.modules.places import (
     Places,
     contexts_of,
@@ -189,16 +195,13 @@ class SideNetDecoder(MemoryDecoder):
                 lookup = Lookup(partial(_already, found), found)
             x = self._run_sidenet(states, biases, lookup, caches)
             x = (self.layer_norm or self.backbone.layer_norm)(x[:, first:])
+            if retrieve is None:
+                memorized = None  # nothing is in memory
+            found = None if lookup is None else lookup.found
             places = None
             if self.pointer is not None:
-                tokens = src_tokens if before is None else torch.cat([before, src_tokens], dim=1)
-                search_keys = entries.search_keys
-                if caches is not None:
-                    search_keys = caches[-1].extend_search_keys(search_keys)
-                found = None if lookup is None else lookup.found
-                if retrieve is None:
-                    memorized = None  # there is no memory to find them in
-                places = _places(search_keys, tokens, x.size(1), found, memorized)
+                window = (entries.search_keys, src_tokens, before, caches)
+                places = _places(found, window, x.size(1), memorized)
             prediction, pointer = self._predict(x, places, target)
         return Reading(prediction.logits, entries, pointer, lookup, prediction.losses)
 
@@ -272,17 +275,22 @@ def _already(found: Optional[Retrieved], queries: Tensor) -> Optional[Retrieved]
 
 
 def _places(
-    search_keys: Tensor,
-    tokens: Tensor,
-    num_new: int,
     found: Optional[Retrieved],
+    window: Tuple[Tensor, Tensor, Optional[Tensor], Optional[List[LocalCache]]],
+    num_new: int,
     memorized: Optional[Tensor],
 ) -> Places:
-    """Places in memory and in the window, for the last *num_new* tokens; see :func:`places_in_window`.
+    """The places for the last *num_new* tokens, in memory and in the window.
 
     Args:
         found: in memory, by those tokens and some before
+        window: search keys and tokens, B x T (x E), the tokens before them and the caches
+        memorized: see :meth:`MemoryDecoder.read`
     """
+    search_keys, tokens, before, caches = window
+    if caches is not None:
+        search_keys = caches[-1].extend_search_keys(search_keys)
+        tokens = torch.cat([before, tokens], dim=1)
     in_window = places_in_window(search_keys, tokens, num_new, memorized)
     if found is None:
         return in_window
