@@ -85,6 +85,11 @@ CASES = {
         "longmem-memorize nowhere a.txt --output m",
         "nowhere: no such model",
     ),
+    "memorize: words for a SideNet": (
+        "longmem-memorize {models}/longmem a.txt --output m --words-only",
+        "--words-only is for a backbone without a SideNet, which would read keys and values that are "
+        "not there",
+    ),
     "memorize: k": (
         "longmem-memorize {models}/longmem a.txt --output m --k 3",
         "--k (3) must be a multiple of --chunk-size (2)",
