@@ -15,6 +15,7 @@ from longmem_fairseq.memory import Retrieved
 
 MATCH_LENGTHS = (1, 2, 4, 8, 16, 32)  # tokens from which on a literal match counts for more
 IN_WINDOW = 32  # places of the window for each query
+NEAREST = 32  # tokens between a place and its query: nearer ones make a generated text repeat itself
 # what equal tokens add to a similarity, when places of the window are chosen: the last two, and three
 LITERAL = ((2, 0.5), (3, 0.5))
 
@@ -66,8 +67,8 @@ def places_in_memory(found: Retrieved) -> Places:
 def places_in_window(
     search_keys: Tensor, tokens: Tensor, num_new: int, memorized: Optional[Tensor] = None
 ) -> Places:
-    """For each of the last T tokens the places up to it that resemble it most, or are after the same
-    two or three tokens; fewer than IN_WINDOW in a short window.
+    """For each of the last T tokens the places, at least NEAREST before it, that resemble it most, or
+    are after the same two or three tokens; fewer than IN_WINDOW in a short window.
 
     Args:
         search_keys: B x (P + T) x E
@@ -82,7 +83,7 @@ def places_in_window(
     rows = torch.arange(start, length, device=tokens.device).unsqueeze(1)
     columns = torch.arange(length, device=tokens.device)
     # column j is the place of token j, which is after state j - 1
-    there = ((columns > 0) & (columns <= rows)).unsqueeze(0)  # 1 x T x (P + T)
+    there = ((columns > 0) & (columns <= rows - NEAREST)).unsqueeze(0)  # 1 x T x (P + T)
     if memorized is not None:
         there = there & (columns >= memorized.unsqueeze(1)).unsqueeze(1)
     before = F.pad(search_keys, (0, 0, 1, 0))[:, :-1]

@@ -22,6 +22,7 @@ from longmem_fairseq.api.reading import read_segments  # noqa: E402
 from longmem_fairseq.commands import convert, prepare  # noqa: E402
 from longmem_fairseq.data import IndexedDocuments  # noqa: E402
 from longmem_fairseq.inspector import inspect_text, make_page  # noqa: E402
+from longmem_fairseq.modules import places  # noqa: E402
 from tests.helpers.hf_models import make_model  # noqa: E402
 from tests.helpers.hf_tokenizers import PAGE, make_tokenizer  # noqa: E402
 from tests.helpers.slow_pointer import slow_reading  # noqa: E402
@@ -30,6 +31,12 @@ WINDOW, K = 16, 8
 PAGE = PAGE.replace("e\u0301", "e").replace("\0", "")
 DOCUMENTS = {"a": PAGE[:150] * 2, "b": PAGE[60:130], "c": PAGE[100:180]}
 TEXT = PAGE[20:110]
+
+
+@pytest.fixture(autouse=True)
+def near_places(monkeypatch):
+    """WINDOW is shorter than a pointer's least distance."""
+    monkeypatch.setattr(places, "NEAREST", 1)
 
 
 @pytest.fixture(scope="module")

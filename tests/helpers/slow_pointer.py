@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from longmem_fairseq import LongMem
+from longmem_fairseq.modules import places as window_places
 from longmem_fairseq.modules.places import IN_WINDOW, MATCH_LENGTHS
 from longmem_fairseq.modules.pointer import PointerValues
 
@@ -72,9 +73,9 @@ class SlowMemory:
 
 
 def in_window(keys, tokens, t):
-    """As :meth:`SlowMemory.in_memory`, of the places up to token *t* of a window."""
+    """As :meth:`SlowMemory.in_memory`, of the places before token *t* of a window."""
     places = []
-    for i in range(1, t + 1):
+    for i in range(1, t - window_places.NEAREST + 1):
         score = float(keys[i - 1] @ keys[t])
         length = match_length(tokens[:i], tokens[: t + 1])
         bonus = 0.5 * (length >= 2) + 0.5 * (length >= 3)

@@ -11,6 +11,7 @@ from longmem_fairseq.modules import ConstantPointer, Pointer, TrainedPointer, lo
 from longmem_fairseq.modules.places import (
     IN_WINDOW,
     MATCH_LENGTHS,
+    NEAREST,
     Places,
     contexts_of,
     places_in_window,
@@ -168,14 +169,15 @@ def test_places_in_the_window_are_those_of_lists(num_new):
             expected = in_window(keys[row], tokens[row].tolist(), t)
             parts = (part[row, t - 70 + num_new].tolist() for part in places)
             actual = [place for place in zip(*parts, strict=True) if place[0] > -math.inf]
-            assert len(expected) == min(t, IN_WINDOW)
+            assert len(expected) == max(0, min(t - NEAREST, IN_WINDOW))
             assert_close([p[0] for p in actual], [p[0] for p in expected], rtol=1e-5, atol=1e-6)
             assert [p[1:] for p in actual] == [p[1:] for p in expected]
 
 
 def test_places_in_memory_are_not_found_in_the_window_again():
     torch.manual_seed(6)
-    keys, tokens = torch.randn(STREAMS, 10, 8), torch.randint(4, 7, (STREAMS, 10))
+    length = NEAREST + 10
+    keys, tokens = torch.randn(STREAMS, length, 8), torch.randint(4, 7, (STREAMS, length))
     every = places_in_window(keys, tokens, 10)
     some = places_in_window(keys, tokens, 10, torch.tensor([0, 4]))
     there = some.similarities.isfinite().sum(dim=-1)
