@@ -32,6 +32,7 @@ from longmem_fairseq.conversion.tokens import (
 from longmem_fairseq.conversion.weights import convert_weights
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.decoder_config import MOST_CHANNELS, MOST_LAYERS
+from longmem_fairseq.models.memory_config import checked_search_layer, default_search_layer
 from longmem_fairseq.tokenizers import load_tokenizer
 from longmem_fairseq.tokenizers.checkpoint_ids import SPECIALS, CheckpointIds
 from longmem_fairseq.utils.cli import check_positive, run
@@ -151,6 +152,11 @@ def convert(args: argparse.Namespace) -> None:
             raise ValueError("--dest is missing: a new or empty folder to write")
         check_new(dest)
     check_positive(args, "tokens_per_sample")
+    if args.search_layer is not None and (args.no_tokenizer or args.search_tokens < 1):
+        raise ValueError(
+            f"--search-layer ({args.search_layer}) is of the hidden states of a text: leave out "
+            "--no-tokenizer, and --search-tokens 0"
+        )
     with_tokenizer = not (args.no_tokenizer or args.dry_run)
     with open_checkpoint(args.model, args.dry_run, with_tokenizer) as checkpoint:
         convert_checkpoint(args, checkpoint)
@@ -165,6 +171,9 @@ def convert_checkpoint(args: argparse.Namespace, checkpoint: Checkpoint) -> None
     files = without_impossible_tokens(files, config["vocab_size"])
     ids = checkpoint_ids(config, files)
     cfg = backbone_config(family, config, ids)
+    search_layer = default_search_layer(cfg.num_layers)
+    if args.search_layer is not None:
+        search_layer = checked_search_layer(args.search_layer, cfg.num_layers)
     most = cfg.max_positions or config.get("max_position_embeddings")
     window = args.tokens_per_sample or (min(WINDOW, most) if type(most) is int else WINDOW)
     if args.dry_run:
@@ -185,8 +194,7 @@ def convert_checkpoint(args: argparse.Namespace, checkpoint: Checkpoint) -> None
             (new / "tokenizer.json").write_text(files.tokenizer, encoding="utf-8")
         if files.tokenizer is not None and args.search_tokens > 0:
             tokenizer = load_tokenizer(new)
-            layer = args.search_layer
-            add_search_mean(cfg, weights, tokenizer, window, args.search_tokens, layer)
+            add_search_mean(cfg, weights, tokenizer, window, args.search_tokens, search_layer)
             save_model(new, cfg, weights, window, text)
     print(dest)
 

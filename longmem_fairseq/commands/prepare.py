@@ -183,11 +183,13 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """Runs the command line *argv* (default: that of the process)."""
     args = get_parser().parse_args(argv)
     check_options(args)
-    if args.dest.resolve() in (args.source.resolve(), *args.source.resolve().parents):
-        raise ValueError(
-            f"--source ({args.source}) is in --dest ({args.dest}), which is replaced as a whole: give "
-            "another folder as --dest"
-        )
+    for option in ("source", "also_train"):
+        path = getattr(args, option)
+        if path is not None and args.dest.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ValueError(
+                f"{as_option(option)} ({path}) is in --dest ({args.dest}), which is replaced as a "
+                "whole: give another folder as --dest"
+            )
     source = Source(args.source, args.text_field, exclude=args.dest)
     also = None
     if args.also_train is not None:

@@ -11,7 +11,7 @@ import zstandard
 from longmem_fairseq.corpus.source import Source
 from longmem_fairseq.utils.text_files import matching_files
 from preprocess import extract_arxiv
-from tests.helpers.corpora import PLAIN, prepare, read_lines
+from tests.helpers.corpora import PLAIN, prepare, read_lines, write_splits
 
 compress = zstandard.ZstdCompressor().compress
 
@@ -121,9 +121,12 @@ def test_a_source_inside_the_result_is_never_deleted(tmp_path):
     source.mkdir(parents=True)
     (source / "a.txt").write_text(PLAIN)
     (dest / "manifest.json").write_text('{"format": 1}')  # an older result
+    elsewhere = write_splits(tmp_path / "elsewhere", {"b": PLAIN})
     for inside in (source, source / "a.txt", dest):
         with pytest.raises(ValueError, match="is in --dest"):
             prepare(inside, dest, "--overwrite")
+        with pytest.raises(ValueError, match=r"--also-train \(.* is in --dest"):
+            prepare(elsewhere, dest, "--overwrite", "--also-train", str(inside))
     assert (source / "a.txt").read_text() == PLAIN
 
 

@@ -241,7 +241,11 @@ def test_measurements_of_one_name_are_told_apart(tmp_path, monkeypatch, capsys):
         "| m (memory_size 128) | argmax | 20 | 2,000 | 50.0 | 50.0 |",
         "| m (memory_size 0) | argmax | 20 | 2,000 | 60.0 | 60.0 |",
     ]
-    for field, values in (("limit", (None, 3)), ("compute_dtype", ("float32", "bfloat16"))):
+    for field, values in (
+        ("limit", (None, 3)),
+        ("compute_dtype", ("float32", "bfloat16")),
+        ("excerpts", (256, 512)),
+    ):
         lines = [{**squad(1, 10.0 * i, 0.0), field: value} for i, value in enumerate(values)]
         table = rows_of(lines, tmp_path, monkeypatch, capsys)
         assert table[2:4] == [
