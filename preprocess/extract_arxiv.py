@@ -25,7 +25,7 @@ from typing import BinaryIO, Dict, Iterator, Optional, Sequence, Tuple
 
 from tqdm import tqdm
 
-from longmem_fairseq.corpus.files import counted_kinds, files_under, has_suffix
+from longmem_fairseq.corpus.files import counted_kinds, decoded, files_under, has_suffix
 from longmem_fairseq.corpus.source import RECORD_SUFFIXES, SPLITS, json_records
 from longmem_fairseq.utils.cli import counted, run, script_parser
 from longmem_fairseq.utils.output_folder import check_new, replaced_folder
@@ -101,13 +101,6 @@ def paper(files: Dict[str, str], keep_comments: bool = False) -> Optional[str]:
     return max((assembled(files, name) for name in mains), key=len)
 
 
-def _decoded(data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")  # which older papers are in, and which takes any byte
-
-
 def _archived(path: Path) -> Dict[str, str]:
     """LaTeX files of an archive as ArXiv hands them out; a .gz may hold one bare file.
 
@@ -120,14 +113,14 @@ def _archived(path: Path) -> Dict[str, str]:
     try:
         if not has_suffix(path, ARCHIVES):
             with gzip.open(path) as file:
-                return {path.stem: _decoded(_read(path, file, 0))}
+                return {path.stem: decoded(_read(path, file, 0))}
         # the format is given, not guessed: the head of an .xz may ask for any amount of memory
         with tarfile.open(path, "r:" if has_suffix(path, (".tar",)) else "r:gz") as archive:
             for member in archive:
                 if member.isfile() and member.name.lower().endswith(".tex"):
                     size = sum(map(len, files.values()))
                     content = _read(path, archive.extractfile(member), size)
-                    files[str(PurePosixPath(member.name))] = _decoded(content)
+                    files[str(PurePosixPath(member.name))] = decoded(content)
         return files
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: damaged archive ({error})") from None
@@ -147,9 +140,9 @@ def latex_papers(source: Path, keep_comments: bool) -> Iterator[Tuple[str, Optio
     for path in tqdm(sorted(source.iterdir()), "papers", unit=" papers", disable=None):
         if path.is_dir():
             sources, _ = files_under(path, (".tex",))
-            files = {s.relative_to(path).as_posix(): _decoded(s.read_bytes()) for s in sources}
+            files = {s.relative_to(path).as_posix(): decoded(s.read_bytes()) for s in sources}
         elif has_suffix(path, (".tex",)):
-            files = {path.name: _decoded(path.read_bytes())}
+            files = {path.name: decoded(path.read_bytes())}
         elif has_suffix(path, (*ARCHIVES, ".gz")):
             files = _archived(path)
         else:

@@ -30,7 +30,11 @@ from longmem_fairseq.conversion.tokens import (
     without_impossible_tokens,
 )
 from longmem_fairseq.conversion.weights import convert_weights
-from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
+from longmem_fairseq.models.backbone import (
+    COMPUTE_DTYPES,
+    BackboneDecoder,
+    LongMemBackboneConfig,
+)
 from longmem_fairseq.models.decoder_config import MOST_CHANNELS, MOST_LAYERS
 from longmem_fairseq.models.memory_config import checked_search_layer, default_search_layer
 from longmem_fairseq.tokenizers import load_tokenizer
@@ -39,7 +43,6 @@ from longmem_fairseq.utils.cli import check_positive, run
 from longmem_fairseq.utils.output_folder import check_new, replaced_folder
 from longmem_fairseq.utils.text_files import read_json
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WINDOW = 1024
 MOST_IDS = 2**20
 
@@ -54,7 +57,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--dest", type=Path, help="new or empty folder to write")
     add(
         "--dtype",
-        choices=tuple(DTYPES),
+        choices=tuple(COMPUTE_DTYPES),
         help="of the matrices written (default: as they are, float32 of a GGUF file)",
     )
     add(
@@ -184,7 +187,9 @@ def convert_checkpoint(args: argparse.Namespace, checkpoint: Checkpoint) -> None
         check_hashes(args.sha256, checkpoint.files())
     with errors_of_config(), torch.device("meta"):
         decoder = BackboneDecoder(OmegaConf.structured(cfg), ids.dictionary(), window)
-    weights, names = convert_weights(checkpoint, family, config, cfg, ids, DTYPES.get(args.dtype))
+    weights, names = convert_weights(
+        checkpoint, family, config, cfg, ids, COMPUTE_DTYPES.get(args.dtype)
+    )
     check_fits(checkpoint.source, weights, decoder, names)
     with replaced_folder(dest) as new:
         text = "".join(f"{symbol} 1\n" for symbol in ids.symbols)

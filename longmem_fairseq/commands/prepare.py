@@ -33,6 +33,7 @@ from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2_FILES, GPT2Tokenizer
 from longmem_fairseq.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer, load_dictionary
 from longmem_fairseq.utils.cli import as_option, check_positive, counted, run
+from longmem_fairseq.utils.file_hash import file_hash
 from longmem_fairseq.utils.output_folder import is_up_to_date, replaced_folder
 
 FORMAT = 2
@@ -129,7 +130,7 @@ def corpus_hash(args: argparse.Namespace, source: Source, also: Optional[Source]
         files.update({f"vocabulary {name}": args.vocabulary / name for name in VOCABULARY_FILES})
     for name, path in files.items():
         if path is not None and path.is_file():
-            parts[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            parts[name] = file_hash(path)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -6,7 +6,6 @@ from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-from longmem_fairseq.conversion.families import FAMILIES
 from longmem_fairseq.modules.rotary import Rotary
 
 Config = Dict[str, Any]
@@ -143,7 +142,7 @@ GRANITE_KEYS = {
     "logit_scale": "logits_scaling",
 }
 COHERE_KEYS = {"logit_scale": "logit_scale"}
-_ALL = {  # by general.architecture
+ARCHITECTURES = {  # by general.architecture
     "llama": Architecture("llama", settle=_llama, permuted=True),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3", settle=_biases),
@@ -164,7 +163,6 @@ _ALL = {  # by general.architecture
     "stablelm": Architecture("stablelm", settle=_stablelm),
     "starcoder2": Architecture("starcoder2", STARCODER2_KEYS, _starcoder2),
 }
-ARCHITECTURES = {name: arch for name, arch in _ALL.items() if arch.model_type in FAMILIES}
 
 
 def architecture(metadata: Config) -> Architecture:

@@ -4,7 +4,7 @@ b rows of queries, T tokens, H heads of the store, H* searches per query (H, or 
 bank, N shards, R chunks retrieved per query, U different chunks that were retrieved.
 """
 
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Optional, Sequence, Tuple
 
 import torch
 import torch.distributed as dist
@@ -172,15 +172,12 @@ class ShardedRing:
 
     def state_dict(self, num_written: Sequence[int]) -> Dict[str, Tensor]:
         """See :meth:`ChunkRing.state_dict`; of the same shapes in every process."""
-        return self.part.state_dict(self._most(num_written))
+        most = [-(-written // self.num_shards) for written in num_written]  # in the fullest process
+        return self.part.state_dict(most)
 
     def load_state_dict(self, state: Dict[str, Tensor], num_written: Sequence[int]) -> None:
         """See :meth:`ChunkRing.load_state_dict`."""
         self.part.load_state_dict(state, [self._num_here(written) for written in num_written])
-
-    def _most(self, num_written: Sequence[int]) -> List[int]:
-        """How many chunks the process has that has most of them."""
-        return [-(-written // self.num_shards) for written in num_written]
 
 
 def check_divisible(memory_size: int, chunk_size: int, num_shards: int) -> None:
