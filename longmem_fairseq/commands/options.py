@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, List, Tuple
+from typing import TYPE_CHECKING, List, Tuple, Union
 
 from longmem_fairseq.commands.light_fairseq import import_fairseq
 from longmem_fairseq.utils.allocator import keep_freed_memory
@@ -159,7 +159,7 @@ def check_argument(option: str, text: str) -> str:
     return text_of(os.fsencode(text), option)
 
 
-def check_writable(option: str, path: str) -> None:
+def check_writable(option: str, path: Union[str, Path]) -> None:
     """Checks, before the work of hours, that a file can be written.
 
     Raises:

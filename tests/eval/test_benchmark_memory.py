@@ -56,8 +56,8 @@ def test_recall_counts_chunks():
         (["--dtypes", "float8"], "argument --dtypes: float8 must be one of float32, float16"),
         (["--stream-tokens", "-1"], "argument --stream-tokens: -1 must be 0 or at least 131072"),
         (["--stream-tokens", "999"], "argument --stream-tokens: 999 must be 0 or at least 131072"),
-        (["--json", "."], ". is a folder: give a file to write"),
-        (["--plot", "nowhere/plot.png"], "nowhere/plot.png: there is no folder nowhere"),
+        (["--json", "."], "--json (.) is a folder: give a file to write"),
+        (["--plot", "nowhere/plot.png"], "--plot (nowhere/plot.png): there is no folder /"),
         (["--k", "6"], "--k (6) must be a multiple of --chunk-size (4)"),
     ],
 )

@@ -198,7 +198,7 @@ def test_a_window_is_measured_in_a_process_of_its_own(monkeypatch):
         ),
         (["--model", "nowhere"], "nowhere): no such file"),
         (["--repeats", "0"], "argument --repeats: 0 must be a number of at least 1"),
-        (["--json", "nowhere/at/all.json"], "there is no folder nowhere/at"),
+        (["--json", "nowhere/at/all.json"], "--json (nowhere/at/all.json): there is no folder /"),
     ],
 )
 def test_bad_options_are_one_line(more, message, monkeypatch, capsys):
