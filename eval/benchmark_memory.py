@@ -31,13 +31,7 @@ from eval.common.speed_options import (
 )
 from eval.common.speed_report import Check, write_report
 from eval.common.timing import Step, interleaved, seconds_of, timed
-from longmem_fairseq.memory import (
-    DTYPES,
-    STORAGES,
-    MemoryBank,
-    TooFewChunksError,
-    bytes_per_token,
-)
+from longmem_fairseq.memory import DTYPES, STORAGES, MemoryBank, TooFewChunksError, bytes_per_token
 from longmem_fairseq.memory.search import TorchIndex
 from longmem_fairseq.modules import memory_attention
 from longmem_fairseq.utils.allocator import give_back_freed_memory

@@ -30,16 +30,12 @@ from longmem_fairseq.conversion.tokens import (
     without_impossible_tokens,
 )
 from longmem_fairseq.conversion.weights import convert_weights
-from longmem_fairseq.models.backbone import (
-    COMPUTE_DTYPES,
-    BackboneDecoder,
-    LongMemBackboneConfig,
-)
+from longmem_fairseq.models.backbone import COMPUTE_DTYPES, BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.decoder_config import MOST_CHANNELS, MOST_LAYERS
 from longmem_fairseq.models.memory_config import checked_search_layer, default_search_layer
 from longmem_fairseq.tokenizers import load_tokenizer
 from longmem_fairseq.tokenizers.checkpoint_ids import SPECIALS, CheckpointIds
-from longmem_fairseq.utils.cli import check_positive, run
+from longmem_fairseq.utils.cli import check_positive, documented_parser, run
 from longmem_fairseq.utils.output_folder import check_new, replaced_folder
 from longmem_fairseq.utils.text_files import read_json
 
@@ -49,9 +45,7 @@ MOST_IDS = 2**20
 
 def get_parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented_parser(__doc__)
     add = parser.add_argument
     add("--model", required=True, help="folder with config.json and weights, GGUF file, or hub id")
     add("--dest", type=Path, help="new or empty folder to write")

@@ -54,7 +54,3 @@ def main() -> None:
 def cli() -> None:
     """The console script longmem-inspect."""
     run(main)
-
-
-if __name__ == "__main__":
-    cli()

@@ -32,7 +32,7 @@ from longmem_fairseq.tokenizers.folder import VOCABULARY_FILES, load_tokenizer
 from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2_FILES, GPT2Tokenizer
 from longmem_fairseq.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer, load_dictionary
-from longmem_fairseq.utils.cli import as_option, check_positive, counted, run
+from longmem_fairseq.utils.cli import as_option, check_positive, counted, run, script_parser
 from longmem_fairseq.utils.file_hash import file_hash
 from longmem_fairseq.utils.output_folder import is_up_to_date, replaced_folder
 
@@ -41,10 +41,7 @@ FORMAT = 2
 
 def get_parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = script_parser(__doc__)
     add = parser.add_argument
     share = "share of documents, where the source has no splits"
     add("--source", type=Path, required=True, help="file or folder of documents")

@@ -15,13 +15,7 @@ from longmem_fairseq.corpus.files import (
 )
 from longmem_fairseq.utils.argument_error import ArgumentError, MissingFileError
 from longmem_fairseq.utils.file_hash import file_hash
-from longmem_fairseq.utils.text_files import (
-    chance_of,
-    parse_json,
-    plain_text,
-    read_json,
-    text_of,
-)
+from longmem_fairseq.utils.text_files import chance_of, parse_json, plain_text, read_json, text_of
 
 SPLITS = ("train", "valid", "test")
 TEXT_SUFFIXES = (".txt", ".txt.gz", ".txt.zst")

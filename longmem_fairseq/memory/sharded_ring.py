@@ -62,22 +62,14 @@ class ShardedRing:
         """See :meth:`ChunkRing.leave_file`."""
         self.part.leave_file([self._num_here(written) for written in num_written])
 
-    def append(
-        self, bank: int, num_written: int, keys: Tensor, values: Tensor, search_keys: Tensor
-    ) -> None:
+    def append(self, bank, num_written, keys, values, search_keys) -> None:
         """See :meth:`ChunkRing.append`."""
         here = slice((self.shard - num_written) % self.num_shards, None, self.num_shards)
         keys, values, search_keys = keys[:, here], values[:, here], search_keys[here]
         if keys.size(1) > 0:
             self.part.append(bank, self._num_here(num_written), keys, values, search_keys)
 
-    def search(
-        self,
-        queries: Tensor,
-        banks: Sequence[int],
-        num_written: Sequence[int],
-        literal: Optional[Tensor] = None,
-    ) -> Retrieved:
+    def search(self, queries, banks, num_written, literal=None) -> Retrieved:
         """See :meth:`ChunkRing.search`; every process gets the best chunks of all."""
         given = [self._num_here(written) for written in num_written]
         if queries.numel() == 0:

@@ -139,6 +139,6 @@ def test_papers_in_capitals_and_linked_folders(tmp_path, capsys):
     (linked / "main.TEX").write_text(text % "One.")
     (papers / "one" / "source").symlink_to(linked)
     (papers / "three.pdf").write_text("no paper")
-    found = dict(extract_arxiv.latex_papers(papers, keep_comments=False))
+    found = dict(extract_arxiv.latex_papers(papers))
     assert found == {"TWO.TEX": text % "Two.", "one": text % "One."}
     assert capsys.readouterr().out == f"left out of {papers}: 1 .pdf\n"
