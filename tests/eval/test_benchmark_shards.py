@@ -17,7 +17,8 @@ SMALL = (
 def test_run(tmp_path, monkeypatch, capfd):
     report, plot = tmp_path / "report.json", tmp_path / "plot.png"
     monkeypatch.setattr("sys.argv", [*SMALL, "--json", str(report), "--plot", str(plot)])
-    monkeypatch.setattr(hardware, "matmul_rate", lambda *unused: 1e11)  # takes seconds
+    for rate in ("matmul_rate", "copy_rate"):  # which take seconds
+        monkeypatch.setattr(hardware, rate, lambda *unused: 1e11)
     benchmark_shards.main()
     report = json.loads(report.read_text())
     (row,) = report["results"]  # 512 chunks are too few to train 16 clusters

@@ -148,7 +148,7 @@ class Case:
 
 
 def random_cases(folder):
-    go_in_groups(Case, folder, seeds=30, steps=12)
+    go_in_groups(Case, folder, seeds=14, steps=10)
 
 
 def test_it_finds_what_one_bank_finds(tmp_path):

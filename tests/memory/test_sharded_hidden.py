@@ -113,7 +113,7 @@ class HiddenCase(Case):
 
 def random_cases(folder):
     token_log.PER_QUERY = 2  # few chunks a query are enough for places after the same words
-    go_in_groups(HiddenCase, folder, seeds=16, steps=10)
+    go_in_groups(HiddenCase, folder, seeds=10, steps=10)
 
 
 def test_it_finds_what_one_bank_finds(tmp_path):
