@@ -28,7 +28,7 @@ from eval.common.memory_controls import MEMORIES, control_memory
 from eval.common.results import append_result, check_results, read_json_lines
 from eval.common.stream_scoring import DocumentScores, load_model, score_group
 from eval.common.tables import decimal
-from eval.perplexities import by_position, perplexities, recall, summarize
+from eval.perplexities import by_position, perplexities, positions, recall, summarize
 from longmem_fairseq.tasks.config import given_options
 from longmem_fairseq.utils.allocator import keep_freed_memory
 from longmem_fairseq.utils.cli import check_positive, run, script_parser
@@ -162,13 +162,10 @@ def record_of(scores: DocumentScores, questions: List[Dict]) -> Dict:
 
 
 def sums(nll: np.ndarray) -> Dict:
-    """Of a document's tokens, and of those at 0 to 1k, 1k to 2k, 2k to 4k, ... with their number."""
-    parts, start, stop = [], 0, 1024
-    while start < len(nll):
-        part = nll[start:stop]
-        parts.append([len(part), float(part.sum(dtype=np.float64))])
-        start, stop = stop, 2 * stop
-    return {"nll": float(nll.sum(dtype=np.float64)), "by_position": parts}
+    """Of a document's tokens, and of those at each of :func:`positions` with their number."""
+    parts = [nll[tokens] for tokens in positions(len(nll))]
+    summed = [[len(part), float(part.sum(dtype=np.float64))] for part in parts]
+    return {"nll": float(nll.sum(dtype=np.float64)), "by_position": summed}
 
 
 def describe(result: Dict) -> str:
