@@ -197,8 +197,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         print(f"{args.dest}: up to date")
         return
     must_train = not (args.vocabulary or args.sentencepiece_model or args.gpt2_bpe_dir)
-    if source.left_out:
-        print(f"left out of {args.source}: {counted_kinds(source.left_out)}")
+    for given in (source, also):
+        if given is not None and given.left_out:
+            print(f"left out of {given.path}: {counted_kinds(given.left_out)}")
     shares = args.valid_share, args.test_share
     corpus = SplitCorpus(source, *shares, args.seed, must_train, also)
     with replaced_folder(args.dest) as folder:
