@@ -31,7 +31,14 @@ from eval.common.speed_options import (
 )
 from eval.common.speed_report import Check, write_report
 from eval.common.timing import Step, interleaved, seconds_of, timed
-from longmem_fairseq.memory import DTYPES, STORAGES, MemoryBank, TooFewChunksError, bytes_per_token
+from longmem_fairseq.memory import (
+    DTYPES,
+    STORAGES,
+    MemoryBank,
+    TooFewChunksError,
+    bytes_per_token,
+    check_sizes,
+)
 from longmem_fairseq.memory.search import TorchIndex
 from longmem_fairseq.modules import memory_attention
 from longmem_fairseq.utils.allocator import give_back_freed_memory
@@ -229,6 +236,8 @@ def plot(rows: List[Dict], path: Path) -> None:
 def main() -> None:
     """Runs the script; see the module's documentation."""
     args = get_parser().read()
+    for size in args.sizes:
+        check_sizes(size, args.chunk_size, args.k)  # an error now, not in the middle
     set_up(args)
     rates = Rates.measure(["float32"], args.device)
     hardware = describe_hardware(args.device)
