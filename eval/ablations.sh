@@ -24,6 +24,7 @@ source "$here/../train_scripts/steps.sh"
 
 DATA_DIR=${DATA_DIR:?folder made by preprocess/prepare_corpus.py}
 read -ra parts <<<"${PARTS:-grid scope layer staleness}"
+export UPDATES=${UPDATES:-100000} # of every training, which steps.sh tells how far it is
 
 perplexity() { # PART MODEL NAME [ARGUMENT ...]
   local part=$1 model=$2 name=$3

@@ -12,6 +12,7 @@ is 0 whether they are met or not.
 """
 
 import argparse
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Callable, Dict, Iterator, List, Tuple
@@ -23,8 +24,8 @@ from eval.common.hardware import Rates, describe_hardware, peak_bytes, reset_pea
 from eval.common.speed_options import (
     Parser,
     add_bank_options,
+    bank_sizes,
     index_options,
-    positive,
     set_up,
     several,
 )
@@ -36,6 +37,7 @@ from longmem_fairseq.memory import (
     MemoryBank,
     TooFewChunksError,
     bytes_per_token,
+    check_sizes,
 )
 from longmem_fairseq.memory.search import TorchIndex
 from longmem_fairseq.modules import memory_attention
@@ -52,19 +54,12 @@ def get_parser() -> Parser:
     """The command line's options."""
     parser = Parser(__doc__.split("\n")[0], "milliseconds by size", QUICK)
     add = parser.add_argument
-    add("--sizes", type=several(positive), default="4096,16384,65536", help="tokens")
-    add(
-        "--indices",
-        default="torch flat IVF2048,Flat:nprobe=16",
-        help="values of --memory-index, separated by spaces, each with its parameters after a colon; "
-        "those that a size is too small for are left out there",
-    )
+    add_bank_options(parser, "4096,16384,65536", "torch flat IVF2048,Flat:nprobe=16")
     add("--dtypes", type=several(str, DTYPES), default=",".join(DTYPES), help="of keys and values")
     add(
         "--storages", type=several(str, STORAGES), default="device", help="some of device,host,disk"
     )
     add("--directory", help="folder of the files of storage disk")
-    add_bank_options(parser)
     add(
         "--stream-tokens",
         type=stream_tokens,
@@ -105,28 +100,17 @@ class Keys:
 
 def make_banks(args: argparse.Namespace) -> Iterator[Tuple[Dict, MemoryBank]]:
     """A bank for every size, index and kind of storage, still empty, with its description."""
-    for size in args.sizes:
-        for index in args.indices.split():
-            exact = index in ("torch", "flat")
-            for dtype in args.dtypes if exact else args.dtypes[:1]:
-                for storage in args.storages:
-                    try:
-                        bank = MemoryBank(
-                            1,
-                            args.heads,
-                            args.head_dim,
-                            size,
-                            args.chunk_size,
-                            args.k,
-                            **index_options(index),
-                            dtype=dtype,
-                            storage=storage,
-                            directory=args.directory,
-                            device=args.device,
-                        )
-                    except TooFewChunksError:
-                        continue
-                    yield {"size": size, "index": index, "dtype": dtype, "storage": storage}, bank
+    for size, index in product(args.sizes, args.indices.split()):
+        dtypes = args.dtypes if index in ("torch", "flat") else args.dtypes[:1]
+        for dtype, storage in product(dtypes, args.storages):
+            kind = {"dtype": dtype, "storage": storage}
+            options = {**index_options(index), **kind}
+            options.update(directory=args.directory, device=args.device)
+            try:
+                bank = MemoryBank(*bank_sizes(args, size), **options)
+            except TooFewChunksError:
+                continue
+            yield {"size": size, "index": index, **kind}, bank
 
 
 def measure(
@@ -185,18 +169,16 @@ def bare_product(args: argparse.Namespace) -> Callable[[], None]:
     keys = torch.randn(args.heads, 65536 // args.chunk_size, args.head_dim, device=args.device)
     queries = torch.randn(args.heads, args.tokens_per_sample, args.head_dim, device=args.device)
 
-    def product():
+    def multiply():
         for head in range(args.heads):
             queries[head] @ keys[head].t()
 
-    return product
+    return multiply
 
 
 def stream(args: argparse.Namespace, keys: Keys) -> Dict:
     """Resident bytes when a bank of 65,536 tokens has become full, and after all tokens."""
-    bank = MemoryBank(
-        1, args.heads, args.head_dim, STREAMED, args.chunk_size, args.k, device=args.device
-    )
+    bank = MemoryBank(*bank_sizes(args, STREAMED), device=args.device)
     queries = keys.draw(64)
     resident = []
     give_back_freed_memory()  # of the banks before, which growth could hide in
@@ -254,6 +236,8 @@ def plot(rows: List[Dict], path: Path) -> None:
 def main() -> None:
     """Runs the script; see the module's documentation."""
     args = get_parser().read()
+    for size in args.sizes:
+        check_sizes(size, args.chunk_size, args.k)  # an error now, not in the middle
     set_up(args)
     rates = Rates.measure(["float32"], args.device)
     hardware = describe_hardware(args.device)

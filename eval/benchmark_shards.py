@@ -28,6 +28,7 @@ from eval.common.hardware import Rates, describe_hardware
 from eval.common.speed_options import (
     Parser,
     add_bank_options,
+    bank_sizes,
     index_options,
     positive,
     set_up,
@@ -56,15 +57,8 @@ def get_parser() -> Parser:
     parser = Parser(__doc__.split("\n")[0], "milliseconds by number of processes", QUICK)
     add = parser.add_argument
     add("--processes", type=several(positive), default="1,2,4", help="--memory-shards")
-    add("--sizes", type=several(positive), default="65536,1048576", help="tokens in all")
-    add(
-        "--indices",
-        default="torch IVF1024,Flat:nprobe=16",
-        help="values of --memory-index, separated by spaces, each with its parameters after a colon; "
-        "those that a part is too small for are left out there",
-    )
     add("--dtype", choices=DTYPES, default="bfloat16", help="of keys and values")
-    add_bank_options(parser)
+    add_bank_options(parser, "65536,1048576", "torch IVF1024,Flat:nprobe=16")
     return parser
 
 
@@ -89,8 +83,7 @@ def settings(args: Namespace, num_shards: int) -> Iterator[Dict]:
 def make_bank(args: Namespace, num_shards: int, size: int, index: str) -> MemoryBank:
     """An empty bank of *size* tokens, of which this process holds its part."""
     bank_class = MemoryBank if num_shards == 1 else ShardedBank
-    sizes = (1, args.heads, args.head_dim, size, args.chunk_size, args.k)
-    return bank_class(*sizes, **index_options(index), dtype=args.dtype)
+    return bank_class(*bank_sizes(args, size), **index_options(index), dtype=args.dtype)
 
 
 def measure(args: Namespace, bank: MemoryBank, keys: Keys) -> Dict:

@@ -14,6 +14,7 @@ people. Chance is 1/6.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Dict, List, NamedTuple
 
@@ -24,11 +25,9 @@ from eval.common import model_options
 from eval.common.item_log import ItemLog
 from eval.common.model_options import numbers
 from eval.common.prompt_reader import PromptReader
-from eval.common.provenance import file_hash
-from eval.common.results import append_result
 from eval.common.tables import PAPER_LONGMEM, markdown, percent
-from eval.common.timing import Stopwatch
 from longmem_fairseq.utils.cli import check_positive, run, script_parser
+from longmem_fairseq.utils.file_hash import file_hash
 from longmem_fairseq.utils.text_files import parse_json
 
 # fields that the table shows beside a line's label
@@ -132,11 +131,7 @@ def evaluate(
     right, shortened = 0, 0
     totals = {"context_tokens": 0, "suffix_tokens": 0, "seconds": 0.0}
     for item in tqdm(items, f"context {context}", unit=" items"):
-        if item.name not in log.done:
-            watch = Stopwatch()
-            ranked = rank(reader, item, context, args.suffix)
-            log.add(item.name, {**ranked, "seconds": watch.seconds})
-        done = log.done[item.name]
+        done = log.measured(item.name, partial(rank, reader, item, context, args.suffix))
         first, *others = done["log_likelihoods"]
         right += first > max(others)
         shortened += done["suffix_tokens"] < args.suffix * len(item.suffixes)
@@ -165,15 +160,7 @@ def main() -> None:
         key = model_options.settings(args, lm.model, "chapterbreak", {"data": file_hash(args.data)})
         key["options"]["contexts"] = context
         measured = evaluate(reader, items, context, ItemLog(args.results, key), args)
-        described = model_options.describe_model(args, lm.model)
-        result = {
-            "benchmark": "chapterbreak",
-            **described,
-            "setting": setting,
-            "seed": None,
-            **measured,
-        }
-        append_result(args.results, result)
+        model_options.append_measured(args, lm.model, "chapterbreak", measured, setting)
         print(
             f"{args.name}: {args.split}, context {context}: accuracy {100 * measured['accuracy']:.1f}% "
             f"(chance {100 * measured['chance']:.1f}%)"

@@ -14,6 +14,7 @@ window, where the fact was last mentioned in the same segment, and *beyond*, whe
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 from typing import Dict, List
 
@@ -24,15 +25,14 @@ from eval.common import model_options
 from eval.common.documents import QUESTION, Documents, by_document, group_documents, load_documents
 from eval.common.item_log import ItemLog
 from eval.common.memory_controls import MEMORIES, control_memory
-from eval.common.provenance import file_hash
 from eval.common.results import append_result, check_results, read_json_lines
 from eval.common.stream_scoring import DocumentScores, load_model, score_group
 from eval.common.tables import decimal
-from eval.common.timing import Stopwatch
-from eval.perplexities import by_position, perplexities, recall, summarize
+from eval.perplexities import by_position, perplexities, positions, recall, summarize
 from longmem_fairseq.tasks.config import given_options
 from longmem_fairseq.utils.allocator import keep_freed_memory
 from longmem_fairseq.utils.cli import check_positive, run, script_parser
+from longmem_fairseq.utils.file_hash import file_hash
 from longmem_fairseq.utils.text_files import chance_of, read_json
 
 
@@ -133,21 +133,18 @@ def read_split(args: argparse.Namespace, model, task, questions: List[Dict]) -> 
     hashes = {name: file_hash(path) for name, path in files.items()}
     log = ItemLog(args.results, model_options.settings(args, model, args.benchmark, hashes))
     records: Dict[int, Dict] = {}
+
+    def scored(group: List[int]) -> Dict:
+        scores = dict(score_group(model, task, Documents(documents, group), descriptions, bar))
+        return {"documents": {str(i): record_of(scores[i], questions_of[i]) for i in group}}
+
     with tqdm(total=int(sizes.sum()), unit="tok", unit_scale=True) as bar:
         for number, group in enumerate(groups):
             if str(number) in log.done:
                 bar.update(int(sizes[group].sum()))
-            else:
-                watch = Stopwatch()
-                scored = dict(
-                    score_group(model, task, Documents(documents, group), descriptions, bar)
-                )
-                of_group = {str(i): record_of(scored[i], questions_of[i]) for i in group}
-                seconds = watch.seconds / len(group)
-                log.add(str(number), {"documents": of_group, "seconds_each": seconds})
-            done = log.done[str(number)]
+            done = log.measured(str(number), partial(scored, group))
             for i, record in done["documents"].items():
-                records[int(i)] = {**record, "seconds": done["seconds_each"]}
+                records[int(i)] = {**record, "seconds": done["seconds"] / len(group)}
     return [records[i] for i in range(len(sizes))]
 
 
@@ -165,13 +162,10 @@ def record_of(scores: DocumentScores, questions: List[Dict]) -> Dict:
 
 
 def sums(nll: np.ndarray) -> Dict:
-    """Of a document's tokens, and of those at 0 to 1k, 1k to 2k, 2k to 4k, ... with their number."""
-    parts, start, stop = [], 0, 1024
-    while start < len(nll):
-        part = nll[start:stop]
-        parts.append([len(part), float(part.sum(dtype=np.float64))])
-        start, stop = stop, 2 * stop
-    return {"nll": float(nll.sum(dtype=np.float64)), "by_position": parts}
+    """Of a document's tokens, and of those at each of :func:`positions` with their number."""
+    parts = [nll[tokens] for tokens in positions(len(nll))]
+    summed = [[len(part), float(part.sum(dtype=np.float64))] for part in parts]
+    return {"nll": float(nll.sum(dtype=np.float64)), "by_position": summed}
 
 
 def describe(result: Dict) -> str:

@@ -20,7 +20,7 @@ from eval.common.tables import decimal
 from longmem_fairseq.fairseq_patches import install
 from longmem_fairseq.models.exported import WEIGHTS_FILE, write_exported
 from longmem_fairseq.tokenizers.folder import copy_vocabulary
-from longmem_fairseq.utils.cli import run
+from longmem_fairseq.utils.cli import documented_parser, run
 from longmem_fairseq.utils.output_folder import check_new, replaced_folder
 
 SHOWN = (
@@ -31,9 +31,7 @@ SHOWN = (
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented_parser(__doc__)
     add = parser.add_argument
     add("checkpoint", type=Path, help="of a longmem, in its folder with dict.txt and tokenizer")
     add("--dest", type=Path, required=True, help="new or empty folder to write")

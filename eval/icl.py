@@ -16,6 +16,7 @@ the memory too. Appends a JSON line to --results for each, and prints one for pe
 import argparse
 import random
 import statistics
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -26,14 +27,13 @@ from tqdm import tqdm
 
 from eval.common import model_options
 from eval.common.item_log import ItemLog
+from eval.common.long_contexts import chosen
 from eval.common.model_options import check_demonstrations, numbers
 from eval.common.prompt_reader import Demonstrations, PromptReader
-from eval.common.provenance import file_hash
-from eval.common.results import append_result
 from eval.common.tables import PAPER_BACKBONE, PAPER_LONGMEM, markdown, mean_and_deviation, percent
-from eval.common.timing import Stopwatch
 from eval.icl_tasks import TASKS, Example, Task, is_right, read_examples
 from longmem_fairseq.utils.cli import check_positive, run, script_parser
+from longmem_fairseq.utils.file_hash import file_hash
 
 SCORING = (
     "argmax, the paper's: right if the label word begins with the most likely next token; rank: the "
@@ -147,6 +147,11 @@ def evaluate(reader: PromptReader, one: Run, log: ItemLog, args: argparse.Namesp
         ]
         return [reader.tokens(text) for text in texts]
 
+    def asked(batch: List[int], prefix: Tensor) -> Dict:
+        of_batch = [questions[i] for i in batch]
+        words = choose(reader, prefix, of_batch, labels, args.scoring)
+        return {"examples": batch, "words": words}
+
     questions = [reader.tokens(task.prompt.format(text=e.text)) for e in one.test]
     labels = {label: reader.tokens(f" {label}") for label in task.labels}
     longest_label = max(len(tokens) for tokens in labels.values())
@@ -158,12 +163,7 @@ def evaluate(reader: PromptReader, one: Run, log: ItemLog, args: argparse.Namesp
     with tqdm(total=len(one.test), desc=one.title, unit=" examples") as bar:
         for number, batch in enumerate(batches(questions, args.batch_size)):
             prefix = demonstrations.before(max(len(questions[i]) for i in batch) + longest_label)
-            if str(number) not in log.done:
-                watch = Stopwatch()
-                of_batch = [questions[i] for i in batch]
-                words = choose(reader, prefix, of_batch, labels, args.scoring)
-                log.add(str(number), {"examples": batch, "words": words, "seconds": watch.seconds})
-            done = log.done[str(number)]
+            done = log.measured(str(number), partial(asked, batch, prefix))
             for i, word in zip(done["examples"], done["words"], strict=True):
                 right += is_right(word, one.test[i].label)
             in_window += len(demonstrations.in_context) * len(batch)
@@ -194,12 +194,7 @@ def main() -> None:
     """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     check_positive(args, "batch_size", "limit")
-    tasks = args.tasks.split(",")
-    unknown = [name for name in tasks if name not in TASKS]
-    if unknown:
-        raise ValueError(f"--tasks ({unknown[0]}) must be some of {', '.join(TASKS)}")
-    if len(set(tasks)) < len(tasks):
-        raise ValueError(f"--tasks ({args.tasks}) must name every task once")
+    tasks = chosen("--tasks", args.tasks, list(TASKS))
     data = {name: read_task(args.data, TASKS[name]) for name in tasks}
     in_memory = numbers("--memory-demonstrations", args.memory_demonstrations)
     settings = product(
@@ -208,7 +203,6 @@ def main() -> None:
     lm = model_options.load(args)
     reader = PromptReader(lm)
     check_demonstrations(args, lm, in_memory)
-    described = model_options.describe_model(args, lm.model)
     for name, memory, shots, seed in settings:
         train, test, hashes = data[name]
         setting = {"task": name, "shots": shots, "memory_demonstrations": memory}
@@ -218,8 +212,7 @@ def main() -> None:
         key = model_options.settings(args, lm.model, "icl", hashes)
         key["options"].update(setting, tasks=name, seeds=seed)
         measured = evaluate(reader, one, ItemLog(args.results, key), args)
-        result = {"benchmark": "icl", **described, "setting": setting, "seed": seed, **measured}
-        append_result(args.results, result)
+        model_options.append_measured(args, lm.model, "icl", measured, setting, seed)
         print(f"{args.name}: {title}: accuracy {100 * measured['accuracy']:.1f}%")
 
 

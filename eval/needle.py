@@ -14,8 +14,9 @@ Appends a JSON line to --results, for the heat map of eval/report.py, and prints
 
 import argparse
 import statistics
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Dict, List, NamedTuple
+from typing import Dict, List, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -26,12 +27,11 @@ from eval.common import model_options
 from eval.common.item_log import ItemLog
 from eval.common.model_options import numbers
 from eval.common.prompt_reader import PromptReader
-from eval.common.provenance import file_hash
-from eval.common.results import append_result
 from eval.common.tables import markdown, percent
-from eval.common.timing import Stopwatch
+from longmem_fairseq.models.reading import Entries
 from longmem_fairseq.tokenizers import Tokenizer
 from longmem_fairseq.utils.cli import check_positive, run, script_parser
+from longmem_fairseq.utils.file_hash import file_hash
 from longmem_fairseq.utils.text_files import chance_of, parse_json
 
 # fields that the table shows beside a line's label
@@ -117,10 +117,14 @@ class Hider:
     """Puts a needle into the memory of a reader, at any depth of any length of haystack."""
 
     def __init__(self, reader: PromptReader, haystack: Haystack, longest: int):
-        self.reader, self.haystack = reader, haystack
-        self.entries = None
-        if reader.has_memory:
-            self.entries = reader.entries(haystack.tokens[:longest])
+        self.reader, self.haystack, self.longest = reader, haystack, longest
+
+    @cached_property
+    def entries(self) -> Optional[Entries]:
+        """Of the haystack, computed for the first needle: a finished run costs nothing."""
+        if not self.reader.has_memory:
+            return None
+        return self.reader.entries(self.haystack.tokens[: self.longest])
 
     def hide(self, needle: Tensor, length: int, depth: float) -> int:
         """Memorizes *length* tokens with *needle* among them; returns the needle's position."""
@@ -190,20 +194,16 @@ def main() -> None:
     key = model_options.settings(args, lm.model, "needle", {"data": file_hash(args.data)})
     log = ItemLog(args.results, key)
     grid, seconds = search(reader, haystack, needles, lengths, depths, log)
-    described = model_options.describe_model(args, lm.model)
     setting = {"format": content["format"], "lengths": lengths, "depths": depths}
-    result = {
-        "benchmark": "needle",
-        **described,
-        "setting": {**setting, "trials": args.trials},
-        "seed": None,
+    setting["trials"] = args.trials
+    measured = {
         "chance": content["chance"],
         "accuracy": float(np.mean(grid)),
         "grid": grid,
         "memorized_tokens": sum(lengths) * len(depths) * args.trials if reader.has_memory else 0,
         "seconds": round(seconds, 1),
     }
-    append_result(args.results, result)
+    model_options.append_measured(args, lm.model, "needle", measured, setting)
     by_length = ", ".join(
         f"{length:,}: {100 * np.mean(column):.0f}%"
         for length, column in zip(lengths, zip(*grid, strict=True), strict=True)
@@ -220,24 +220,22 @@ def search(
     log: ItemLog,
 ):
     """Accuracy for every depth (rows) and length (columns), and the seconds of the whole search."""
-    hider = None
+    hider = Hider(reader, haystack, max(lengths))
     grid = [[0.0] * len(lengths) for _ in depths]
     total = 0.0
     tokens = sum(lengths) * len(depths) * len(needles)
+
+    def found(length: int, depth: float) -> Dict:
+        right = []
+        for needle in needles:
+            hider.hide(needle.needle, length, depth)
+            right.append(ask(reader, haystack.tokens, needle, length))
+        return {"right": right}
+
     with tqdm(total=tokens, unit="tok", unit_scale=True) as bar:
         for column, length in enumerate(lengths):
             for row, depth in enumerate(depths):
-                item = f"{length} {depth:.4f}"
-                if item not in log.done:
-                    watch = Stopwatch()
-                    # made for the first cell that is not done: a finished run costs nothing
-                    hider = hider or Hider(reader, haystack, max(lengths))
-                    right = []
-                    for needle in needles:
-                        hider.hide(needle.needle, length, depth)
-                        right.append(ask(reader, haystack.tokens, needle, length))
-                    log.add(item, {"right": right, "seconds": watch.seconds})
-                done = log.done[item]
+                done = log.measured(f"{length} {depth:.4f}", partial(found, length, depth))
                 grid[row][column] = sum(done["right"]) / len(needles)
                 total += done["seconds"]
                 bar.update(length * len(needles))

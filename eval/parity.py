@@ -13,7 +13,6 @@ queries retrieve the same set of chunks, exit 1 otherwise.
 S segments, B streams, T tokens, V vocabulary, H heads, R chunks retrieved per query.
 """
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from eval.common.stream_scoring import load_model
 from longmem_fairseq.commands.convert_released import convert_released, load_safely
-from longmem_fairseq.utils.cli import run
+from longmem_fairseq.utils.cli import documented_parser, run
 
 MAX_LOGIT_DIFFERENCE = 1e-4
 MIN_EQUAL_CHUNKS = 0.999
@@ -147,9 +146,7 @@ def compare_chunks(ours: Optional[Tensor], expected: Optional[Tensor]) -> Tuple[
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Runs the script; see the module's documentation."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument("fixture", metavar="FIXTURE_DIR", type=Path, help="see above")
     parity = measure(parser.parse_args(argv).fixture)
     print(parity)

@@ -1,7 +1,7 @@
 """Perplexity and recall of documents: their summary, tables, plot, and the paper's numbers."""
 
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, Iterator, List, Optional
 
 import numpy as np
 
@@ -56,16 +56,22 @@ def by_length(records: List[Dict]) -> List[Dict]:
     return buckets
 
 
-def by_position(records: List[Dict]) -> List[Dict]:
-    """Perplexity of the tokens 0 to 1k, 1k to 2k, 2k to 4k, ... of all documents."""
-    buckets = []
+def positions(num_tokens: int) -> Iterator[slice]:
+    """The tokens 0 to 1k, 1k to 2k, 2k to 4k, ... of a document; the last may be beyond its end."""
     start, stop = 0, 1024
-    for place in range(max(len(record["by_position"]) for record in records)):
+    while start < num_tokens:
+        yield slice(start, stop)
+        start, stop = stop, 2 * stop
+
+
+def by_position(records: List[Dict]) -> List[Dict]:
+    """Perplexity of the tokens of all documents at each of :func:`positions`."""
+    buckets = []
+    for place, tokens_at in enumerate(positions(max(record["tokens"] for record in records))):
         parts = [r["by_position"][place] for r in records if place < len(r["by_position"])]
         tokens, nll = (sum(column) for column in zip(*parts, strict=True))
-        bucket = {"from": start, "to": stop, "tokens": tokens, "ppl": perplexity(nll, tokens)}
-        buckets.append(bucket)
-        start, stop = stop, 2 * stop
+        bucket = {"from": tokens_at.start, "to": tokens_at.stop, "tokens": tokens}
+        buckets.append({**bucket, "ppl": perplexity(nll, tokens)})
     return buckets
 
 

@@ -18,7 +18,8 @@ from typing import Dict, List, Optional
 
 from eval import perplexities
 from eval.common.labels import told_apart
-from eval.common.results import check_output, check_results, read_json_lines
+from eval.common.results import check_results, read_json_lines
+from longmem_fairseq.commands.options import check_writable
 from longmem_fairseq.utils.cli import run, script_parser
 
 # modules with a table and a plot of their own; the lines of all others are perplexities
@@ -86,7 +87,8 @@ def main() -> None:
     """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
     check_results("results", args.results)
-    check_output(args.plot)
+    if args.plot:
+        check_writable("--plot", args.plot)
     benchmarks = by_benchmark(read_json_lines(args.results))
     if not benchmarks:
         raise ValueError(f"{args.results} holds no results: run eval/evaluate.py first")

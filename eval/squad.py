@@ -14,6 +14,7 @@ exact match and F1 (%) to --results, and prints one for people.
 
 import argparse
 import random
+from functools import partial
 from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Sequence
@@ -26,13 +27,11 @@ from eval.common import model_options
 from eval.common.item_log import ItemLog
 from eval.common.model_options import check_demonstrations, numbers
 from eval.common.prompt_reader import Demonstrations, PromptReader
-from eval.common.provenance import file_hash
-from eval.common.results import append_result
 from eval.common.tables import PAPER_BACKBONE, PAPER_LONGMEM, markdown, mean_and_deviation
-from eval.common.timing import Stopwatch
 from eval.squad_metrics import exact_match, f1
 from longmem_fairseq.tokenizers import Tokenizer
 from longmem_fairseq.utils.cli import check_positive, run, script_parser
+from longmem_fairseq.utils.file_hash import file_hash
 from longmem_fairseq.utils.text_files import parse_json
 
 PROMPT = "Context: {context}\nQuestion: {question}\nAnswer:"
@@ -109,16 +108,13 @@ def read_questions(option: str, path: Path) -> List[Question]:
     if not questions:
         raise ValueError(f"{option} ({path}) holds no questions")
     for question in questions:
-        if not question.answers:
-            raise ValueError(f"{option} ({path}): question {question.name} has no answer")
-        if not all(isinstance(answer, str) for answer in question.answers):
-            raise ValueError(
-                f"{option} ({path}): question {question.name} has an answer that is no text"
-            )
-        if not question.context or not question.question:
-            raise ValueError(
-                f"{option} ({path}): question {question.name} has no text or paragraph"
-            )
+        for is_wrong, problem in (
+            (not question.answers, "no answer"),
+            (not all(isinstance(a, str) for a in question.answers), "an answer that is no text"),
+            (not question.context or not question.question, "no text or paragraph"),
+        ):
+            if is_wrong:
+                raise ValueError(f"{option} ({path}): question {question.name} has {problem}")
     return questions
 
 
@@ -161,19 +157,19 @@ def evaluate(
     """Answers all questions; those that *log* has are not answered again."""
     prompts = [reader.tokens(question.prompt) for question in questions]
     stop = line_ends(reader.lm.tokenizer)
+
+    def answered(batch: List[int], prefix: Tensor) -> Dict:
+        rows = torch.stack([prompts[i] for i in batch])
+        written = reader.generate(prefix, rows, args.max_new_tokens, stop)
+        answers = [answer_of(tokens, reader.lm.tokenizer) for tokens in written]
+        return {"questions": batch, "answers": answers}
+
     scores: Dict[str, List[float]] = {"exact_match": [], "f1": []}
     seconds, in_window = 0.0, 0
     with tqdm(total=len(questions), desc="questions", unit=" questions") as bar:
         for number, batch in enumerate(batches(prompts, args.batch_size)):
             prefix = demonstrations.before(len(prompts[batch[0]]) + args.max_new_tokens)
-            if str(number) not in log.done:
-                watch = Stopwatch()
-                rows = torch.stack([prompts[i] for i in batch])
-                written = reader.generate(prefix, rows, args.max_new_tokens, stop)
-                answers = [answer_of(tokens, reader.lm.tokenizer) for tokens in written]
-                record = {"questions": batch, "answers": answers, "seconds": watch.seconds}
-                log.add(str(number), record)
-            done = log.done[str(number)]
+            done = log.measured(str(number), partial(answered, batch, prefix))
             for i, answer in zip(done["questions"], done["answers"], strict=True):
                 scores["exact_match"].append(exact_match(answer, questions[i].answers))
                 scores["f1"].append(f1(answer, questions[i].answers))
@@ -218,10 +214,7 @@ def main() -> None:
             key["options"].update(setting, seeds=seed)
             log = ItemLog(args.results, key)
             measured = evaluate(reader, questions, shown, log, args)
-            described = model_options.describe_model(args, lm.model)
-            result = {"benchmark": "squad", **described, "setting": setting, "seed": seed}
-            result.update(measured)
-            append_result(args.results, result)
+            model_options.append_measured(args, lm.model, "squad", measured, setting, seed)
             print(
                 f"{args.name}: {memory} demonstrations in memory, seed {seed}: exact match "
                 f"{measured['exact_match']:.2f}, F1 {measured['f1']:.2f}"

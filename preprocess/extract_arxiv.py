@@ -8,7 +8,7 @@ Examples:
 A folder holds a paper in each of its .tex files, and in each of its folders and archives (.tar,
 .tar.gz, .tgz, and .gz of a single file) of several .tex files: the one with \\documentclass is the
 paper, the files it names with \\input and \\include are put in their places, and comments go. A .jsonl
-or .jsonl.zst file is the Pile's: records whose meta.pile_set_name is --pile-set, taken as they are
+or .jsonl.zst file is the Pile's: records whose meta.pile_set_name is ArXiv, taken as they are
 (there, LaTeX has been turned to Markdown already). Writes DEST/test.jsonl, which
 preprocess/prepare_corpus.py takes.
 """
@@ -25,7 +25,7 @@ from typing import BinaryIO, Dict, Iterator, Optional, Sequence, Tuple
 
 from tqdm import tqdm
 
-from longmem_fairseq.corpus.files import counted_kinds, files_under, has_suffix
+from longmem_fairseq.corpus.files import counted_kinds, decoded, files_under, has_suffix
 from longmem_fairseq.corpus.source import RECORD_SUFFIXES, SPLITS, json_records
 from longmem_fairseq.utils.cli import counted, run, script_parser
 from longmem_fairseq.utils.output_folder import check_new, replaced_folder
@@ -47,8 +47,6 @@ def get_parser() -> argparse.ArgumentParser:
     add("--source", type=Path, required=True, help="folder of LaTeX sources, or the Pile's file")
     add("--dest", type=Path, required=True, help="folder to write, new or empty")
     add("--split", choices=SPLITS, default="test", help="name of the file of documents in --dest")
-    add("--pile-set", default="ArXiv", help="which records of the Pile's file")
-    add("--keep-comments", action="store_true", help="leave LaTeX comments in")
     return parser
 
 
@@ -87,11 +85,10 @@ def assembled(files: Dict[str, str], main: str) -> str:
     return text_of(main, 0)
 
 
-def paper(files: Dict[str, str], keep_comments: bool = False) -> Optional[str]:
+def paper(files: Dict[str, str]) -> Optional[str]:
     """The text of a paper's LaTeX files, by their names; None where none is the main file."""
-    if not keep_comments:
-        # first, so that an \\input that is commented out is none
-        files = {name: without_comments(text) for name, text in files.items()}
+    # first, so that an \\input that is commented out is none
+    files = {name: without_comments(text) for name, text in files.items()}
     mains = [name for name, text in files.items() if "\\documentclass" in text]
     if len(files) == 1:
         mains = list(files)
@@ -99,13 +96,6 @@ def paper(files: Dict[str, str], keep_comments: bool = False) -> Optional[str]:
         return None
     # several, such as a supplement: the longest, with the files that it includes
     return max((assembled(files, name) for name in mains), key=len)
-
-
-def _decoded(data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")  # which older papers are in, and which takes any byte
 
 
 def _archived(path: Path) -> Dict[str, str]:
@@ -120,14 +110,14 @@ def _archived(path: Path) -> Dict[str, str]:
     try:
         if not has_suffix(path, ARCHIVES):
             with gzip.open(path) as file:
-                return {path.stem: _decoded(_read(path, file, 0))}
+                return {path.stem: decoded(_read(path, file, 0))}
         # the format is given, not guessed: the head of an .xz may ask for any amount of memory
         with tarfile.open(path, "r:" if has_suffix(path, (".tar",)) else "r:gz") as archive:
             for member in archive:
                 if member.isfile() and member.name.lower().endswith(".tex"):
                     size = sum(map(len, files.values()))
                     content = _read(path, archive.extractfile(member), size)
-                    files[str(PurePosixPath(member.name))] = _decoded(content)
+                    files[str(PurePosixPath(member.name))] = decoded(content)
         return files
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: damaged archive ({error})") from None
@@ -141,36 +131,36 @@ def _read(path: Path, file: BinaryIO, size: int) -> bytes:
     return content
 
 
-def latex_papers(source: Path, keep_comments: bool) -> Iterator[Tuple[str, Optional[str]]]:
+def latex_papers(source: Path) -> Iterator[Tuple[str, Optional[str]]]:
     """Name and text of every paper in a folder; None for the text where no main file is found."""
     others = Counter()
     for path in tqdm(sorted(source.iterdir()), "papers", unit=" papers", disable=None):
         if path.is_dir():
             sources, _ = files_under(path, (".tex",))
-            files = {s.relative_to(path).as_posix(): _decoded(s.read_bytes()) for s in sources}
+            files = {s.relative_to(path).as_posix(): decoded(s.read_bytes()) for s in sources}
         elif has_suffix(path, (".tex",)):
-            files = {path.name: _decoded(path.read_bytes())}
+            files = {path.name: decoded(path.read_bytes())}
         elif has_suffix(path, (*ARCHIVES, ".gz")):
             files = _archived(path)
         else:
             others[path.suffix.lower() or "without ending"] += 1
             continue
-        yield path.name, paper(files, keep_comments) if files else None
+        yield path.name, paper(files) if files else None
     if others:
         print(f"left out of {source}: {counted_kinds(others)}")
 
 
-def pile_papers(source: Path, pile_set: str) -> Iterator[Tuple[str, str]]:
-    """Name and text of every record of one of the Pile's sets."""
+def pile_papers(source: Path) -> Iterator[Tuple[str, str]]:
+    """Name and text of every record of the Pile's ArXiv part."""
     for where, number, record in json_records(source):
         try:
-            is_of_set, text = record["meta"]["pile_set_name"] == pile_set, record["text"]
+            is_paper, text = record["meta"]["pile_set_name"] == "ArXiv", record["text"]
         except (TypeError, KeyError):
             raise ValueError(
                 f"{where}: not a record of the Pile, which has text and meta.pile_set_name"
             ) from None
-        if is_of_set:
-            yield f"{pile_set}-{number}", text
+        if is_paper:
+            yield f"ArXiv-{number}", text
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
@@ -179,9 +169,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     if not args.source.exists():
         raise FileNotFoundError(f"--source ({args.source}): no such file or folder")
     if args.source.is_dir():
-        papers = latex_papers(args.source, args.keep_comments)
+        papers = latex_papers(args.source)
     elif has_suffix(args.source, RECORD_SUFFIXES):
-        papers = pile_papers(args.source, args.pile_set)
+        papers = pile_papers(args.source)
     else:
         kinds = ", ".join(RECORD_SUFFIXES)
         raise ValueError(f"--source ({args.source}) is neither a folder nor a file of {kinds}")

@@ -22,7 +22,7 @@ from typing import Dict, List, Optional, Sequence
 
 from tqdm import tqdm
 
-from longmem_fairseq.corpus.files import counted_kinds, files_under
+from longmem_fairseq.corpus.files import counted_kinds, decoded, files_under
 from longmem_fairseq.corpus.source import SPLITS
 from longmem_fairseq.utils.cli import as_option, run, script_parser
 from longmem_fairseq.utils.output_folder import check_new, replaced_folder
@@ -106,15 +106,6 @@ def chosen(book: Optional[Dict[str, str]], args: argparse.Namespace) -> bool:
     )
 
 
-def read_book(path: Path) -> str:
-    """The text of a file of Gutenberg's: UTF-8 or, in older ones, Latin-1, which takes any byte."""
-    data = path.read_bytes()
-    try:
-        return plain_text(data.decode("utf-8"))
-    except UnicodeDecodeError:
-        return plain_text(data.decode("latin-1"))
-
-
 def number_of(path: Path) -> str:
     """The number of a book, from the name of its file; "" if it has none."""
     digits = re.search(r"\d+", path.stem)
@@ -142,7 +133,7 @@ def write_books(folder: Path, paths: List[Path], args: argparse.Namespace) -> st
                     f"{path} and {written[name]} are both book {number}: keep one of them"
                 )
             written[name] = path
-            text = read_book(path)
+            text = plain_text(decoded(path.read_bytes()))
             stripped = strip_boilerplate(text)
             bare += stripped is None
             text = text.strip() if stripped is None else stripped

@@ -10,7 +10,6 @@ into --dest/{train,valid,test}: neighboring pages are one document of 150,000 ch
 index is that of PIP_INDEX_URL, or https://pypi.org/simple.
 """
 
-import argparse
 import hashlib
 import io
 import json
@@ -20,7 +19,7 @@ import urllib.request
 from pathlib import Path
 from typing import Iterator, List, Optional, Sequence
 
-from longmem_fairseq.utils.cli import run
+from longmem_fairseq.utils.cli import documented_parser, run
 from longmem_fairseq.utils.output_folder import is_up_to_date, replaced_folder
 
 PROJECT, FILE = "django", "django-5.2.10.tar.gz"
@@ -86,9 +85,7 @@ def is_page(name: str) -> bool:
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Runs the script; see the module's documentation."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument("--dest", type=Path, required=True, help="folder to write")
     dest = parser.parse_args(argv).dest
     made = {"format": 1, "file": FILE, "sha256": SHA256, "characters": CHARACTERS, "every": EVERY}

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import List
+from typing import List, Sequence
 
 from longmem_fairseq.utils.text_files import parse_json, read_text
 
@@ -52,3 +52,12 @@ def sentences(text: str) -> List[str]:
     """
     text = " ".join(text.split())
     return SENTENCE_END.sub("\\1\n", text).split("\n") if text else []
+
+
+def inserted(pieces: Sequence[str], places: Sequence[int], added: Sequence[str]) -> List[str]:
+    """*pieces* with *added* before those at *places*, which are sorted."""
+    parts, start = [], 0
+    for place, new in zip(places, added, strict=True):
+        parts += [*pieces[start:place], new]
+        start = place
+    return [*parts, *pieces[start:]]

@@ -22,7 +22,7 @@ from eval.common.long_contexts import chosen
 from longmem_fairseq.tokenizers import Tokenizer, load_tokenizer
 from longmem_fairseq.utils.cli import check_positive, run, script_parser
 from longmem_fairseq.utils.text_files import read_text
-from preprocess.haystack_text import read_haystack, sentences
+from preprocess.haystack_text import inserted, read_haystack, sentences
 
 TOKENS = {name: int(name[:-1]) * (1_000_000 if name[-1] == "M" else 1000) for name in LENGTHS}
 PROMPT_TOKENS = 300
@@ -131,18 +131,20 @@ class Background:
 def hidden(rng: random.Random, facts: Sequence[str], background: Sequence[str]) -> str:
     """The facts in their order at random places between sentences."""
     places = sorted(rng.choices(range(len(background) + 1), k=len(facts)))
-    parts: List[str] = []
-    start = 0
-    for place, fact in zip(places, facts, strict=True):
-        parts += [*background[start:place], fact]
-        start = place
-    return " ".join([*parts, *background[start:]])
+    return " ".join(inserted(background, places, facts))
 
 
 def samples(
-    args: argparse.Namespace, background: Background, task: str, length: str
+    args: argparse.Namespace,
+    background: Background,
+    questions: Sequence[Question],
+    task: str,
+    length: str,
 ) -> Iterator[Dict[str, str]]:
     """The records of one file.
+
+    Args:
+        questions: of the task
 
     Raises:
         ValueError: the length has no room for any question's facts, or there are too few questions
@@ -150,7 +152,7 @@ def samples(
     room = max(0, TOKENS[length] - PROMPT_TOKENS)
     questions = [
         question
-        for question in read_questions(args.babi, task, args.split)
+        for question in questions
         if TOKENS[length] == 0 or len(question.facts) <= room // TOKENS_PER_FACT
     ]
     if len(questions) < args.samples:
@@ -175,8 +177,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     tokenizer = load_tokenizer(args.model)
     background = Background(read_haystack("--books", args.books), tokenizer)
     for task in tasks:
+        questions = read_questions(args.babi, task, args.split)
         for length in lengths:
-            records = list(samples(args, background, task, length))
+            records = list(samples(args, background, questions, task, length))
             path = args.dest / "data" / task / f"{length}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(records) + "\n", encoding="utf-8")

@@ -65,11 +65,6 @@ def check_options(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"--offsets ({args.offsets}): no such file")
 
 
-def read_book(path: Path) -> str:
-    """The text of a file; line breaks of any kind are newlines, and one character of the offsets."""
-    return read_text(path)
-
-
 def chapters(text: str, suffix: int) -> List[Tuple[int, int, int]]:
     """The positions of every chapter: start of its heading, start and end of its beginning.
 
@@ -88,7 +83,7 @@ def chapters(text: str, suffix: int) -> List[Tuple[int, int, int]]:
 def made_items(paths: List[Path], args: argparse.Namespace) -> Iterator[Tuple[Path, Dict]]:
     """Items with the offsets of chapters found by their headings."""
     for path in paths:
-        text = read_book(path)
+        text = read_text(path)
         positions = chapters(text, args.suffix)
         # a generator of its own for each book, so that its items do not depend on the other books
         rng = random.Random(f"{args.seed} {path.name}")
@@ -156,7 +151,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     current, text = None, ""
     for path, item in tqdm(items, "items", unit=" items", disable=None):
         if path != current:
-            current, text = path, read_book(path)
+            current, text = path, read_text(path)
         works.setdefault(path.stem, []).append(texts_of(item, text, args))
     if not works:
         raise ValueError(

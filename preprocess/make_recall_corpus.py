@@ -17,13 +17,13 @@ same fact, and data/recall/corpus.json with the accuracy of a guess (`chance`) a
 
 import argparse
 import bisect
-import hashlib
 import json
 import random
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from longmem_fairseq.utils.cli import run, script_parser
+from longmem_fairseq.utils.file_hash import file_hash
 from longmem_fairseq.utils.output_folder import is_up_to_date, replaced_folder
 from preprocess import recall_words
 from preprocess.recall_words import FILLER, NAMES, RELATIONS
@@ -196,7 +196,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = get_parser().parse_args(argv)
     check_options(args)
     options = {k: v for k, v in sorted(vars(args).items()) if k not in ("dest", "overwrite")}
-    words = hashlib.sha256(Path(recall_words.__file__).read_bytes()).hexdigest()
+    words = file_hash(recall_words.__file__)
     corpus = {"format": FORMAT, "chance": 1 / args.values, "options": options, "words": words}
     if is_up_to_date(args.dest, "corpus.json", corpus, args.overwrite):
         print(f"{args.dest}: up to date")

@@ -15,7 +15,6 @@ split; every second run is one of the last four again.
 """
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 from typing import List
@@ -26,7 +25,8 @@ from fairseq.data import Dictionary, indexed_dataset
 
 from longmem_fairseq.tokenizers.checkpoint_ids import IDS_FILE
 from longmem_fairseq.tokenizers.folder import copy_vocabulary
-from longmem_fairseq.utils.cli import counted, run, script_parser
+from longmem_fairseq.utils.cli import check_positive, counted, run, script_parser
+from longmem_fairseq.utils.file_hash import file_hash
 from longmem_fairseq.utils.output_folder import is_up_to_date, replaced_folder
 
 FORMAT = 2
@@ -61,8 +61,7 @@ def recital(rng: np.random.Generator, probabilities: np.ndarray, num_tokens: int
 def main() -> None:
     """Runs the script; see the module's documentation."""
     args = get_parser().parse_args()
-    if args.tokens < 1:
-        raise ValueError(f"--tokens ({args.tokens}) must be at least 1")
+    check_positive(args, "tokens")
     if args.seed < 0:
         raise ValueError(f"--seed ({args.seed}) must be at least 0")
     path = args.data / "dict.txt"
@@ -70,13 +69,13 @@ def main() -> None:
         raise FileNotFoundError(f"--data ({args.data}) holds no dict.txt: run prepare_corpus.py")
     manifest = {
         "format": FORMAT,
-        "dictionary": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "dictionary": file_hash(path),
         "tokens": args.tokens,
         "seed": args.seed,
         "mix": args.mix,
     }
     if (args.data / IDS_FILE).is_file():  # which has the beginning of documents
-        manifest["ids"] = hashlib.sha256((args.data / IDS_FILE).read_bytes()).hexdigest()
+        manifest["ids"] = file_hash(args.data / IDS_FILE)
     if is_up_to_date(args.dest, "recital.json", manifest, args.overwrite):
         print(f"{args.dest}: up to date")
         return

@@ -17,7 +17,7 @@ import numpy as np
 
 from eval.ruler_tasks import PROMPTS
 from longmem_fairseq.utils.text_files import parse_json
-from preprocess.haystack_text import sentences
+from preprocess.haystack_text import inserted, sentences
 from preprocess.make_haystack import REPEATED
 
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
@@ -117,7 +117,7 @@ def niah(task: Niah, words: Dict[str, List[str]], essays: Sequence[str]) -> Buil
         if task.haystack == "essay":
             text = sentences(" ".join(islice(cycle(essays), size)))
             places = sorted(len(text) * depth // 100 for depth in rng.sample(DEPTHS, len(needles)))
-            return " ".join(_inserted(text, places, needles))
+            return " ".join(inserted(text, places, needles))
         if task.haystack == "noise":
             lines = [NOISE] * size
         else:
@@ -125,7 +125,7 @@ def niah(task: Niah, words: Dict[str, List[str]], essays: Sequence[str]) -> Buil
                 needle(rng, drawn(rng, task.keys), drawn(rng, task.values)) for _ in range(size)
             ]
         places = sorted(rng.sample(range(size), len(needles)))
-        return "\n".join(_inserted(lines, places, needles))
+        return "\n".join(inserted(lines, places, needles))
 
     def build(rng: random.Random, size: int) -> Sample:
         hidden: Dict[str, List[str]] = {}
@@ -145,15 +145,6 @@ def niah(task: Niah, words: Dict[str, List[str]], essays: Sequence[str]) -> Buil
     return Builder(build, smallest=task.num_keys * task.num_values)
 
 
-def _inserted(pieces: List[str], places: Sequence[int], added: Sequence[str]) -> List[str]:
-    """*pieces* with *added* before those at *places*, which are sorted."""
-    parts, start = [], 0
-    for place, new in zip(places, added, strict=True):
-        parts += [*pieces[start:place], new]
-        start = place
-    return parts + pieces[start:]
-
-
 def variable_tracking() -> Builder:
     """A chain of assignments among repeated sentences, after an example with its answer."""
 
@@ -166,7 +157,7 @@ def variable_tracking() -> Builder:
         links = [f"VAR {names[0]} = {value}"]
         links += [f"VAR {new} = VAR {old} " for old, new in zip(names, names[1:], strict=False)]
         places = sorted(rng.sample(range(size), len(links)))
-        text = " ".join(_inserted([NOISE + "\n"] * size, places, links))
+        text = " ".join(inserted([NOISE + "\n"] * size, places, links))
         return filled("vt", text, names, query=value, count=len(names))
 
     def build(rng: random.Random, size: int) -> Sample:

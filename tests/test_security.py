@@ -161,7 +161,7 @@ def test_archives_are_read_not_unpacked(tmp_path):
     papers.mkdir(parents=True)
     archive(papers / "paper.tar.gz", members)
     with watched(papers):
-        ((_, text),) = extract_arxiv.latex_papers(papers, keep_comments=False)
+        ((_, text),) = extract_arxiv.latex_papers(papers)
     assert text == main.decode()
     assert [path.name for path in tmp_path.rglob("*.tex")] == []
 
@@ -200,7 +200,7 @@ def test_an_archive_has_a_largest_size(tmp_path, monkeypatch):
     monkeypatch.setattr(extract_arxiv, "LARGEST", 10_000)
     archive(tmp_path / "a.tar.gz", [("a.tex", b"a" * 9000, ""), ("b.tex", b"b" * 9000, "")])
     with pytest.raises(ValueError, match="unpacks to more than 10,000 bytes of LaTeX"):
-        list(extract_arxiv.latex_papers(tmp_path, keep_comments=False))
+        list(extract_arxiv.latex_papers(tmp_path))
 
 
 def test_inclusions_have_a_largest_size():

@@ -10,6 +10,7 @@ import torch
 
 from eval.common.timing import timed
 from longmem_fairseq.utils.allocator import give_back_freed_memory
+from longmem_fairseq.utils.processor import has_instructions
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
@@ -85,9 +86,8 @@ def _process_bytes(name: str) -> Optional[int]:
 
 def matrix_kind() -> str:
     """The CPU's instructions for matrix products in bfloat16."""
-    capabilities = torch.cpu.get_capabilities()
     for name, words in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512-bf16")):
-        if capabilities.get(name, False):
+        if has_instructions(name):
             return words
     return "neither AMX nor AVX-512-bf16"
 

@@ -6,9 +6,10 @@ import json
 import os
 import zlib
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Callable, Dict, Optional
 
 from eval.common.results import whole_lines
+from eval.common.timing import Stopwatch
 from longmem_fairseq.utils.text_files import parse_json
 
 
@@ -50,6 +51,14 @@ class ItemLog:
         self.done[item] = record
         line = {"item": item, **record}
         self._write({**line, "crc32": _crc32(line)})
+
+    def measured(self, item: str, measure: Callable[[], Dict]) -> Dict:
+        """The record of an item, which is measured now unless it is there; with its "seconds"."""
+        if item not in self.done:
+            watch = Stopwatch()
+            record = measure()
+            self.add(item, {**record, "seconds": watch.seconds})
+        return self.done[item]
 
     def _read(self, path: Path) -> None:
         # the first line holds the settings

@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, List, Sequence
 # conditions of a measurement, besides the options of the memory and the rest of the setting
 CONDITIONS = (
     *("tokens_per_sample", "segment_overlap", "compute_dtype", "hardware"),
-    *("data", "split", "limit", "memory", "memory_writer"),
+    *("data", "split", "limit", "memory", "memory_writer", "excerpts", "words_only"),
 )
 COUNTS = ("examples", "tokens")
 

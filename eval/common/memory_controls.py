@@ -25,7 +25,7 @@ class ControlledMemory(ExternalMemory):
         super().__init__(memory.num_heads, memory.head_dim, memory.bank_class, **memory.options)
         self.reads, self.writer = reads, writer
 
-    def retrieve(self, queries: Tensor, contexts: Optional[Tensor] = None) -> Optional[Retrieved]:
+    def retrieve(self, queries, contexts=None) -> Optional[Retrieved]:
         """See :meth:`ExternalMemory.retrieve`."""
         if self.reads == "empty":
             return None
@@ -49,14 +49,7 @@ class ControlledMemory(ExternalMemory):
         }
         return retrieved._replace(**shifted)
 
-    def write(
-        self,
-        keys: Tensor,
-        values: Tensor,
-        valid: Tensor,
-        token_ids: Optional[Tensor] = None,
-        search_keys: Optional[Tensor] = None,
-    ) -> None:
+    def write(self, keys, values, valid, token_ids=None, search_keys=None) -> None:
         """See :meth:`ExternalMemory.write`."""
         if self.writer is not None:
             keys, values, search_keys = self.writer.entries(token_ids)

@@ -2,16 +2,16 @@
 
 import argparse
 from pathlib import Path
-from typing import Dict, List
+from typing import Any, Dict, List
 
 import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 
 from eval.common.provenance import code_hash, commit
-from eval.common.results import check_results
+from eval.common.results import append_result, check_results
 from longmem_fairseq import LongMem
 from longmem_fairseq.api.pretrained import load_pretrained
-from longmem_fairseq.models.checkpoints import fingerprint
+from longmem_fairseq.models.checkpoints import fingerprint, hexadecimal
 from longmem_fairseq.tasks.config import ModelOptions, given_options
 from longmem_fairseq.utils.allocator import keep_freed_memory
 from longmem_fairseq.utils.cli import as_option
@@ -112,6 +112,19 @@ def describe_model(args: argparse.Namespace, model) -> Dict:
     }
 
 
+def append_measured(
+    args: argparse.Namespace, model, benchmark: str, measured: Dict, setting: Dict, seed: Any = None
+) -> None:
+    """Appends a measurement to --results, with all that describes the model.
+
+    Args:
+        setting: of the benchmark
+        seed: of what was drawn for it
+    """
+    result = {"benchmark": benchmark, **describe_model(args, model)}
+    append_result(args.results, {**result, "setting": setting, "seed": seed, **measured})
+
+
 def settings(args: argparse.Namespace, model, benchmark: str, data: Dict[str, str]) -> Dict:
     """Everything that results depend on, for :class:`ItemLog`.
 
@@ -121,8 +134,7 @@ def settings(args: argparse.Namespace, model, benchmark: str, data: Dict[str, st
     options = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
     options["tokens_per_sample"] = model.decoder.window
     options["segment_overlap"] = model.decoder.overlap
-    weights = fingerprint(model.state_dict())
-    code = {"weights": weights.numpy().tobytes().hex(), "code": code_hash()}
+    code = {"weights": hexadecimal(fingerprint(model.state_dict())), "code": code_hash()}
     plain = {name: str(v) if isinstance(v, Path) else v for name, v in options.items()}
     return {"benchmark": benchmark, **code, "data": data, "options": plain}
 

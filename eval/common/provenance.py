@@ -4,13 +4,14 @@ import hashlib
 import subprocess
 from functools import cache
 from pathlib import Path
-from typing import Union
 
 import longmem_fairseq
+from longmem_fairseq.utils.file_hash import file_hash
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+@cache  # asked for every result
 def commit() -> str:
     """The checkout's commit, "-dirty" after it if a tracked file was changed; "unknown" outside git."""
     describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
@@ -30,17 +31,4 @@ def code_hash() -> str:
     for folder in (Path(longmem_fairseq.__file__).parent, ROOT / "eval"):
         for path in sorted(folder.rglob("*.py")):
             digest.update(f"{path.relative_to(folder)} {file_hash(path)}\n".encode())
-    return digest.hexdigest()
-
-
-def file_hash(path: Union[str, Path]) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-        FileNotFoundError: there is none
-    """
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
     return digest.hexdigest()

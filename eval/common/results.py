@@ -26,20 +26,6 @@ def check_results(option: str, path: Optional[Path]) -> None:
         raise ValueError(f"{option} ({path}) is a folder: give a file to append lines to")
 
 
-def check_output(path: Optional[Path]) -> None:
-    """Checks a file to be written before hours of work.
-
-    Raises:
-        FileNotFoundError, ValueError: *path* cannot be written
-    """
-    if path is None:
-        return
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: give a file to write")
-
-
 def append_result(path: Optional[Path], result: Dict) -> None:
     """Adds a line to a file of results, which is made with its folder; None adds nothing.
 

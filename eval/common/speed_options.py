@@ -4,11 +4,11 @@ import argparse
 import logging
 from contextlib import suppress
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List
+from typing import Callable, Dict, Iterable, List, Tuple
 
 import torch
 
-from eval.common.results import check_output
+from longmem_fairseq.commands.options import check_writable
 from longmem_fairseq.utils.allocator import keep_freed_memory
 
 
@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         """The command line.
 
         Raises:
-            ValueError, FileNotFoundError: naming the option
+            ValueError: naming the option
         """
         args = self.parse_args()
         if args.quick:
@@ -56,19 +56,36 @@ class Parser(argparse.ArgumentParser):
         args.device = torch.device(args.device)
         if args.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: torch finds no GPU")
-        for path in (args.json, args.plot):
-            check_output(path)
+        for option, path in (("--json", args.json), ("--plot", args.plot)):
+            if path is not None:
+                check_writable(option, path)
         return args
 
 
-def add_bank_options(parser: argparse.ArgumentParser) -> None:
-    """Options of a memory bank and of the segments that read it."""
+def add_bank_options(parser: argparse.ArgumentParser, sizes: str, indices: str) -> None:
+    """Options of memory banks and of the segments that read them.
+
+    Args:
+        sizes, indices: defaults
+    """
     add = parser.add_argument
+    add("--sizes", type=several(positive), default=sizes, help="tokens of a bank")
+    add(
+        "--indices",
+        default=indices,
+        help="values of --memory-index, separated by spaces, each with its parameters after a colon; "
+        "those that a bank, or a part of it, is too small for are left out there",
+    )
     add("--heads", type=positive, default=16, help="H")
     add("--head-dim", type=positive, default=64, help="D")
     add("--tokens-per-sample", type=positive, default=1024, help="queries of a segment")
     add("--chunk-size", type=positive, default=4, help="tokens per chunk")
     add("--k", type=positive, default=64, help="tokens retrieved per query and head")
+
+
+def bank_sizes(args: argparse.Namespace, memory_size: int) -> Tuple[int, ...]:
+    """The sizes of a :class:`MemoryBank` of one stream."""
+    return 1, args.heads, args.head_dim, memory_size, args.chunk_size, args.k
 
 
 def index_options(index: str) -> Dict[str, str]:

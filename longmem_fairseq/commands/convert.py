@@ -30,30 +30,28 @@ from longmem_fairseq.conversion.tokens import (
     without_impossible_tokens,
 )
 from longmem_fairseq.conversion.weights import convert_weights
-from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
+from longmem_fairseq.models.backbone import COMPUTE_DTYPES, BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.decoder_config import MOST_CHANNELS, MOST_LAYERS
+from longmem_fairseq.models.memory_config import checked_search_layer, default_search_layer
 from longmem_fairseq.tokenizers import load_tokenizer
 from longmem_fairseq.tokenizers.checkpoint_ids import SPECIALS, CheckpointIds
-from longmem_fairseq.utils.cli import check_positive, run
+from longmem_fairseq.utils.cli import check_positive, documented_parser, run
 from longmem_fairseq.utils.output_folder import check_new, replaced_folder
 from longmem_fairseq.utils.text_files import read_json
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WINDOW = 1024
 MOST_IDS = 2**20
 
 
 def get_parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented_parser(__doc__)
     add = parser.add_argument
     add("--model", required=True, help="folder with config.json and weights, GGUF file, or hub id")
     add("--dest", type=Path, help="new or empty folder to write")
     add(
         "--dtype",
-        choices=tuple(DTYPES),
+        choices=tuple(COMPUTE_DTYPES),
         help="of the matrices written (default: as they are, float32 of a GGUF file)",
     )
     add(
@@ -151,6 +149,11 @@ def convert(args: argparse.Namespace) -> None:
             raise ValueError("--dest is missing: a new or empty folder to write")
         check_new(dest)
     check_positive(args, "tokens_per_sample")
+    if args.search_layer is not None and (args.no_tokenizer or args.search_tokens < 1):
+        raise ValueError(
+            f"--search-layer ({args.search_layer}) is of the hidden states of a text: leave out "
+            "--no-tokenizer, and --search-tokens 0"
+        )
     with_tokenizer = not (args.no_tokenizer or args.dry_run)
     with open_checkpoint(args.model, args.dry_run, with_tokenizer) as checkpoint:
         convert_checkpoint(args, checkpoint)
@@ -165,6 +168,9 @@ def convert_checkpoint(args: argparse.Namespace, checkpoint: Checkpoint) -> None
     files = without_impossible_tokens(files, config["vocab_size"])
     ids = checkpoint_ids(config, files)
     cfg = backbone_config(family, config, ids)
+    search_layer = default_search_layer(cfg.num_layers)
+    if args.search_layer is not None:
+        search_layer = checked_search_layer(args.search_layer, cfg.num_layers)
     most = cfg.max_positions or config.get("max_position_embeddings")
     window = args.tokens_per_sample or (min(WINDOW, most) if type(most) is int else WINDOW)
     if args.dry_run:
@@ -175,7 +181,9 @@ def convert_checkpoint(args: argparse.Namespace, checkpoint: Checkpoint) -> None
         check_hashes(args.sha256, checkpoint.files())
     with errors_of_config(), torch.device("meta"):
         decoder = BackboneDecoder(OmegaConf.structured(cfg), ids.dictionary(), window)
-    weights, names = convert_weights(checkpoint, family, config, cfg, ids, DTYPES.get(args.dtype))
+    weights, names = convert_weights(
+        checkpoint, family, config, cfg, ids, COMPUTE_DTYPES.get(args.dtype)
+    )
     check_fits(checkpoint.source, weights, decoder, names)
     with replaced_folder(dest) as new:
         text = "".join(f"{symbol} 1\n" for symbol in ids.symbols)
@@ -185,8 +193,7 @@ def convert_checkpoint(args: argparse.Namespace, checkpoint: Checkpoint) -> None
             (new / "tokenizer.json").write_text(files.tokenizer, encoding="utf-8")
         if files.tokenizer is not None and args.search_tokens > 0:
             tokenizer = load_tokenizer(new)
-            layer = args.search_layer
-            add_search_mean(cfg, weights, tokenizer, window, args.search_tokens, layer)
+            add_search_mean(cfg, weights, tokenizer, window, args.search_tokens, search_layer)
             save_model(new, cfg, weights, window, text)
     print(dest)
 

@@ -26,7 +26,7 @@ from longmem_fairseq.models.longmem_config import LongMemConfig
 from longmem_fairseq.models.sidenet import SideNetDecoder
 from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2Tokenizer
 from longmem_fairseq.utils.checkpoint_errors import clear_errors
-from longmem_fairseq.utils.cli import run
+from longmem_fairseq.utils.cli import documented_parser, run
 from longmem_fairseq.utils.output_folder import check_new, replaced_folder
 
 # fairseq's names of activations, and ours
@@ -59,9 +59,7 @@ UNUSED_ENDINGS = (".attn.bias", ".attn.masked_bias")
 
 def get_parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented_parser(__doc__)
     add = parser.add_argument
     add("--backbone", type=Path, required=True, help="released backbone checkpoint")
     add("--longmem", type=Path, help="released LongMem checkpoint; without it the backbone alone")
@@ -117,6 +115,10 @@ class ReleasedCheckpoint:
         if type(value) is not kind:
             raise ValueError(f"{self.path}: {name} is {value!r}, expected {kind.__name__}")
         return value
+
+    def options(self, *names: str) -> Dict[str, int]:
+        """Several that are whole numbers, by name; see :meth:`option`."""
+        return {name: self.option(name) for name in names}
 
     def weight(self, name: str) -> Tensor:
         """One of its tensors.
@@ -184,9 +186,7 @@ def released_backbone_config(released: ReleasedCheckpoint) -> LongMemBackboneCon
         raise ValueError(f"{released.path}: newgpt_mode is {mode}, only alibi can be converted")
     return LongMemBackboneConfig(
         _name="longmem_backbone",
-        embed_dim=released.option("embed_dim"),
-        num_layers=released.option("num_layers"),
-        num_attention_heads=released.option("num_attention_heads"),
+        **released.options("embed_dim", "num_layers", "num_attention_heads"),
     )
 
 
@@ -206,11 +206,8 @@ def released_longmem_config(released: ReleasedCheckpoint, backbone: Path) -> Lon
         _name="longmem",
         pretrained_model_path=str(backbone),
         no_memory=not released.option("use_external_memory", bool),
-        memory_size=released.option("memory_size"),
-        chunk_size=released.option("chunk_size"),
-        k=released.option("k"),
-        retrieval_layer_index=released.option("retrieval_layer_index"),
-        layer_reduction_factor=released.option("layer_reduction_factor"),
+        **released.options("memory_size", "chunk_size", "k"),
+        **released.options("retrieval_layer_index", "layer_reduction_factor"),
         activation_fn=ACTIVATIONS[activation],
         memory_scope="batch",  # the only one that the released code has
         sidenet_init="released",

@@ -108,7 +108,3 @@ def main() -> None:
 def cli() -> None:
     """The console script longmem-generate."""
     run(main)
-
-
-if __name__ == "__main__":
-    cli()

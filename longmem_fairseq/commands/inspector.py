@@ -16,7 +16,7 @@ from longmem_fairseq.commands.options import (
     parse,
     read_texts,
 )
-from longmem_fairseq.utils.cli import counted, run
+from longmem_fairseq.utils.cli import check_positive, counted, run
 
 
 def main() -> None:
@@ -27,9 +27,7 @@ def main() -> None:
     add("--max-tokens", type=int, default=2000, help="of the text, from its start (default: 2000)")
     add("--per-head", type=int, default=3, help="passages to show for each head (default: 3)")
     args = parse(parser)
-    for option, value in (("--max-tokens", args.max_tokens), ("--per-head", args.per_head)):
-        if value < 1:
-            raise ValueError(f"{option} ({value}) must be at least 1")
+    check_positive(args, "max_tokens", "per_head")
     check_writable("--output", args.output)
     texts = read_texts(args)
     if len(texts) > 1:
@@ -56,7 +54,3 @@ def main() -> None:
 def cli() -> None:
     """The console script longmem-inspect."""
     run(main)
-
-
-if __name__ == "__main__":
-    cli()

@@ -27,7 +27,3 @@ def main() -> None:
 def cli() -> None:
     """The console script longmem-lm-eval."""
     run(main)
-
-
-if __name__ == "__main__":
-    cli()

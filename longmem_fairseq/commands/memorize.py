@@ -101,7 +101,3 @@ def only_writer(path: str) -> Iterator[None]:
 def cli() -> None:
     """The console script longmem-memorize."""
     run(main)
-
-
-if __name__ == "__main__":
-    cli()

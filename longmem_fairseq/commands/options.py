@@ -8,11 +8,11 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, List, Tuple
+from typing import TYPE_CHECKING, List, Tuple, Union
 
 from longmem_fairseq.commands.light_fairseq import import_fairseq
 from longmem_fairseq.utils.allocator import keep_freed_memory
-from longmem_fairseq.utils.cli import check_positive
+from longmem_fairseq.utils.cli import check_positive, documented_parser
 from longmem_fairseq.utils.replaced_file import replaced_mode
 from longmem_fairseq.utils.text_files import matching_files, read_text, text_of
 
@@ -27,9 +27,7 @@ def make_parser(description: str, reads_texts: bool = True) -> argparse.Argument
         description: of the command in its first line; the rest ends in an example
         reads_texts: otherwise there are no TEXT..., --special-tokens and --json
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented_parser(description)
     parser.add_argument(
         "model", help="folder with checkpoint, dict.txt and tokenizer, or a checkpoint in it"
     )
@@ -159,7 +157,7 @@ def check_argument(option: str, text: str) -> str:
     return text_of(os.fsencode(text), option)
 
 
-def check_writable(option: str, path: str) -> None:
+def check_writable(option: str, path: Union[str, Path]) -> None:
     """Checks, before the work of hours, that a file can be written.
 
     Raises:

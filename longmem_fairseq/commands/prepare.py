@@ -32,7 +32,8 @@ from longmem_fairseq.tokenizers.folder import VOCABULARY_FILES, load_tokenizer
 from longmem_fairseq.tokenizers.gpt2_tokenizer import GPT2_FILES, GPT2Tokenizer
 from longmem_fairseq.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from longmem_fairseq.tokenizers.tokenizer import Tokenizer, load_dictionary
-from longmem_fairseq.utils.cli import as_option, check_positive, counted, run
+from longmem_fairseq.utils.cli import as_option, check_positive, counted, run, script_parser
+from longmem_fairseq.utils.file_hash import file_hash
 from longmem_fairseq.utils.output_folder import is_up_to_date, replaced_folder
 
 FORMAT = 2
@@ -40,10 +41,7 @@ FORMAT = 2
 
 def get_parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = script_parser(__doc__)
     add = parser.add_argument
     share = "share of documents, where the source has no splits"
     add("--source", type=Path, required=True, help="file or folder of documents")
@@ -129,7 +127,7 @@ def corpus_hash(args: argparse.Namespace, source: Source, also: Optional[Source]
         files.update({f"vocabulary {name}": args.vocabulary / name for name in VOCABULARY_FILES})
     for name, path in files.items():
         if path is not None and path.is_file():
-            parts[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            parts[name] = file_hash(path)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -183,11 +181,13 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """Runs the command line *argv* (default: that of the process)."""
     args = get_parser().parse_args(argv)
     check_options(args)
-    if args.dest.resolve() in (args.source.resolve(), *args.source.resolve().parents):
-        raise ValueError(
-            f"--source ({args.source}) is in --dest ({args.dest}), which is replaced as a whole: give "
-            "another folder as --dest"
-        )
+    for option in ("source", "also_train"):
+        path = getattr(args, option)
+        if path is not None and args.dest.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ValueError(
+                f"{as_option(option)} ({path}) is in --dest ({args.dest}), which is replaced as a "
+                "whole: give another folder as --dest"
+            )
     source = Source(args.source, args.text_field, exclude=args.dest)
     also = None
     if args.also_train is not None:
@@ -197,8 +197,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         print(f"{args.dest}: up to date")
         return
     must_train = not (args.vocabulary or args.sentencepiece_model or args.gpt2_bpe_dir)
-    if source.left_out:
-        print(f"left out of {args.source}: {counted_kinds(source.left_out)}")
+    for given in (source, also):
+        if given is not None and given.left_out:
+            print(f"left out of {given.path}: {counted_kinds(given.left_out)}")
     shares = args.valid_share, args.test_share
     corpus = SplitCorpus(source, *shares, args.seed, must_train, also)
     with replaced_folder(args.dest) as folder:

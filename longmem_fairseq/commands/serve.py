@@ -13,7 +13,7 @@ import socket
 from pathlib import Path
 
 from longmem_fairseq.commands.options import check_writable, load_model, make_parser, parse
-from longmem_fairseq.utils.cli import as_option, run
+from longmem_fairseq.utils.cli import run
 
 KEY_VARIABLE = "LONGMEM_API_KEY"
 SHUTDOWN_SECONDS = 10
@@ -76,9 +76,7 @@ def _check(args, api_key) -> None:
     if args.name == "":
         raise ValueError("--name is empty")
     if api_key is not None and (not api_key.isascii() or not api_key.isprintable() or not api_key):
-        raise ValueError(
-            f"{as_option('api_key')} must be of printable ASCII characters, one or more"
-        )
+        raise ValueError("--api-key must be of printable ASCII characters, one or more")
     if api_key is None and not _is_loopback(args.host):
         raise ValueError(
             f"--host ({args.host}) can be reached from other machines: give an --api-key that clients "

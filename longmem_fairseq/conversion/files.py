@@ -1,6 +1,5 @@
 """Reading a Hugging Face model's folder: config.json and the weights, of which nothing is executed."""
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from longmem_fairseq.utils.argument_error import ArgumentError, MissingFileError
 from longmem_fairseq.utils.checkpoint_errors import clear_errors
+from longmem_fairseq.utils.file_hash import file_hash
 from longmem_fairseq.utils.text_files import read_json
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference
@@ -149,8 +149,7 @@ def check_hashes(sums: Path, paths: List[Path]) -> None:
     lines = [line.split() for line in sums.read_text(encoding="utf-8").splitlines()]
     expected = {Path(line[1].lstrip("*")).name: line[0] for line in lines if len(line) == 2}
     for path in paths:
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_hash(path)
         if found != expected.get(path.name):
             message = "{} has the SHA-256 {}, expected {} of {sha256}"
             raise ArgumentError(message, path, found, expected.get(path.name, "one"))

@@ -6,7 +6,6 @@ from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-from longmem_fairseq.conversion.families import FAMILIES
 from longmem_fairseq.modules.rotary import Rotary
 
 Config = Dict[str, Any]
@@ -28,6 +27,7 @@ KEYS = {  # after "ARCHITECTURE.": the option of config.json
     "final_logit_softcapping": "final_logit_softcapping",
     "rope.freq_base": "rope_theta",
 }
+SPECIALS = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}  # tokens, by our name
 FACTORS, SHORT, LONG = (
     f"rope_{name}.weight" for name in ("freqs", "factors_short", "factors_long")
 )
@@ -143,7 +143,7 @@ GRANITE_KEYS = {
     "logit_scale": "logits_scaling",
 }
 COHERE_KEYS = {"logit_scale": "logit_scale"}
-_ALL = {  # by general.architecture
+ARCHITECTURES = {  # by general.architecture
     "llama": Architecture("llama", settle=_llama, permuted=True),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3", settle=_biases),
@@ -164,7 +164,6 @@ _ALL = {  # by general.architecture
     "stablelm": Architecture("stablelm", settle=_stablelm),
     "starcoder2": Architecture("starcoder2", STARCODER2_KEYS, _starcoder2),
 }
-ARCHITECTURES = {name: arch for name, arch in _ALL.items() if arch.model_type in FAMILIES}
 
 
 def architecture(metadata: Config) -> Architecture:
@@ -207,7 +206,7 @@ def model_config(metadata: Config, shapes: Shapes, factors: Dict[str, Tensor]) -
             config[option] = value
     config.setdefault("vocab_size", len(metadata.get("tokenizer.ggml.tokens", ())))
     config["tie_word_embeddings"] = "output.weight" not in shapes
-    for special, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
+    for special, key in SPECIALS.items():
         config[f"{special}_token_id"] = metadata.get(f"tokenizer.ggml.{key}_token_id")
     heads = metadata.get(f"{name}.attention.head_count")
     head_dim = config.get("head_dim", metadata.get(f"{name}.embedding_length", 0) // (heads or 1))
@@ -288,7 +287,7 @@ def tokenizer_config(metadata: Config) -> Config:
     """Special tokens by name, and the template of a chat."""
     tokens = metadata.get("tokenizer.ggml.tokens", ())
     found: Config = {}
-    for special, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
+    for special, key in SPECIALS.items():
         id_ = metadata.get(f"tokenizer.ggml.{key}_token_id")
         if id_ is not None and id_ < len(tokens):
             found[f"{special}_token"] = tokens[id_]

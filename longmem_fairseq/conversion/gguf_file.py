@@ -116,7 +116,7 @@ class GGUFFile:
         Raises:
             ValueError: a part lacks tensors, or two hold one of the same name
         """
-        tensors = [tensor for reader in self._readers for tensor in reader.tensors]
+        tensors = [tensor for _, tensor in self._tensors()]
         shapes = {t.name: tuple(int(size) for size in reversed(t.shape)) for t in tensors}
         expected = self.metadata.get("split.tensors.count", len(tensors))
         if len(shapes) != expected:
@@ -125,12 +125,8 @@ class GGUFFile:
 
     def some_tensors(self, names: Collection[str]) -> Dict[str, Tensor]:
         """The values of those of *names* that there are."""
-        return {
-            tensor.name: self._values(path, tensor)
-            for path, reader in zip(self.paths, self._readers, strict=True)
-            for tensor in reader.tensors
-            if tensor.name in names
-        }
+        chosen = ((path, tensor) for path, tensor in self._tensors() if tensor.name in names)
+        return {tensor.name: self._values(path, tensor) for path, tensor in chosen}
 
     def tensors(self) -> Iterator[Tuple[Path, str, Tensor]]:
         """File, name and values of all tensors, in float32, one after another.
@@ -138,9 +134,14 @@ class GGUFFile:
         Raises:
             ValueError: of a type that the package does not dequantize
         """
+        for path, tensor in self._tensors():
+            yield path, tensor.name, self._values(path, tensor)
+
+    def _tensors(self) -> Iterator[Tuple[Path, Any]]:
+        """File and description of all tensors."""
         for path, reader in zip(self.paths, self._readers, strict=True):
             for tensor in reader.tensors:
-                yield path, tensor.name, self._values(path, tensor)
+                yield path, tensor
 
     def _values(self, path: Path, tensor) -> Tensor:
         try:

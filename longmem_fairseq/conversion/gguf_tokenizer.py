@@ -1,7 +1,6 @@
 """The tokenizer in a GGUF file's metadata, as the tokenizer.json it was made of."""
 
 import re
-from enum import IntEnum
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from longmem_fairseq.tokenizers.hf_tokenizer import SPACE_PIECE
@@ -10,17 +9,7 @@ from longmem_fairseq.utils.argument_error import ArgumentError
 Metadata = Dict[str, Any]
 
 
-class TokenType(IntEnum):
-    """llama.cpp's types of tokens (``llama_token_type``)."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
-
-
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # of llama.cpp's types of tokens
 CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -93,16 +82,16 @@ def tokenizer_json(metadata: Metadata) -> str:
             "a GGUF file's tokenizer needs the package tokenizers: pip install 'longmem-fairseq[hf]'"
         ) from None
     tokens = metadata.get("tokenizer.ggml.tokens")
-    types = metadata.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(tokens)
+    types = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
     if len(types) != len(tokens):
         raise ValueError(
             f"tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens"
         )
     tokenizer, adds_bos = kinds[kind](tokenizers, metadata, tokens, types)
     added = [
-        tokenizers.AddedToken(token, special=type_ == TokenType.CONTROL, normalized=False)
+        tokenizers.AddedToken(token, special=type_ == CONTROL, normalized=False)
         for token, type_ in zip(tokens, types, strict=True)
-        if type_ in (TokenType.CONTROL, TokenType.USER_DEFINED)
+        if type_ in (CONTROL, USER_DEFINED)
     ]
     tokenizer.add_tokens(added)
     _add_template(tokenizers, tokenizer, metadata, tokens, adds_bos)
@@ -136,8 +125,8 @@ def _byte_level(tokenizers, metadata: Metadata, tokens: List[str], types: List[i
         raise ArgumentError(message, name, ", ".join(PRE_TOKENIZERS))
     rule = PRE_TOKENIZERS[name]
     # llama.cpp fills an embedding without tokens with [PAD123]
-    vocab = {t: i for i, t in enumerate(tokens) if types[i] != TokenType.UNUSED}
-    merges = [_merge(merge) for merge in metadata["tokenizer.ggml.merges"]]
+    vocab = {t: i for i, t in enumerate(tokens) if types[i] != UNUSED}
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
     tokenizer = tokenizers.Tokenizer(
         tokenizers.models.BPE(vocab=vocab, merges=merges, ignore_merges=rule.whole_words)
     )
@@ -159,11 +148,6 @@ def _byte_level(tokenizers, metadata: Metadata, tokens: List[str], types: List[i
     tokenizer.pre_tokenizer = pre.Sequence(steps)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     return tokenizer, rule.adds_bos
-
-
-def _merge(merge: str) -> Tuple[str, str]:
-    left, _, right = merge.partition(" ")
-    return left, right
 
 
 def _sentencepiece(tokenizers, metadata: Metadata, tokens: List[str], types: List[int]):
@@ -199,7 +183,7 @@ def _sentencepiece(tokenizers, metadata: Metadata, tokens: List[str], types: Lis
 
 def _is_filling(token: str, type_: int) -> bool:
     """True for a token that llama.cpp made up for a row of the embedding without one."""
-    return type_ == TokenType.UNUSED and re.fullmatch(r"\[PAD\d+\]", token) is not None
+    return type_ == UNUSED and re.fullmatch(r"\[PAD\d+\]", token) is not None
 
 
 def _merges(tokens: List[str], types: List[int], scores: List[float]) -> List[Tuple[str, str]]:
@@ -208,7 +192,7 @@ def _merges(tokens: List[str], types: List[int], scores: List[float]) -> List[Tu
     It stores no pairs: each split of a piece into two others is one, and for one score the shorter
     left part comes first, as transformers orders them.
     """
-    normal = {token: i for i, token in enumerate(tokens) if types[i] == TokenType.NORMAL}
+    normal = {token: i for i, token in enumerate(tokens) if types[i] == NORMAL}
     ranked = []
     for token, id_ in normal.items():
         for cut in range(1, len(token)):

@@ -2,14 +2,7 @@
 
 from itertools import chain, islice
 
-from longmem_fairseq.conversion.options import (
-    Config,
-    activation,
-    llama,
-    require,
-    rotary,
-    sliding,
-)
+from longmem_fairseq.conversion.options import Config, activation, llama, require, rotary, sliding
 
 
 def gpt2(config: Config) -> Config:

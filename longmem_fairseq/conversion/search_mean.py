@@ -4,24 +4,18 @@ T tokens, C embed_dim.
 """
 
 from pydoc_data.topics import topics
-from typing import Dict, Optional
+from typing import Dict
 
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from longmem_fairseq.models.backbone import BackboneDecoder
-from longmem_fairseq.models.memory_config import checked_search_layer, default_search_layer
 from longmem_fairseq.tokenizers import Tokenizer
 
 
 def add_search_mean(
-    cfg,
-    weights: Dict[str, Tensor],
-    tokenizer: Tokenizer,
-    window: int,
-    num_tokens: int,
-    layer: Optional[int] = None,
+    cfg, weights: Dict[str, Tensor], tokenizer: Tokenizer, window: int, num_tokens: int, layer: int
 ) -> None:
     """Adds the mean hidden state of a layer to a backbone's weights, and the layer to its options.
 
@@ -32,12 +26,8 @@ def add_search_mean(
         weights: state dict of its decoder
         window: tokens of a segment
         num_tokens: of the text
-        layer: default: see :func:`default_search_layer`
-
-    Raises:
-        ArgumentError: the backbone has no such layer
+        layer: number of the hidden state
     """
-    layer = checked_search_layer(layer or default_search_layer(cfg.num_layers), cfg.num_layers)
     with torch.device("meta"):
         decoder = BackboneDecoder(OmegaConf.structured(cfg), tokenizer.dictionary, window)
     decoder.load_state_dict(weights, assign=True)

@@ -58,6 +58,14 @@ def counted_kinds(others: Counter) -> str:
     return ", ".join(f"{number:,} {kind}" for kind, number in sorted(others.items()))
 
 
+def decoded(data: bytes) -> str:
+    """The text of an old file: in UTF-8, or else in Latin-1, which takes any byte."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
 def lines_of(path: Path) -> Iterator[bytes]:
     """The lines of a file, which may be compressed (.gz, .zst).
 

@@ -14,13 +14,8 @@ from longmem_fairseq.corpus.files import (
     lines_of,
 )
 from longmem_fairseq.utils.argument_error import ArgumentError, MissingFileError
-from longmem_fairseq.utils.text_files import (
-    chance_of,
-    parse_json,
-    plain_text,
-    read_json,
-    text_of,
-)
+from longmem_fairseq.utils.file_hash import file_hash
+from longmem_fairseq.utils.text_files import chance_of, parse_json, plain_text, read_json, text_of
 
 SPLITS = ("train", "valid", "test")
 TEXT_SUFFIXES = (".txt", ".txt.gz", ".txt.zst")
@@ -113,12 +108,8 @@ class Source:
         digest = hashlib.sha256()
         extra = [self._corpus_json] if self._corpus_json.is_file() else []
         for path in self.files + extra:
-            file_digest = hashlib.sha256()
-            with open(path, "rb") as file:
-                while block := file.read(1 << 20):
-                    file_digest.update(block)
             name = path.name if self.path.is_file() else path.relative_to(self.path).as_posix()
-            digest.update(f"{name}\0{file_digest.hexdigest()}\n".encode())
+            digest.update(f"{name}\0{file_hash(path)}\n".encode())
         return digest.hexdigest()
 
     @property

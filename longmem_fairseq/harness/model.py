@@ -67,9 +67,9 @@ class LongMemHarness(TemplateLM):
         super().__init__()
         self.batch_size = _positive("batch_size", batch_size)
         self.max_gen_toks = _positive("max_gen_toks", max_gen_toks)
-        self.excerpts = excerpts
-        if excerpts:
-            check_excerpts(_positive("excerpts", excerpts))
+        self.excerpts = _positive("excerpts", excerpts) if excerpts else 0
+        if self.excerpts:
+            check_excerpts(self.excerpts)
         sizes = {"memory_size": memory_size, "tokens_per_sample": window}
         for name, value in sizes.items():
             if value is not None:
@@ -180,7 +180,7 @@ class LongMemHarness(TemplateLM):
 
     def _row(self, texts: Optional[tuple], before: List[int], scored: List[int]) -> torch.Tensor:
         """The tokens of a request; those of a whole text (*texts* None) have no context."""
-        context = torch.tensor(before)
+        context = torch.tensor(before or [self.prefix_token_id])
         if texts is not None:
             context = self.lm.with_excerpts(context, self.excerpts)
         return torch.cat([context, torch.tensor(scored, dtype=torch.long)])

@@ -9,12 +9,7 @@ import torch.distributed as dist
 
 from longmem_fairseq.memory.memory_bank import MemoryBank
 from longmem_fairseq.memory.memory_file import staged_memory_file
-from longmem_fairseq.memory.shard_files import (
-    identity,
-    part_path,
-    read_memory,
-    remove_other_parts,
-)
+from longmem_fairseq.memory.shard_files import identity, part_path, read_memory, remove_other_parts
 from longmem_fairseq.memory.sharded_ring import ShardedRing, all_gather_single
 from longmem_fairseq.utils.replaced_file import Version, put_in_place
 

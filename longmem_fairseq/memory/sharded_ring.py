@@ -4,7 +4,7 @@ b rows of queries, T tokens, H heads of the store, H* searches per query (H, or 
 bank, N shards, R chunks retrieved per query, U different chunks that were retrieved.
 """
 
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Optional, Sequence, Tuple
 
 import torch
 import torch.distributed as dist
@@ -62,22 +62,14 @@ class ShardedRing:
         """See :meth:`ChunkRing.leave_file`."""
         self.part.leave_file([self._num_here(written) for written in num_written])
 
-    def append(
-        self, bank: int, num_written: int, keys: Tensor, values: Tensor, search_keys: Tensor
-    ) -> None:
+    def append(self, bank, num_written, keys, values, search_keys) -> None:
         """See :meth:`ChunkRing.append`."""
         here = slice((self.shard - num_written) % self.num_shards, None, self.num_shards)
         keys, values, search_keys = keys[:, here], values[:, here], search_keys[here]
         if keys.size(1) > 0:
             self.part.append(bank, self._num_here(num_written), keys, values, search_keys)
 
-    def search(
-        self,
-        queries: Tensor,
-        banks: Sequence[int],
-        num_written: Sequence[int],
-        literal: Optional[Tensor] = None,
-    ) -> Retrieved:
+    def search(self, queries, banks, num_written, literal=None) -> Retrieved:
         """See :meth:`ChunkRing.search`; every process gets the best chunks of all."""
         given = [self._num_here(written) for written in num_written]
         if queries.numel() == 0:
@@ -172,15 +164,12 @@ class ShardedRing:
 
     def state_dict(self, num_written: Sequence[int]) -> Dict[str, Tensor]:
         """See :meth:`ChunkRing.state_dict`; of the same shapes in every process."""
-        return self.part.state_dict(self._most(num_written))
+        most = [-(-written // self.num_shards) for written in num_written]  # in the fullest process
+        return self.part.state_dict(most)
 
     def load_state_dict(self, state: Dict[str, Tensor], num_written: Sequence[int]) -> None:
         """See :meth:`ChunkRing.load_state_dict`."""
         self.part.load_state_dict(state, [self._num_here(written) for written in num_written])
-
-    def _most(self, num_written: Sequence[int]) -> List[int]:
-        """How many chunks the process has that has most of them."""
-        return [-(-written // self.num_shards) for written in num_written]
 
 
 def check_divisible(memory_size: int, chunk_size: int, num_shards: int) -> None:

@@ -8,11 +8,7 @@ from typing import Container, List, NamedTuple, Optional, Tuple
 
 import torch
 from fairseq.dataclass import ChoiceEnum
-from fairseq.models import (
-    FairseqLanguageModel,
-    register_model,
-    register_model_architecture,
-)
+from fairseq.models import FairseqLanguageModel, register_model, register_model_architecture
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 

@@ -13,6 +13,7 @@ from fairseq.dataclass.utils import overwrite_args_by_name
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
+from longmem_fairseq.models.checkpoints import hexadecimal
 from longmem_fairseq.utils.refusal import refused
 from longmem_fairseq.utils.replaced_file import give_usual_mode
 from longmem_fairseq.utils.text_files import parse_json
@@ -32,9 +33,7 @@ def write_exported(folder: Path, state: Dict[str, Any]) -> Dict[str, Any]:
         "model_type": str(model["_name"]),
         "num_updates": state["optimizer_history"][-1]["num_updates"],
         "dictionary_hash": state["task_state"]["dictionary_hash"],
-        "backbone_fingerprint": bytes(
-            state["model"]["decoder.backbone_fingerprint"].tolist()
-        ).hex(),
+        "backbone_fingerprint": hexadecimal(state["model"]["decoder.backbone_fingerprint"]),
         "model": {**model, "pretrained_model_path": ""},
         "task": {
             "_name": "longmem_language_modeling",

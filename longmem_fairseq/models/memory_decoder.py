@@ -3,16 +3,7 @@
 B streams or hypotheses, T tokens, H heads, D head_dim, V vocabulary, W window.
 """
 
-from typing import (
-    Callable,
-    Dict,
-    Iterable,
-    Iterator,
-    List,
-    Optional,
-    Tuple,
-    Union,
-)
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 import torch
 from fairseq.models import FairseqIncrementalDecoder

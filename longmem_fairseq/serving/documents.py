@@ -82,10 +82,9 @@ class Documents:
             yield
             if self.path is not None:
                 self.lm.save_memory(Path(self.path), self.replaces)
-        except (ValueError, OSError) as error:
+        except BaseException as error:
             self.lm.memory.banks[False] = before
+            if not isinstance(error, (ValueError, OSError)):
+                raise
             status = 500 if isinstance(error, OSError) else 400
             raise RequestError(f"the memory was left as it was: {error}", status) from error
-        except BaseException:
-            self.lm.memory.banks[False] = before
-            raise

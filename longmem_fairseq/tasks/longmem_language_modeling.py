@@ -169,13 +169,14 @@ class LongMemLanguageModelingTask(FairseqTask):
         max_tokens: Optional[int] = 36000,
         batch_size: Optional[int] = None,
         max_positions: Optional[int] = None,
-        num_shards: int = 1,
-        shard_id: int = 0,
-        num_workers: int = 1,
-        data_buffer_size: int = 10,
         context_window: int = 0,
+        **loading,
     ):
         """The batches of ``fairseq-eval-lm``: every document whole, segment by segment.
+
+        Args:
+            max_positions: fairseq's; a stream has no limit
+            loading: num_shards, num_workers, ...; see :meth:`get_batch_iterator`
 
         Raises:
             ValueError: --context-window, for which there is --segment-overlap
@@ -185,16 +186,11 @@ class LongMemLanguageModelingTask(FairseqTask):
                 f"--context-window ({context_window}) does not go with document streams: give "
                 "--segment-overlap instead"
             )
-        return self.get_batch_iterator(
-            dataset,
-            max_tokens=max_tokens,
-            max_sentences=batch_size,
-            num_shards=num_shards,
-            shard_id=shard_id,
-            num_workers=num_workers,
-            data_buffer_size=data_buffer_size,
-            training=False,
-        ).next_epoch_itr(shuffle=False)
+        loading = {"num_workers": 1, "data_buffer_size": 10, **loading}
+        batches = self.get_batch_iterator(
+            dataset, max_tokens, max_sentences=batch_size, training=False, **loading
+        )
+        return batches.next_epoch_itr(shuffle=False)
 
     @property
     def train_subset(self) -> str:

@@ -49,6 +49,13 @@ def script_parser(documentation: str) -> argparse.ArgumentParser:
     )
 
 
+def documented_parser(documentation: str) -> argparse.ArgumentParser:
+    """A parser whose help shows all of a module's *documentation*."""
+    return argparse.ArgumentParser(
+        description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 @contextmanager
 def option_names() -> Iterator[None]:
     """Inside, an :class:`ArgumentError` becomes a ValueError that names options.

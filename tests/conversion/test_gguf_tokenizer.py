@@ -10,16 +10,13 @@ from fairseq.data import Dictionary
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra hf")
 pytest.importorskip("gguf", reason="needs the extra hf")
 
+from gguf import TokenType  # noqa: E402
 from tokenizers import Tokenizer, decoders, models  # noqa: E402
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence  # noqa: E402
 from tokenizers.trainers import BpeTrainer  # noqa: E402
 
 from longmem_fairseq.commands.convert import main as convert_checkpoint  # noqa: E402
-from longmem_fairseq.conversion.gguf_tokenizer import (  # noqa: E402
-    PRE_TOKENIZERS,
-    TokenType,
-    tokenizer_json,
-)
+from longmem_fairseq.conversion.gguf_tokenizer import PRE_TOKENIZERS, tokenizer_json  # noqa: E402
 from longmem_fairseq.tokenizers import load_tokenizer  # noqa: E402
 from tests.helpers.gguf_models import write_gguf  # noqa: E402
 from tests.helpers.hf_models import make_model  # noqa: E402

@@ -145,6 +145,17 @@ def test_a_window_of_no_tokens(refused):
         assert refused("--dry-run", "--tokens-per-sample", value) == message
 
 
+def test_a_search_layer_that_is_not_there_or_not_used(refused):
+    for value in ("0", "5", "-1"):
+        error = refused("--dry-run", "--search-layer", value)
+        assert error.startswith(
+            f"--search-layer ({value}) must be between 1 and 4, or left to its "
+        )
+    for options in ((ALONE,), ("--search-tokens", "0")):
+        error = refused("--search-layer", "1", *options)
+        assert error.startswith("--search-layer (1) is of the hidden states of a text: leave out ")
+
+
 def test_a_destination_that_is_not_empty(model, tmp_path, capsys):
     dest = tmp_path / "dest"
     dest.mkdir()

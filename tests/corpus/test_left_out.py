@@ -11,7 +11,7 @@ import zstandard
 from longmem_fairseq.corpus.source import Source
 from longmem_fairseq.utils.text_files import matching_files
 from preprocess import extract_arxiv
-from tests.helpers.corpora import PLAIN, prepare, read_lines
+from tests.helpers.corpora import PLAIN, prepare, read_lines, write_splits
 
 compress = zstandard.ZstdCompressor().compress
 
@@ -121,9 +121,12 @@ def test_a_source_inside_the_result_is_never_deleted(tmp_path):
     source.mkdir(parents=True)
     (source / "a.txt").write_text(PLAIN)
     (dest / "manifest.json").write_text('{"format": 1}')  # an older result
+    elsewhere = write_splits(tmp_path / "elsewhere", {"b": PLAIN})
     for inside in (source, source / "a.txt", dest):
         with pytest.raises(ValueError, match="is in --dest"):
             prepare(inside, dest, "--overwrite")
+        with pytest.raises(ValueError, match=r"--also-train \(.* is in --dest"):
+            prepare(elsewhere, dest, "--overwrite", "--also-train", str(inside))
     assert (source / "a.txt").read_text() == PLAIN
 
 
@@ -136,6 +139,6 @@ def test_papers_in_capitals_and_linked_folders(tmp_path, capsys):
     (linked / "main.TEX").write_text(text % "One.")
     (papers / "one" / "source").symlink_to(linked)
     (papers / "three.pdf").write_text("no paper")
-    found = dict(extract_arxiv.latex_papers(papers, keep_comments=False))
+    found = dict(extract_arxiv.latex_papers(papers))
     assert found == {"TWO.TEX": text % "Two.", "one": text % "One."}
     assert capsys.readouterr().out == f"left out of {papers}: 1 .pdf\n"

@@ -81,7 +81,7 @@ def test_changed_source_changes_the_hash(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("has_splits", [False, True])
-def test_another_source_is_trained_on_besides(tmp_path, has_splits):
+def test_another_source_is_trained_on_besides(tmp_path, capsys, has_splits):
     """After the documents of the source; its other splits are left out, and a change is noticed."""
     source = write_splits(tmp_path / "source", {"a": PLAIN}, {"b": "one"}, {"c": "two"})
     texts = {"d": "\u0394 " + PLAIN[:50], "e": PLAIN[:40]}
@@ -92,8 +92,10 @@ def test_another_source_is_trained_on_besides(tmp_path, has_splits):
         other.mkdir()
         for name, text in texts.items():
             (other / f"{name}.txt").write_text(text)
+    (other / "notes.md").touch()
     plain = prepare(source, tmp_path / "plain")
     manifest = prepare(source, tmp_path / "corpus", "--also-train", str(other))
+    assert f"left out of {other}: 1 .md\n" in capsys.readouterr().out
     names = [row["name"] for row in read_lines(tmp_path / "corpus" / "train.documents.jsonl")]
     assert names == ["a.txt", "d.txt", "e.txt"]
     for split in ("valid", "test"):

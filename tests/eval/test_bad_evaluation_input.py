@@ -74,11 +74,11 @@ CASES = {
     ),
     "report: no folder to draw to": (
         "report.py x.jsonl --plot no/x.png",
-        "no/x.png: there is no folder no",
+        "--plot (no/x.png): there is no folder ...",
     ),
     "report: folder as plot": (
         "report.py x.jsonl --plot .",
-        ". is a folder: give a file to write",
+        "--plot (.) is a folder: give a file to write",
     ),
     "copying: seed": (
         "copying.py {data} --path {backbone} --seed -3",

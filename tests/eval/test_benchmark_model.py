@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from eval import benchmark_model
 from eval.common import hardware, necessary, timed_model, timing
 from longmem_fairseq.models.backbone import LongMemBackboneConfig
-from longmem_fairseq.utils import cli
+from tests.helpers.benchmark_runs import assert_one_line
 
 CPU = torch.device("cpu")
 SMALL = [
@@ -198,14 +198,9 @@ def test_a_window_is_measured_in_a_process_of_its_own(monkeypatch):
         ),
         (["--model", "nowhere"], "nowhere): no such file"),
         (["--repeats", "0"], "argument --repeats: 0 must be a number of at least 1"),
-        (["--json", "nowhere/at/all.json"], "there is no folder nowhere/at"),
+        (["--json", "nowhere/at/all.json"], "--json (nowhere/at/all.json): there is no folder /"),
     ],
 )
 def test_bad_options_are_one_line(more, message, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", [*SMALL, "--quick", *more])
-    with pytest.raises(SystemExit) as stop:
-        cli.run(benchmark_model.main)
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("benchmark_model.py: error: ")
-    assert message in line
+    arguments = [*SMALL, "--quick", *more]
+    assert message in assert_one_line(monkeypatch, capsys, benchmark_model.main, *arguments)

@@ -126,11 +126,6 @@ def test_bad_books_are_one_line(tmp_path, monkeypatch, capsys, more, message):
     assert line == message.format(folder=tmp_path)
 
 
-def test_line_breaks_of_any_kind_are_one_character(tmp_path):
-    (tmp_path / "one.txt").write_bytes(b"a\r\nb\rc\nd")
-    assert make_chapterbreak.read_book(tmp_path / "one.txt") == "a\nb\nc\nd"
-
-
 def test_books_without_chapters_are_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "one.txt").write_text("text")
     arguments = ("--source", tmp_path, "--dest", tmp_path / "x.json")

@@ -189,11 +189,11 @@ BAD = {
     "missing folder": (("--data", "nowhere"), "nowhere/SST-2/train.tsv: no such file; --data is"),
     "unknown task": (
         ("--tasks", "SST-3"),
-        "--tasks (SST-3) must be some of SST-2, MR, Subj, SST-5",
+        "--tasks (SST-3) must be of SST-2, MR, Subj, SST-5",
     ),
     "a task twice": (
         ("--tasks", "SST-2,SST-2"),
-        "--tasks (SST-2,SST-2) must name every task once",
+        "--tasks (SST-2,SST-2) must name everything once",
     ),
     "shots": (("--shots", "4,x"), "--shots (4,x) must be whole numbers with commas between them"),
     "too many": (("--shots", "13"), "13 demonstrations are more than the 12 training examples"),

@@ -241,12 +241,17 @@ def test_measurements_of_one_name_are_told_apart(tmp_path, monkeypatch, capsys):
         "| m (memory_size 128) | argmax | 20 | 2,000 | 50.0 | 50.0 |",
         "| m (memory_size 0) | argmax | 20 | 2,000 | 60.0 | 60.0 |",
     ]
-    for field, values in (("limit", (None, 3)), ("compute_dtype", ("float32", "bfloat16"))):
+    for field, values in (
+        ("limit", (None, 3)),
+        ("compute_dtype", ("float32", "bfloat16")),
+        ("excerpts", (256, 512)),
+        ("words_only", (False, True)),
+    ):
         lines = [{**squad(1, 10.0 * i, 0.0), field: value} for i, value in enumerate(values)]
         table = rows_of(lines, tmp_path, monkeypatch, capsys)
         assert table[2:4] == [
-            f"| longmem ({field} {value or 'none'}) | 100 | 3 | 200 | {10 * i:.2f} | 0.00 |"
-            for i, value in enumerate(values)
+            f"| longmem ({field} {value}) | 100 | 3 | 200 | {10 * i:.2f} | 0.00 |"
+            for i, value in enumerate("none" if value is None else value for value in values)
         ]
 
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from eval import evaluate, perplexities, report
 from eval.common.stream_scoring import DocumentScores
 from longmem_fairseq.models.longmem_config import LongMemConfig
-from longmem_fairseq.utils import cli
+from tests.helpers.benchmark_runs import assert_one_line
 from tests.helpers.small_models import MEMORY, SEGMENT
 
 
@@ -187,9 +187,5 @@ def test_report(results, tmp_path, monkeypatch, capsys):
 def test_report_of_nothing_is_one_line(tmp_path, monkeypatch, capsys):
     path = tmp_path / "results.jsonl"
     path.touch()
-    monkeypatch.setattr("sys.argv", ["report.py", str(path)])
-    with pytest.raises(SystemExit) as stop:
-        cli.run(report.main)
-    assert stop.value.code == 2
-    message = f"report.py: error: {path} holds no results: run eval/evaluate.py first\n"
-    assert capsys.readouterr().err == message
+    message = assert_one_line(monkeypatch, capsys, report.main, "report.py", path)
+    assert message == f"{path} holds no results: run eval/evaluate.py first"

@@ -1,7 +1,6 @@
 """An exported SideNet is the trained one, in files that execute nothing."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from eval.common.stream_scoring import load_model
 from longmem_fairseq.models.checkpoints import dictionary_hash
 from longmem_fairseq.models.longmem_config import LongMemConfig
 from longmem_fairseq.tasks.longmem_language_modeling import LongMemLanguageModelingConfig
-from longmem_fairseq.utils.cli import run
+from tests.helpers.benchmark_runs import assert_one_line
 from tests.helpers.small_models import MEMORY, SAVED, SEGMENT, document, read
 
 
@@ -134,9 +133,7 @@ def test_bad_results_leave_nothing(trained, tmp_path, content, message):
 
 
 def test_only_a_longmem_is_exported(trained, backbone_path, tmp_path, monkeypatch, capsys):
-    arguments = ["export_longmem.py", backbone_path, "--dest", str(tmp_path / "exported")]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as exited:
-        run(export_longmem.main)
-    assert exited.value.code == 2 and not (tmp_path / "exported").exists()
-    assert "of architecture longmem_backbone, expected longmem" in capsys.readouterr().err
+    arguments = ["export_longmem.py", backbone_path, "--dest", tmp_path / "exported"]
+    message = assert_one_line(monkeypatch, capsys, export_longmem.main, *arguments)
+    assert "of architecture longmem_backbone, expected longmem" in message
+    assert not (tmp_path / "exported").exists()

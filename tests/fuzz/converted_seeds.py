@@ -58,9 +58,7 @@ def hf(folder: Path) -> None:
 
 def gguf(folder: Path) -> None:
     """The same sizes as a GGUF file of llama.cpp, with a tokenizer of bytes and two pieces."""
-    from gguf import GGUFWriter
-
-    from longmem_fairseq.conversion.gguf_tokenizer import TokenType
+    from gguf import GGUFWriter, TokenType
 
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     tokens = ["<unk>", "<s>", "</s>", *bytes_, "\u2581a", "a"]

@@ -303,6 +303,19 @@ def test_bad_requests(models):
         harness_model(models["longmem"], batch_size="auto")
 
 
+def test_a_context_of_spaces_alone(models):
+    """The harness moves them to the continuation, and leaves no token before it."""
+    ours = harness_model(models["longmem"], add_bos_token=False, excerpts="128")
+    assert ours.excerpts == 128
+    tokens = ours.tok_encode(" the cat")
+    pair = (" ", "the cat")
+    found, expected = (
+        ours._loglikelihood_tokens([(pair, before, tokens)])
+        for before in ([], [ours.prefix_token_id])
+    )
+    assert found == expected
+
+
 def mock_bar():
     from tqdm import tqdm
 

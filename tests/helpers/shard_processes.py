@@ -28,6 +28,17 @@ def run(num_processes: int, function: Callable, folder: Path, *arguments) -> Non
     )
 
 
+def go_in_groups(case: Callable, folder: Path, seeds: int, steps: int) -> None:
+    """``case(own_folder, seed, group).go(steps)``, called by four processes: as one group of all, then
+    as two of two side by side."""
+    pair = [dist.new_group([0, 1]), dist.new_group([2, 3])][dist.get_rank() // 2]
+    for seed in range(seeds):
+        group = dist.group.WORLD if seed % 2 else pair
+        own = folder / f"{seed}-{dist.get_rank() // dist.get_world_size(group)}"
+        own.mkdir(exist_ok=True)
+        case(own, seed, group).go(steps)
+
+
 def _work(rank: int, num_processes: int, function: Callable, folder: Path, arguments) -> None:
     torch.set_num_threads(1)
     install()

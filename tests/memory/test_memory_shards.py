@@ -31,7 +31,7 @@ def read_alone_and_together(folder, model):
     assert scores[1] == pytest.approx(scores[0], abs=1e-5)
     assert scores[0] != pytest.approx(alone.score(text, memory=False).log_probs.tolist(), abs=1e-5)
     for beam in (1, 3):
-        texts = [lm.generate(prompt, max_new_tokens=20, beam=beam) for lm in (alone, together)]
+        texts = [lm.generate(prompt, max_new_tokens=10, beam=beam) for lm in (alone, together)]
         assert texts[0] == texts[1]
     passages = [[t.passages for t in lm.retrieved(text, per_head=2)] for lm in (alone, together)]
     for found, expected in zip(*passages, strict=True):

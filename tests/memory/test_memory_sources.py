@@ -92,7 +92,7 @@ def test_locate_against_a_list(sizes, calls, more):
     oracle.check()
 
 
-@settings(max_examples=examples(200))
+@settings(max_examples=examples(100))
 @given(sizes=SIZES, other_sizes=SIZES, calls=CALLS, others=CALLS, more=CALLS)
 def test_extend_against_a_list(sizes, other_sizes, calls, others, more):
     """Rings that have wrapped, tokens that wait, chunks of another size, tokens of no document."""

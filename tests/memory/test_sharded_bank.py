@@ -17,7 +17,7 @@ from longmem_fairseq.memory import (
 )
 from longmem_fairseq.memory.shard_files import part_path
 from longmem_fairseq.modules import memory_attention, memory_weights
-from tests.helpers.shard_processes import run
+from tests.helpers.shard_processes import go_in_groups, run
 
 HEADS, HEAD_DIM = 2, 5
 SIZES = {"memory_size": 16, "chunk_size": 2, "k": 6}
@@ -136,20 +136,19 @@ class Case:
         done = [self.write] * 4 + [self.reset, self.select, self.extend, self.save_and_load]
         for _ in range(steps):
             self.random.choice(done)()
-            assert_same_state(self.one, self.many)
-            self.retrieve()
+            self.check()
+        self.check_end()
+
+    def check(self):
+        assert_same_state(self.one, self.many)
+        self.retrieve()
+
+    def check_end(self):
         assert self.many.ring.part.num_bytes * self.num_shards == self.one.ring.num_bytes
 
 
 def random_cases(folder):
-    """Of all four processes, then of two and two side by side."""
-    everybody = dist.group.WORLD
-    pair = [dist.new_group([0, 1]), dist.new_group([2, 3])][dist.get_rank() // 2]
-    for seed in range(30):
-        group = everybody if seed % 2 else pair
-        own = folder / f"{seed}-{dist.get_rank() // dist.get_world_size(group)}"
-        own.mkdir(exist_ok=True)
-        Case(own, seed, group).go(12)
+    go_in_groups(Case, folder, seeds=14, steps=10)
 
 
 def test_it_finds_what_one_bank_finds(tmp_path):

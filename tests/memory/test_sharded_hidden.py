@@ -12,17 +12,16 @@ from longmem_fairseq.memory import (
     ShardedBank,
     extend_bank,
     forget_document,
-    select_banks,
     token_log,
 )
 from tests.helpers.filled_banks import assert_same, snapshot
-from tests.helpers.shard_processes import run
-from tests.memory.test_sharded_bank import assert_same_found, assert_same_state
+from tests.helpers.shard_processes import go_in_groups, run
+from tests.memory.test_sharded_bank import Case, assert_same_found, assert_same_state
 
 HEAD_DIM, SEARCH_DIM = 5, 4
 
 
-class Case:
+class HiddenCase(Case):
     """Both kinds of bank, of random options, that random things are done to."""
 
     def __init__(self, folder, seed, group):
@@ -36,6 +35,7 @@ class Case:
             "chunk_size": chunk_size,
             "k": self.random.randint(1, slots) * chunk_size,
             "index": choose(["torch", "flat", "Flat"]),
+            "index_parameters": "",
             "dtype": choose(list(DTYPES)),
             "storage": choose(["device", "host", "disk"]),
             "scope": choose(["stream", "batch"]),
@@ -70,11 +70,6 @@ class Case:
                 bank.begin_document(rows - 1, f"document {tokens}", -1)
             bank.write(**segment)
 
-    def reset(self):
-        rows = torch.rand(self.one.layout.num_streams, generator=self.generator) < 0.7
-        for bank in (self.one, self.many):
-            bank.reset(rows)
-
     def extend(self):
         options = {name: value for name, value in self.options.items() if name != "storage"}
         options["scope"] = self.one.layout.scope
@@ -82,22 +77,6 @@ class Case:
         other.write(**self.segment(other.layout.num_streams, 5))
         for bank in (self.one, self.many):
             extend_bank(bank, other)
-
-    def select(self):
-        banks = self.random.choices(range(self.one.layout.num_banks), k=self.random.randint(1, 3))
-        self.one, self.many = select_banks(self.one, banks), select_banks(self.many, banks)
-
-    def save_and_load(self):
-        path = str(self.folder / f"{self.random.random()}")
-        options = {name: self.options[name] for name in ("storage", "index")}
-        memory_map = self.random.random() < 0.5
-        if self.random.random() < 0.5:
-            self.many.save(path)
-        elif self.many.ring.shard == 0:
-            self.one.save(path)
-        dist.barrier(self.group)
-        self.many = ShardedBank.load(path, memory_map=memory_map, group=self.group, **options)
-        self.one = MemoryBank.load(path, **options)
 
     def check(self):
         assert_same_state(self.one, self.many)
@@ -115,14 +94,7 @@ class Case:
             assert torch.equal(many.token_ids, one.token_ids)
             assert torch.equal(many.scores, one.scores)
 
-    def go(self, steps):
-        done = [self.write] * 4 + [self.reset, self.select, self.extend, self.save_and_load]
-        for _ in range(steps):
-            self.random.choice(done)()
-            self.check()
-        self.check_what_takes_one_process()
-
-    def check_what_takes_one_process(self):
+    def check_end(self):
         """A call that would read chunks of other processes is refused before it starts."""
         self.many.begin_document(0, "more", -1)
         more = self.segment(1, 2 * self.options["chunk_size"] + 1)
@@ -140,15 +112,8 @@ class Case:
 
 
 def random_cases(folder):
-    """Of all four processes, then of two and two side by side."""
     token_log.PER_QUERY = 2  # few chunks a query are enough for places after the same words
-    everybody = dist.group.WORLD
-    pair = [dist.new_group([0, 1]), dist.new_group([2, 3])][dist.get_rank() // 2]
-    for seed in range(16):
-        group = everybody if seed % 2 else pair
-        own = folder / f"{seed}-{dist.get_rank() // dist.get_world_size(group)}"
-        own.mkdir(exist_ok=True)
-        Case(own, seed, group).go(10)
+    go_in_groups(HiddenCase, folder, seeds=10, steps=10)
 
 
 def test_it_finds_what_one_bank_finds(tmp_path):

@@ -227,7 +227,7 @@ def test_an_archive_is_read_as_what_it_is_called(tmp_path, name):
     with tarfile.open(tmp_path / name, "w:xz") as archive:
         archive.addfile(tarfile.TarInfo("main.tex"))
     with pytest.raises(ValueError, match=f"{name}: damaged archive"):
-        list(extract_arxiv.latex_papers(tmp_path, keep_comments=False))
+        list(extract_arxiv.latex_papers(tmp_path))
 
 
 @pytest.mark.parametrize(

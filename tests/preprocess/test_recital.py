@@ -7,8 +7,8 @@ import pytest
 from fairseq.data import Dictionary, data_utils
 
 from longmem_fairseq.tokenizers.folder import VOCABULARY_FILES
-from longmem_fairseq.utils import cli
 from preprocess import make_recital
+from tests.helpers.benchmark_runs import assert_one_line
 
 
 @pytest.fixture
@@ -96,10 +96,7 @@ def test_the_whole_vocabulary_is_copied(data, tmp_path, monkeypatch, root):
     ],
 )
 def test_bad_input(data, tmp_path, monkeypatch, capsys, arguments, message):
-    options = ["make_recital.py", "--data", str(data), "--dest", str(tmp_path / "recital")]
-    monkeypatch.setattr("sys.argv", options + arguments)
-    with pytest.raises(SystemExit) as stop:
-        cli.run(make_recital.main)
-    assert stop.value.code == 2
-    assert capsys.readouterr().err == f"make_recital.py: error: {message}\n"
+    arguments = ["--data", data, "--dest", tmp_path / "recital", *arguments]
+    main, program = make_recital.main, "make_recital.py"
+    assert assert_one_line(monkeypatch, capsys, main, program, *arguments) == message
     assert not (tmp_path / "recital").exists()

@@ -124,6 +124,23 @@ def test_efficiency_measures_and_reports(script, tmp_path):
     assert report.split()[3:] == [f"{tmp_path}/r/efficiency.jsonl", *plot]
 
 
+def test_a_long_training_of_the_ablations_tells_how_far_it_is(script, model, tmp_path):
+    """A second of sleep is a minute here."""
+    model("backbone", "checkpoint.pt")
+    (tmp_path / "venv" / "bin" / "fairseq-train").write_text(
+        "#!/usr/bin/env bash\necho num_updates=50\n"
+        'all="$*" && rest=${all##*--save-dir } && dir=${rest%% *}\n'
+        'mkdir -p "$dir" && touch "$dir/checkpoint_last.pt"\n'
+        "/bin/sleep 0.5\n"
+    )
+    minutes = {"BASH_FUNC_sleep%%": "() { SECONDS=$((SECONDS + 61)); /bin/sleep 0.1; }"}
+    settings = {"PARTS": "layer", "LAYERS": "1", "DATA_DIR": str(tmp_path)}
+    found, calls = script("eval/ablations.sh", **settings, **minutes)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "update 50 of 100000, about " in found.stdout
+    assert "--name layer 1 " in calls[-1]
+
+
 def test_a_training_of_the_ablations_that_fails_says_so(script, model):
     folder = model("backbone", "checkpoint.pt").parent
     settings = {"PARTS": "layer", "LAYERS": "1", "DATA_DIR": "d"}
