@@ -1,7 +1,8 @@
 """Memory files: a safetensors file whose metadata has one JSON header under the key HEADER_KEY.
 
 Header: see :mod:`memory_header`; and ``checksums`` (CRC-32 of every tensor, and of the JSON text of the
-rest as ``header``). Tensors: those of :meth:`MemoryBank.state_dict`, see :meth:`BankLayout.tensors`.
+rest as ``header``). Tensors: those of :meth:`MemoryBank.state_dict`, see :meth:`BankLayout.tensors`;
+files of format 1 have no ``token_ids``, those of formats 1 and 2 nothing of search ``hidden``.
 
 Reading a file executes nothing. But the tensors ``index.*`` of an approximate index are bytes that
 faiss (C++) parses when a bank is loaded with the same index: load one only from files you trust.
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from longmem_fairseq.memory.chunk_store import Placement
-from longmem_fairseq.memory.memory_header import FORMAT, check_contents, tensor_checksum
+from longmem_fairseq.memory.memory_header import FORMAT, READABLE, check_contents, tensor_checksum
 from longmem_fairseq.utils.replaced_file import (
     Version,
     give_usual_mode,
@@ -127,7 +128,7 @@ def read_memory_file(path: str, verify: bool = True) -> Tuple[Dict, Dict[str, Te
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} is not a memory file, or a damaged one ({error})") from error
     version = header.get("format") if isinstance(header, dict) else header
-    if version != FORMAT or not isinstance(header, dict):
+    if version not in READABLE or not isinstance(header, dict):
         raise ValueError(f"{path} is a memory file of format {version!r}, expected {FORMAT}")
     try:
         damaged = _damaged(header, tensors, verify)
@@ -139,7 +140,7 @@ def read_memory_file(path: str, verify: bool = True) -> Tuple[Dict, Dict[str, Te
 
 
 def _damaged(header: Dict, tensors: Dict[str, Tensor], verify: bool) -> List[str]:
-    """Names of damaged parts; takes the checksums out of the header.
+    """Names of damaged parts; takes the checksums out of the header, and completes the rest.
 
     Raises:
         ValueError: see :func:`check_contents`; or there are other checksums than tensors

@@ -6,27 +6,42 @@ Sizes and fill of :meth:`MemoryBank.header`; ``format``; and in the file of one 
 
 import zlib
 from dataclasses import fields
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Tuple
 
 import torch
 from torch import Tensor
 
 from longmem_fairseq.memory.bank_layout import BankLayout
+from longmem_fairseq.memory.token_log import UNKNOWN
 
 FORMAT = 3
+READABLE = (1, 2, 3)
 MOST = 2**40  # of anything that a header counts
 MOST_STREAMS = 2**20  # of which there are lists
 FILL = ("num_written", "num_pending", "sources", "in_document")
 
 
 def check_contents(header: Dict[str, Any], tensors: Dict[str, Tensor]) -> None:
-    """Raises ValueError where header and tensors are not those of a bank."""
+    """Completes header and tensors of a file of an older format to those of today's.
+
+    Raises:
+        ValueError: they are not those of a bank
+    """
+    if header["format"] < 3:
+        header.update(search="attention", search_dim=0, in_document=[])
     names = [*(field.name for field in fields(BankLayout)), *FILL]
     if missing := [name for name in names if name not in header]:
         raise ValueError(f"its header lacks {missing[0]}")
     layout = _layout(header)
+    if header["format"] < 3:
+        header["in_document"] = [False] * layout.num_streams
     _check_fill(header, layout)
     _check_tensors(header, layout, tensors)
+    if header["format"] < 2:
+        tensors["token_ids"] = torch.full(_held_shape(header, layout), UNKNOWN, dtype=torch.int32)
+    if header["format"] < 3:
+        for name in ("pending_search", "last_search"):
+            tensors[name] = torch.zeros(layout.tensors(0)[name][0])
 
 
 def tensor_checksum(tensor: Tensor) -> int:
@@ -76,9 +91,13 @@ def _is_list(value: Any, length: int, is_right: Callable[[Any], bool]) -> bool:
 def _check_tensors(header: Dict[str, Any], layout: BankLayout, tensors: Dict[str, Tensor]) -> None:
     """Raises ValueError where they are not those that the header says."""
     expected = layout.tensors(_num_slots(header, layout))
-    fill = zip(header["num_written"], header["num_pending"], strict=True)
-    fullest = max(len(layout.held(*of_bank)) for of_bank in fill)  # tokens, stored or waiting
-    expected["token_ids"] = ((layout.num_banks, fullest), torch.int32)
+    expected["token_ids"] = (_held_shape(header, layout), torch.int32)
+    younger = {
+        1: ("token_ids", "pending_search", "last_search"),
+        2: ("pending_search", "last_search"),
+    }
+    for name in younger.get(header["format"], ()):
+        del expected[name]
     for name, tensor in tensors.items():
         if name.startswith("index."):
             expected[name] = ((tensor.numel(),), torch.uint8)
@@ -101,3 +120,9 @@ def _num_slots(header: Dict[str, Any], layout: BankLayout) -> int:
     if layout.num_slots % num_shards:
         raise ValueError(f"{layout.num_slots} chunks for {num_shards} shards")
     return -(-min(max(header["num_written"]), layout.num_slots) // num_shards)
+
+
+def _held_shape(header: Dict[str, Any], layout: BankLayout) -> Tuple[int, int]:
+    """N x tokens, stored or waiting, of the fullest bank."""
+    fill = zip(header["num_written"], header["num_pending"], strict=True)
+    return layout.num_banks, max(len(layout.held(*of_bank)) for of_bank in fill)

@@ -60,7 +60,6 @@ DAMAGE = {
     "a header that is a number": with_text(lambda text: "1"),
     "a header of many levels": with_text(lambda text: "[" * 100_000),
     "the next format": with_header(format=4),
-    "an older format": with_header(format=2),
     "a format of two lines": with_header(format="1\n2"),
     "no checksums": without("checksums"),
     "checksums of another kind": lambda path: with_text(
@@ -90,6 +89,7 @@ DAMAGE = {
     "waiting keys of another type": with_tensor("pending_keys", lambda keys: keys.half()),
     "token ids of another type": with_tensor("token_ids", lambda ids: ids.long()),
     "token ids of another shape": with_tensor("token_ids", lambda ids: ids[:, 1:].contiguous()),
+    "token ids in an older format": with_header(format=1),
     "scales that are not needed": with_tensor("scales", lambda none: torch.zeros(2)),
     "negative num_written": with_header(num_written=[27, -4, 0]),
     "too few num_written": with_header(num_written=[27, 4]),

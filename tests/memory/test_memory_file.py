@@ -181,6 +181,22 @@ def test_names_of_documents_come_back(tmp_path):
     assert MemoryBank.load(path).locate(0, 1) == Source(2, name, 14)
 
 
+def test_a_file_of_format_1_has_no_token_ids(tmp_path, monkeypatch):
+    path = str(tmp_path / "memory.safetensors")
+    bank = filled()
+    monkeypatch.setattr(memory_file, "FORMAT", 1)
+    state = bank.state_dict()
+    for younger in ("token_ids", "pending_search", "last_search"):
+        del state[younger]
+    memory_file.write_memory_file(path, bank.header(), state)
+    for memory_map in (False, True):
+        loaded = MemoryBank.load(path, memory_map=memory_map)
+        check_same_search(bank, loaded)
+        held = loaded.held(0)
+        assert held == bank.held(0)
+        assert loaded.logs[0].read(held).tolist() == [-1] * len(held)
+
+
 class PowerCut(BaseException):
     pass
 

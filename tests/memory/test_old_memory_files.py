@@ -1,4 +1,4 @@
-"""Damage to memory files of search ``hidden``."""
+"""Memory files of formats 1 and 2, written here as they were laid out, and damage to format 3."""
 
 import json
 
@@ -8,6 +8,71 @@ from safetensors import safe_open
 
 from longmem_fairseq.memory import MemoryBank
 from tests.helpers.damaged_files import write
+
+BANKS, HEADS, SLOTS, CHUNK, DIM = 2, 2, 3, 2, 4
+OLD_HEADER = {
+    "num_streams": BANKS,
+    "num_heads": HEADS,
+    "head_dim": DIM,
+    "memory_size": SLOTS * CHUNK,
+    "chunk_size": CHUNK,
+    "k": 4,
+    "scope": "stream",
+    "dtype": "float32",
+    "fingerprint": "ab" * 32 + " layer 3",
+    "num_written": [4, 1],
+    "num_pending": [1, 0],
+    "sources": [[[0, "a", -1], [5, "b", -1]], []],
+}
+
+
+def old_tensors(version):
+    generator = torch.Generator().manual_seed(1)
+    shapes = {
+        "chunk_keys": (BANKS, HEADS, SLOTS, DIM),
+        "keys": (BANKS, HEADS, SLOTS, CHUNK, DIM),
+        "values": (BANKS, HEADS, SLOTS, CHUNK, DIM),
+        "pending_keys": (BANKS, HEADS, CHUNK, DIM),
+        "pending_values": (BANKS, HEADS, CHUNK, DIM),
+    }
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    if version == 2:
+        tensors["token_ids"] = torch.arange(BANKS * 7, dtype=torch.int32).view(BANKS, 7)
+    return tensors
+
+
+@pytest.mark.parametrize("memory_map", [False, True])
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_files_are_read(tmp_path, version, memory_map):
+    tensors = old_tensors(version)
+    write(tmp_path / "old", {"format": version, **OLD_HEADER}, tensors)
+    bank = MemoryBank.load(str(tmp_path / "old"), memory_map=memory_map)
+    assert bank.layout.search == "attention" and bank.layout.search_dim == 0
+    assert (bank.num_written, bank.num_pending) == ([4, 1], [1, 0])
+    assert bank.pending.in_document == [False, False]
+    for name in ("keys", "values"):
+        stored = getattr(bank.ring.store, name)
+        assert torch.equal(stored[0], tensors[name][0])
+        assert torch.equal(stored[1, :, 0], tensors[name][1, :, 0])
+    held = bank.held(0)
+    assert held == range(2, 9)
+    ids = tensors["token_ids"][0].tolist() if version == 2 else [-1] * 7
+    assert bank.logs[0].read(held).tolist() == ids
+    assert bank.documents(0) == {"a": 3, "b": 4}
+    queries = torch.randn(BANKS, HEADS, 3, DIM, generator=torch.Generator().manual_seed(2))
+    found = bank.retrieve(queries)
+    best = (queries[0] @ tensors["chunk_keys"][0].transpose(1, 2)).topk(2, dim=-1).indices
+    assert torch.equal(found.chunks[0], best) and found.scores is None
+    # it goes on, and is saved in the format of today
+    keys = torch.ones(BANKS, HEADS, 1, DIM)
+    bank.write(keys, keys, token_ids=torch.full((BANKS, 1), 77))
+    bank.save(str(tmp_path / "new"))
+    with safe_open(tmp_path / "new", framework="pt") as file:
+        assert json.loads(file.metadata()["longmem_memory"])["format"] == 3
+    again = MemoryBank.load(str(tmp_path / "new"))
+    assert again.header() == bank.header()
+    for name, tensor in bank.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
 
 
 @pytest.fixture
