@@ -15,7 +15,9 @@ from longmem_fairseq.memory import Retrieved
 
 MATCH_LENGTHS = (1, 2, 4, 8, 16, 32)  # tokens from which on a literal match counts for more
 IN_WINDOW = 32  # places of the window for each query
-NEAREST = 32  # tokens between a place and its query: nearer ones make a generated text repeat itself
+NEAREST = (
+    32  # tokens between a place and its query: nearer ones make a generated text repeat itself
+)
 # what equal tokens add to a similarity, when places of the window are chosen: the last two, and three
 LITERAL = ((2, 0.5), (3, 0.5))
 
