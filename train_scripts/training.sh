@@ -6,6 +6,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/compute_dtype.sh"
 DATA_DIR=${DATA_DIR:?folder made by preprocess/prepare_corpus.py}
 SAVE_DIR=${SAVE_DIR:?folder for the checkpoint}
+# threads that wait for each other leave the cores to other work soon: longmem_fairseq/utils/threads.py
+if [[ -z "${OMP_WAIT_POLICY:-}" ]]; then export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000}; fi
 
 fit() { # DATA [ARGUMENT ...]: fairseq-train; later arguments win
   local data=$1 updates=${UPDATES:-100000} launch segments optimization logging

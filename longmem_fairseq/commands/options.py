@@ -15,9 +15,12 @@ from longmem_fairseq.utils.allocator import keep_freed_memory
 from longmem_fairseq.utils.cli import check_positive, documented_parser
 from longmem_fairseq.utils.replaced_file import replaced_mode
 from longmem_fairseq.utils.text_files import matching_files, read_text, text_of
+from longmem_fairseq.utils.threads import wait_briefly
 
 if TYPE_CHECKING:
     from longmem_fairseq import LongMem
+
+wait_briefly()  # before PyTorch is imported
 
 
 def make_parser(description: str, reads_texts: bool = True) -> argparse.ArgumentParser:

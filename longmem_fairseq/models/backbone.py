@@ -22,6 +22,7 @@ from longmem_fairseq.modules import (
     DecoderBlock,
     LocalCache,
     Prediction,
+    pack,
     predict,
     quantize,
     store_by_inputs,
@@ -234,15 +235,14 @@ class BackboneDecoder(MemoryDecoder):
         self.requires_grad_(False)
         if int8:
             quantize(self.layers, self.compute_dtype)
+        pack(self, self.compute_dtype, keep_weight=("output_projection",))
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 module.to(self.compute_dtype)
                 if isinstance(module, nn.Linear) and self.compute_dtype == torch.float32:
                     store_by_inputs(module)
-            elif isinstance(
-                module, (nn.LayerNorm, nn.RMSNorm)
-            ):  # also where the checkpoint has others
-                module.float()
+            elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+                module.float()  # also where the checkpoint has others
         self.eval()
 
     def autocast(self, device: torch.device) -> torch.autocast:

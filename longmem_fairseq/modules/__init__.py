@@ -2,7 +2,14 @@
 
 from longmem_fairseq.modules.causal_bias import CausalBias, alibi_slopes
 from longmem_fairseq.modules.decoder_block import ACTIVATIONS, BLOCKS, DecoderBlock
-from longmem_fairseq.modules.frozen_linear import Int8Linear, quantize, store_by_inputs
+from longmem_fairseq.modules.frozen_linear import (
+    Int8Linear,
+    PackedLinear,
+    pack,
+    packing_pays,
+    quantize,
+    store_by_inputs,
+)
 from longmem_fairseq.modules.joint_attention import JointAttention, LocalCache
 from longmem_fairseq.modules.memory_attention import memory_attention, memory_weights
 from longmem_fairseq.modules.norms import NORMS, QK_NORMS, RMSNorm
@@ -22,6 +29,7 @@ __all__ = [
     "JointAttention",
     "LocalCache",
     "NORMS",
+    "PackedLinear",
     "Pointer",
     "Prediction",
     "QK_NORMS",
@@ -33,6 +41,8 @@ __all__ = [
     "log_probs_of",
     "memory_attention",
     "memory_weights",
+    "pack",
+    "packing_pays",
     "predict",
     "quantize",
     "row_blocks",

@@ -81,14 +81,14 @@ class _Blocked(torch.autograd.Function):
 def _blocks(
     queries: Tensor, keys: Tensor, bias: Optional[Tensor]
 ) -> Iterator[Tuple[int, slice, slice, Tensor]]:
-    """Row, queries, keys and mask of every block: t x L, or H x t x L."""
+    """Row, queries, keys and mask of every block: of its own tokens t x t, or with a bias H x t x L."""
     num_tokens, num_before = queries.size(2), keys.size(2) - queries.size(2)
     for start in range(0, num_tokens, BLOCK):
         block = slice(start, min(start + BLOCK, num_tokens))
         past = slice(0, num_before + block.stop)
         if bias is None:
-            mask = causal_mask(BLOCK, keys.size(2), queries.dtype, queries.device)
-            mask = mask[BLOCK - (block.stop - start) :, -past.stop :]
+            size = block.stop - start
+            mask = causal_mask(BLOCK, BLOCK, queries.dtype, queries.device)[:size, :size]
         else:
             mask = bias[:, block, past].to(queries.dtype)
         for row in range(queries.size(0)):
@@ -101,5 +101,6 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tens
     # the G heads that share keys are rows of one product
     grouped = (queries * head_dim**-0.5).reshape(keys.size(0), -1, head_dim)
     scores = torch.bmm(grouped, keys.transpose(1, 2)).view(num_heads, num_queries, -1)
-    weights = torch.softmax(scores + mask, dim=-1).view(keys.size(0), -1, keys.size(1))
+    scores[..., -mask.size(-1) :] += mask
+    weights = torch.softmax(scores, dim=-1).view(keys.size(0), -1, keys.size(1))
     return torch.bmm(weights, values).view(queries.shape)

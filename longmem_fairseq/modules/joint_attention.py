@@ -271,6 +271,8 @@ def causal_attention(
     if softcap == 0 and blocks_pay(queries, keys):
         return blocked_attention(queries, keys, values, bias)
     num_tokens, num_before = queries.size(2), keys.size(2) - queries.size(2)
+    if num_tokens == 1 and softcap == 0:
+        return _one_token(queries, keys, values, bias)
     if keys.size(1) != queries.size(1) and (keys.is_cuda or softcap > 0):
         # with a mask, few CUDA kernels know groups; the one that is always there writes out all scores
         group = queries.size(1) // keys.size(1)
@@ -293,6 +295,18 @@ def causal_attention(
         return blocks[0]
     # B x T x H x D in memory, as PyTorch's kernels write it and the output projection reads it
     return torch.cat([block.transpose(1, 2) for block in blocks], dim=1).transpose(1, 2)
+
+
+def _one_token(queries: Tensor, keys: Tensor, values: Tensor, bias: Optional[Tensor]) -> Tensor:
+    """The G heads that share keys as G queries of one head: on a CPU PyTorch reads the keys G times
+    otherwise (1.1 ms instead of 0.26 for 544 tokens of SmolLM2 in bfloat16)."""
+    num_kv_heads = keys.size(1)
+    grouped = queries.view(queries.size(0), num_kv_heads, -1, queries.size(3))  # B x H' x G x D
+    if bias is not None:  # H (or 1) x 1 x (P + 1)
+        shape = (1, num_kv_heads, grouped.size(2), bias.size(2))
+        bias = bias.expand(queries.size(1), -1, -1).reshape(shape).to(queries.dtype)
+    attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias)
+    return attended.reshape(queries.shape)
 
 
 def _attention(queries, keys, values, mask: Optional[Tensor], softcap: float) -> Tensor:

@@ -144,6 +144,16 @@ def test_groups_attend_as_their_repeated_heads_do(is_cuda, monkeypatch):
     assert asked == 2 * [(HEADS, HEADS, False) if is_cuda else (KV_HEADS, KV_HEADS, True)]
 
 
+@pytest.mark.parametrize("kind", ["ALiBi", "window"])
+def test_one_token_attends_as_the_last_of_many_does(kind):
+    *tensors, bias = local_attention(tokens=30)
+    if kind == "window":
+        bias = CausalBias(window=7)(30, torch.float32, bias.device)
+    expected = causal_attention(*tensors, bias)[:, :, -1:]
+    queries, keys, values = tensors
+    assert_close(causal_attention(queries[:, :, -1:], keys, values, bias[:, -1:]), expected)
+
+
 @pytest.mark.parametrize("softcap", [0.0, 2.0])
 @pytest.mark.parametrize("tokens", [1, 3, 256, 300, 0])
 @pytest.mark.parametrize("before", [0, 5])
