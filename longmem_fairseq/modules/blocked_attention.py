@@ -36,7 +36,7 @@ def blocks_pay(queries: Tensor, keys: Tensor) -> bool:
 def blocked_attention(
     queries: Tensor, keys: Tensor, values: Tensor, bias: Optional[Tensor] = None
 ) -> Tensor:
-    """Arguments and result of :func:`~longmem_fairseq.modules.joint_attention.causal_attention`."""
+    """Arguments and result of :func:`~longmem_fairseq.modules.causal_attention.causal_attention`."""
     with torch.autocast(queries.device.type, enabled=False):
         return _Blocked.apply(queries, keys, values, bias)
 

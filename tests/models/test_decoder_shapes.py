@@ -12,7 +12,7 @@ from longmem_fairseq.memory import MemoryBank
 from longmem_fairseq.models.backbone import BackboneDecoder, LongMemBackboneConfig
 from longmem_fairseq.models.longmem_config import LongMemConfig
 from longmem_fairseq.modules import CausalBias, JointAttention, Rotary
-from longmem_fairseq.modules.joint_attention import causal_attention
+from longmem_fairseq.modules.causal_attention import causal_attention
 from longmem_fairseq.modules.rotary import cos_sin
 from tests.helpers.small_models import SEGMENT, SIZES, document, read
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from longmem_fairseq.modules import joint_attention
+from longmem_fairseq.modules import causal_attention
 from longmem_fairseq.modules.blocked_attention import BLOCK, blocked_attention
 from longmem_fairseq.modules.causal_bias import CausalBias
 
@@ -67,7 +67,7 @@ def test_only_processors_that_gain_use_it(monkeypatch, processor, expected):
         "longmem_fairseq.modules.blocked_attention.has_instructions", instructions.__contains__
     )
     queries = torch.zeros(1, 1, 32, 8)
-    assert not joint_attention.blocks_pay(queries, queries)
+    assert not causal_attention.blocks_pay(queries, queries)
     queries = queries.bfloat16()
-    assert joint_attention.blocks_pay(queries, queries) == expected
-    assert not joint_attention.blocks_pay(queries[:, :, :31], queries)
+    assert causal_attention.blocks_pay(queries, queries) == expected
+    assert not causal_attention.blocks_pay(queries[:, :, :31], queries)

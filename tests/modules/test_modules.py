@@ -131,7 +131,7 @@ def attention(**options):
 @pytest.mark.parametrize("query_block", [256, 1, 3])
 @pytest.mark.parametrize("smeared_keys", [False, True])
 def test_local_attention_is_a_plain_softmax(smeared_keys, query_block, monkeypatch):
-    monkeypatch.setattr("longmem_fairseq.modules.joint_attention.QUERY_BLOCK", query_block)
+    monkeypatch.setattr("longmem_fairseq.modules.causal_attention.QUERY_BLOCK", query_block)
     module, bias, x = attention(smeared_keys=smeared_keys)
     expected = module.out_proj(merged(naive_local(module, x, alibi_slopes(HEADS))))
     output = module(x, bias)
