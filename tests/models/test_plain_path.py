@@ -6,7 +6,13 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from longmem_fairseq.models import backbone
-from longmem_fairseq.modules import DecoderBlock, Prediction, Rotary, joint_attention
+from longmem_fairseq.modules import (
+    DecoderBlock,
+    Prediction,
+    Rotary,
+    causal_attention,
+    joint_attention,
+)
 from longmem_fairseq.modules.norms import RMSNorm
 from tests.helpers.small_models import build_model, save_backbone, train
 
@@ -60,7 +66,7 @@ def plain_norm(norm, x):
 def test_a_hundred_updates_have_the_losses_of_the_plain_path(blocked, task, tmp_path, monkeypatch):
     """Attention in blocks, where it does not pay here, too."""
     path = save_backbone(tmp_path / "llama.pt", task.source_dictionary, 1, **LLAMA)
-    monkeypatch.setattr(joint_attention, "blocks_pay", lambda queries, keys: blocked)
+    monkeypatch.setattr(causal_attention, "blocks_pay", lambda queries, keys: blocked)
     fast = losses(task, path)
     monkeypatch.setattr(joint_attention, "causal_attention", plain_attention)
     monkeypatch.setattr(backbone, "predict", plain_prediction)
