@@ -52,6 +52,13 @@ class Rules(NamedTuple):
     complete: Callable[[Question, str], bool]
 
 
+class Answer(NamedTuple):
+    """An answer, and the tokens that the window held before it."""
+
+    text: str
+    window_tokens: int
+
+
 class ContextReader:
     """Asks questions about contexts, greedily.
 
@@ -68,17 +75,15 @@ class ContextReader:
     """
 
     def __init__(self, lm: LongMem, rules: Rules, excerpts: int = 0, words_only: bool = False):
-        self.lm, self.rules, self.prompts, self.excerpts = lm, rules, PromptReader(lm), excerpts
+        self.lm, self.rules, self.prompts = lm, rules, PromptReader(lm)
+        self.excerpts, self.words_only = excerpts, words_only
         self.has_memory = self.prompts.has_memory
-        if excerpts and not self.has_memory:
-            raise ValueError(
-                f"--excerpts ({excerpts}) needs a model with a memory bank: leave it out"
-            )
         if excerpts:
             check_excerpts(excerpts)
-        if words_only and not excerpts:
+            if not self.has_memory:
+                raise ValueError(f"--excerpts ({excerpts}) needs a model with a memory bank")
+        elif words_only:
             raise ValueError("--words-only needs --excerpts: nothing else finds words")
-        self.words_only = words_only
 
     def memorize(self, context: str) -> None:
         """Leaves nothing but this context in memory, if there is one.
@@ -113,25 +118,21 @@ class ContextReader:
         shown = context[max(0, len(context) - (size - needed)) :]
         return torch.cat([start, head, shown, asked])
 
-    def answer(self, question: Question) -> str:
-        """The text of the most likely tokens; the memory stays as it is."""
-        stream = TextStream(self.lm.tokenizer)
+    def answer(self, question: Question) -> Answer:
+        """The most likely tokens; the memory stays as it is."""
+        stream, window = TextStream(self.lm.tokenizer), self.window(question)
 
         def on_token(_: int, token: Token) -> bool:
             stream.push(token.index)
             return self.rules.complete(question, stream.text)
 
-        decode(
-            self.lm.decoder,
-            self.lm.tokenizer,
-            [self.window(question)],
-            self.rules.max_new_tokens,
-            on_token,
-        )
+        decode(self.lm.decoder, self.lm.tokenizer, [window], self.rules.max_new_tokens, on_token)
         stream.finish()
-        return stream.text
+        return Answer(stream.text, len(window) - len(self.prompts.start))
 
-    def answers(self, question: Question, following: Question, memories: Sequence[str]) -> Dict:
+    def answers(
+        self, question: Question, following: Question, memories: Sequence[str]
+    ) -> Dict[str, Answer]:
         """Of a question with its own and with an empty memory, and as "other" of the question that
         *follows* with this one's memory, which is thus written once."""
         answers = {}
@@ -147,15 +148,13 @@ class ContextReader:
         return answers
 
     def token_counts(self, questions: Sequence[Question]) -> Dict[str, int]:
-        """Tokens of all prompts, and of these those in the windows and those memorized."""
-        contexts = sum(len(self.prompts.tokens(question.context)) for question in questions)
-        rest = sum(
-            len(self.prompts.tokens(text)) for q in questions for text in (q.head, q.question)
+        """Tokens of all prompts, and those memorized."""
+        contexts, heads, asked = (
+            sum(len(self.prompts.tokens(getattr(question, part))) for question in questions)
+            for part in ("context", "head", "question")
         )
-        windows = sum(len(self.window(question)) - 1 for question in questions)
         memorized = contexts if self.has_memory else 0
-        counts = {"tokens": contexts + rest, "window_tokens": windows}
-        return {**counts, "memorized_tokens": memorized}
+        return {"tokens": contexts + heads + asked, "memorized_tokens": memorized}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -166,20 +165,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--excerpts",
         type=int,
         default=0,
-        help="tokens of the memory that share words with the question and are read again before it, at "
-        "most (default: 0)",
+        help="tokens of the memory, at most, that share words with the question, to be read before it",
     )
     add(
         "--words-only",
         action="store_true",
-        help="memorize the tokens of a context without reading them with the model: --excerpts alone "
-        "find them",
+        help="memorize the tokens of a context without reading them: --excerpts find them",
     )
     add(
         "--memory",
         default="own",
-        help="contents of a model's memory, with commas: own, the question's context; the controls "
-        "empty, and other, the context of the question before",
+        help="contents of the memory, with commas: own, the question's context; the controls empty, "
+        "and other, the context of the question before",
     )
 
 
@@ -237,10 +234,9 @@ def evaluate(
     key = model_options.settings(args, reader.lm.model, benchmark, {"data": file_hash(path)})
     log, name = ItemLog(args.results, key), f"{setting['task']} {setting['length']}"
     answers, seconds = _ask(reader, questions, memories, log, name)
-    counts = reader.token_counts(questions)
     for memory in memories:
         scores = [
-            100 * reader.rules.score(question, answer)
+            100 * reader.rules.score(question, answer.text)
             for question, answer in zip(questions, answers[memory], strict=True)
         ]
         result = {
@@ -255,7 +251,8 @@ def evaluate(
             "examples": len(questions),
             "score": statistics.mean(scores),
             "standard_error": statistics.pstdev(scores) / len(scores) ** 0.5,
-            **counts,
+            **reader.token_counts(questions),
+            "window_tokens": sum(answer.window_tokens for answer in answers[memory]),
             "seconds": round(seconds, 1),
         }
         append_result(args.results, result)
@@ -268,7 +265,7 @@ def _ask(
     memories: Sequence[str],
     log: ItemLog,
     name: str,
-) -> Tuple[Dict[str, List[str]], float]:
+) -> Tuple[Dict[str, List[Answer]], float]:
     """Asks the questions that are not in *log* yet.
 
     Args:
@@ -277,7 +274,7 @@ def _ask(
     Returns:
         for every memory the answers in the order of the questions, and the seconds that they took
     """
-    answers: Dict[str, List[str]] = {memory: [""] * len(questions) for memory in memories}
+    answers = {memory: [Answer("", 0)] * len(questions) for memory in memories}
     seconds = 0.0
     for number, question in enumerate(tqdm(questions, desc=name, unit=" questions")):
         following, item = (number + 1) % len(questions), f"{name} {number}"
@@ -287,15 +284,15 @@ def _ask(
             log.add(item, {"answers": given, "seconds": watch.seconds})
         seconds += log.done[item]["seconds"]
         for memory, answer in log.done[item]["answers"].items():
-            answers[memory][following if memory == "other" else number] = answer
+            answers[memory][following if memory == "other" else number] = Answer(*answer)
     return answers, seconds
 
 
 def described(result: Dict, has_memory: bool) -> str:
     """A result in a line, which says how much of a prompt did not fit a window without memory."""
     tokens, window = (round(result[f] / result["examples"]) for f in ("tokens", "window_tokens"))
-    line = f"{result['name']}: {result['setting']['task']}, {result['setting']['length']}: "
-    line += f"{result['score']:.1f}% of {result['examples']}"
+    setting, score = result["setting"], f"{result['score']:.1f}% of {result['examples']}"
+    line = f"{result['name']}: {setting['task']}, {setting['length']}: {score}"
     if has_memory:
         return f"{line}, {result['memory']} memory"
     lost = f", of which the window holds {window:,}" if window < tokens else ""

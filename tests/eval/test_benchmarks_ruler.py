@@ -56,7 +56,10 @@ def arguments(data, model, *more):
 def answers_in(results):
     """The answers that a run logged, by task, length and number."""
     (path,) = (results.parent / f"{results.name}.items").iterdir()
-    return {record["item"]: record["answers"] for record in lines(path)[1:]}
+    return {
+        record["item"]: {memory: text for memory, (text, _) in record["answers"].items()}
+        for record in lines(path)[1:]
+    }
 
 
 @torch.no_grad()
