@@ -102,7 +102,7 @@ def _attended(lookup: Lookup, num_tokens: int, attention: JointAttention) -> _Sh
     queries, found = lookup.queries, lookup.found  # queries 1 x H' x G * T x D
     if found.scores is None:
         weights, scores = memory_weights(queries, found)
-        gates = attention.gate.view(weights.size(1), -1).mean(dim=1).view(1, -1, 1, 1)
+        gates = attention.gate.view(1, -1, 1, 1)
     else:
         group = queries.size(2) // num_tokens
         queries = queries.unflatten(2, (group, num_tokens)).flatten(1, 2)  # 1 x H x T x D
@@ -115,7 +115,9 @@ def _attended(lookup: Lookup, num_tokens: int, attention: JointAttention) -> _Sh
         for tensor in (weights, scores, found.chunks)
     )
     weights, scores, chunks = by_head
-    gates = gates[0, :, :, 0].expand(len(weights), num_tokens)
+    # those of heads that retrieve together are averaged
+    gates = gates[0, :, :, 0].unflatten(0, (len(weights), -1)).mean(dim=1)
+    gates = gates.expand(-1, num_tokens)
     return _Shares(weights, scores, chunks, gates)
 
 

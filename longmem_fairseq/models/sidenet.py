@@ -6,7 +6,7 @@ S = L / r SideNet layers, m retrieval layer index, V vocabulary.
 
 import logging
 from functools import partial
-from typing import List, Optional, Sequence, Set, Tuple
+from typing import Optional, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,6 @@ from longmem_fairseq.models.memory_decoder import MemoryDecoder
 from longmem_fairseq.models.reading import Entries, Lookup, Reading
 from longmem_fairseq.modules import (
     JointAttention,
-    LocalCache,
     Pointer,
     Prediction,
     SearchKeys,
@@ -31,8 +30,7 @@ from longmem_fairseq.modules import (
 from longmem_fairseq.modules.places import (
     Places,
     contexts_of,
-    places_in_memory,
-    places_in_window,
+    places_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -195,13 +193,14 @@ class SideNetDecoder(MemoryDecoder):
                 lookup = Lookup(partial(_already, found), found)
             x = self._run_sidenet(states, biases, lookup, caches)
             x = (self.layer_norm or self.backbone.layer_norm)(x[:, first:])
-            if retrieve is None:
-                memorized = None  # nothing is in memory
-            found = None if lookup is None else lookup.found
             places = None
             if self.pointer is not None:
-                window = (entries.search_keys, src_tokens, before, caches)
-                places = _places(found, window, x.size(1), memorized)
+                search_keys, tokens = entries.search_keys, src_tokens
+                if caches is not None:
+                    search_keys = caches[-1].extend_search_keys(search_keys)
+                    tokens = torch.cat([before, src_tokens], dim=1)
+                if lookup is not None and lookup.found is not None:
+                    places = places_of(lookup.found, search_keys, tokens, x.size(1), memorized)
             prediction, pointer = self._predict(x, places, target)
         return Reading(prediction.logits, entries, pointer, lookup, prediction.losses)
 
@@ -212,16 +211,25 @@ class SideNetDecoder(MemoryDecoder):
 
         Args:
             x: B x T x C, after the final norm
-            places: of the T tokens; None without a pointer
+            places: of the T tokens; None without a pointer, or with nothing in memory
         """
         if places is None:
-            return self.backbone.predict(x, target), None
+            return self._with_zero_gradient(self.backbone.predict(x, target)), None
         prediction = self.backbone.predict(x, target, ids=places.ids)
         pointer = self.pointer(places, x, prediction.log_probs)
         if target is None:
             return prediction, pointer
         losses = pointer.losses(prediction.losses, target, self.padding_idx)
         return prediction._replace(losses=losses), pointer
+
+    def _with_zero_gradient(self, prediction: Prediction) -> Prediction:
+        """For a pointer to nothing: a gradient of zero, not none; see
+        :meth:`JointAttention.forward`."""
+        if self.pointer is None or not self.training:
+            return prediction
+        zero = 0 * sum(p.sum() for p in self.pointer.parameters())
+        made = {name: t for name, t in prediction._asdict().items() if t is not None}
+        return prediction._replace(**{name: t + zero for name, t in made.items()})
 
     @property
     def _needed_states(self) -> Set[int]:
@@ -272,27 +280,3 @@ class SideNetDecoder(MemoryDecoder):
 def _already(found: Optional[Retrieved], queries: Tensor) -> Optional[Retrieved]:
     """The retrieval of an attention layer after another search: *found*, whatever its queries."""
     return found
-
-
-def _places(
-    found: Optional[Retrieved],
-    window: Tuple[Tensor, Tensor, Optional[Tensor], Optional[List[LocalCache]]],
-    num_new: int,
-    memorized: Optional[Tensor],
-) -> Places:
-    """The places for the last *num_new* tokens, in memory and in the window.
-
-    Args:
-        found: in memory, by those tokens and some before
-        window: search keys and tokens, B x T (x E), the tokens before them and the caches
-        memorized: see :meth:`MemoryDecoder.read`
-    """
-    search_keys, tokens, before, caches = window
-    if caches is not None:
-        search_keys = caches[-1].extend_search_keys(search_keys)
-        tokens = torch.cat([before, tokens], dim=1)
-    in_window = places_in_window(search_keys, tokens, num_new, memorized)
-    if found is None:
-        return in_window
-    first = found.scores.size(1) - num_new
-    return places_in_memory(found.from_query(first)).and_those(in_window)

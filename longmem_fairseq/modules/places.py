@@ -57,6 +57,27 @@ def contexts_of(tokens: Tensor, before: Optional[Tensor] = None) -> Tensor:
     return windows[:, windows.size(1) - tokens.size(1) :].flip(-1)  # B x T x M
 
 
+def places_of(
+    found: Retrieved,
+    search_keys: Tensor,
+    tokens: Tensor,
+    num_new: int,
+    memorized: Optional[Tensor] = None,
+) -> Places:
+    """The places of the last *num_new* tokens in memory and, of those that found some there, in the
+    window: with an empty memory a model without a SideNet is its backbone, exactly.
+
+    Args:
+        found: in memory, by those tokens and some before
+        search_keys, tokens, memorized: see :func:`places_in_window`
+    """
+    in_memory = places_in_memory(found.from_query(found.scores.size(1) - num_new))
+    in_window = places_in_window(search_keys, tokens, num_new, memorized)
+    nothing = in_memory.similarities.isneginf().all(dim=-1, keepdim=True)
+    similarities = in_window.similarities.masked_fill(nothing, -torch.inf)
+    return in_memory.and_those(in_window._replace(similarities=similarities))
+
+
 def places_in_memory(found: Retrieved) -> Places:
     """The places that T tokens retrieved."""
     similarities = found.scores.repeat_interleave(found.store.chunk_size, dim=-1)

@@ -38,14 +38,12 @@ class SlowMemory:
     def probs(self, tokens):
         """Probabilities of the token after each of 1 x T, T x V; and the weights of the pointer, T."""
         model = self.decoder.backbone.read(tokens).logits[0].double().softmax(dim=-1)
+        if not self.keys:
+            return model, torch.zeros(len(model))
         keys, window = self.keys_of(tokens), tokens[0].tolist()
         rows, weights = [], []
         for t in range(len(model)):
             places = self.in_memory(keys[t], window[: t + 1]) + in_window(keys, window, t)
-            if not places:
-                rows.append(model[t])
-                weights.append(torch.tensor(0.0))
-                continue
             scores, ids, matches, near = (
                 torch.tensor(column) for column in zip(*places, strict=True)
             )
@@ -63,8 +61,6 @@ class SlowMemory:
 
     def in_memory(self, key, context):
         """Similarity, token, class of literal matches and whether it is near, of the best places."""
-        if not self.keys:
-            return []
         scores, places = (torch.stack(self.keys) @ key).topk(min(self.k, len(self.keys)))
         found = zip(scores.tolist(), places.tolist(), strict=True)
         return [
@@ -98,12 +94,8 @@ def match_class(before, context):
     return sum(match_length(before, context) >= least for least in MATCH_LENGTHS)
 
 
-def slow_reading(lm, text, remembered=(), forgetful=False):
-    """Log-probabilities of a text's tokens, and the weights of the pointer, one segment at a time.
-
-    Args:
-        forgetful: nothing is memorized
-    """
+def slow_reading(lm, text, remembered=()):
+    """Log-probabilities of a text's tokens, and the weights of the pointer, one segment at a time."""
     tokens, log_probs, weights = lm._tokens(text, False), [], []
     memory, window = SlowMemory(lm), lm.decoder.window
     for document in remembered:
@@ -115,8 +107,6 @@ def slow_reading(lm, text, remembered=(), forgetful=False):
         following = tokens[0, start + 1 : stop + 1].unsqueeze(-1)
         log_probs.append(probs.log().gather(-1, following).squeeze(-1))
         weights.append(weight)
-        if forgetful:
-            continue
         # now the text so far is a document of its own
         del memory.keys[before:], memory.next[before:]
         keys = [memory.keys_of(s) for s in tokens[:, :stop].split(window, dim=1)]
