@@ -275,3 +275,14 @@ def test_kinds_of_loading(folder):
     half = load(folder, dtype="bfloat16")
     half.memorize(DOCUMENTS["a"], names="a", progress=False)
     assert half.score(TEXT).log_probs.isfinite().all()
+
+
+@pytest.mark.gpu
+def test_hit_rates_on_a_gpu(folder):
+    options = {"pointer": "constant", "memory_size": 1024, "tokens_per_sample": WINDOW}
+    found = [
+        hit_rates.hits_of(LongMem.from_pretrained(folder, device=device, **options), TEXT)
+        for device in ("cpu", "cuda")
+    ]
+    for on_cpu, on_gpu in zip(*found, strict=True):
+        assert_close(on_gpu, on_cpu)
