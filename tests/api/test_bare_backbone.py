@@ -87,29 +87,29 @@ def test_scores_are_those_of_the_slow_mixture(lm, folder):
 
 def test_a_saved_memory_and_a_forgotten_document(lm, folder, tmp_path):
     lm.save_memory(tmp_path / "memory")
+    load(folder, dtype="bfloat16").load_memory(tmp_path / "memory")  # nothing in it has a type
     expected = lm.score(TEXT).log_probs
+    never = load(folder)
+    never.memorize([DOCUMENTS["a"], DOCUMENTS["c"]], names=["a", "c"], progress=False)
+    without, retrieved = never.score(TEXT).log_probs, never.retrieved(TEXT)
+    assert not torch.equal(without, expected)
     for memory_map in (False, True):
         other = load(folder)
         other.load_memory(tmp_path / "memory", memory_map=memory_map)
         assert torch.equal(other.score(TEXT).log_probs, expected)
-        load(folder, dtype="bfloat16").load_memory(tmp_path / "memory")  # nothing in it has a type
-        tokens = lm.tokenizer.indices(DOCUMENTS["b"]).size
         with pytest.raises(ValueError) as error:
             other.forget("d")
         assert str(error.value) == "no document 'd' is in memory, which holds: 'a', 'b', 'c'"
-        assert other.forget("b") == tokens
-        never = load(folder)
-        never.memorize([DOCUMENTS["a"], DOCUMENTS["c"]], names=["a", "c"], progress=False)
-        assert torch.equal(other.score(TEXT).log_probs, never.score(TEXT).log_probs)
-        assert not torch.equal(other.score(TEXT).log_probs, expected)
-        assert other.retrieved(TEXT) == never.retrieved(TEXT)
-        assert not {"b"} & {p.document for token in other.retrieved(TEXT) for p in token.passages}
+        assert other.forget("b") == lm.tokenizer.indices(DOCUMENTS["b"]).size
+        assert torch.equal(other.score(TEXT).log_probs, without)
+        assert other.retrieved(TEXT) == retrieved
         left = other.memory.single_bank(other.device).held(0)
         assert other.forget() == len(left) and not len(
             other.memory.single_bank(other.device).held(0)
         )
         with other.frozen_memory(), pytest.raises(ValueError, match="the memory is frozen"):
             other.forget("a")
+    assert "b" not in {passage.document for token in retrieved for passage in token.passages}
 
 
 def test_words_are_remembered_without_reading_them(lm):
