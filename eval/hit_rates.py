@@ -53,9 +53,9 @@ def hits_of(lm: LongMem, text: str) -> Hits:
     parts, read = [Hits(*torch.empty(3, 0).unbind())], 0
     tokens = document_tokens(lm.tokenizer, text)
     for segment, overlap in decoder.segments(tokens[:, :-1]):
-        reading = decoder.read(segment, bank.retrieve)
+        reading = decoder.read(segment.to(lm.device), bank.retrieve)
         if reading.lookup.found is not None:
-            ids = reading.lookup.found.token_ids[0, overlap:]  # T x K
+            ids = reading.lookup.found.token_ids[0, overlap:].cpu()  # T x K
             next_tokens = tokens[0, read + 1 : read + 1 + len(ids)]
             held = torch.bincount(bank.logs[0].read(bank.held(0)), minlength=len(lm.dictionary))
             counts = held[next_tokens]

@@ -86,29 +86,29 @@ def test_scores_are_those_of_the_slow_mixture(lm, folder):
 
 def test_a_saved_memory_and_a_forgotten_document(lm, folder, tmp_path):
     lm.save_memory(tmp_path / "memory")
+    load(folder, dtype="bfloat16").load_memory(tmp_path / "memory")  # nothing in it has a type
     expected = lm.score(TEXT).log_probs
+    never = load(folder)
+    never.memorize([DOCUMENTS["a"], DOCUMENTS["c"]], names=["a", "c"], progress=False)
+    without, retrieved = never.score(TEXT).log_probs, never.retrieved(TEXT)
+    assert not torch.equal(without, expected)
     for memory_map in (False, True):
         other = load(folder)
         other.load_memory(tmp_path / "memory", memory_map=memory_map)
         assert torch.equal(other.score(TEXT).log_probs, expected)
-        load(folder, dtype="bfloat16").load_memory(tmp_path / "memory")  # nothing in it has a type
-        tokens = lm.tokenizer.indices(DOCUMENTS["b"]).size
         with pytest.raises(ValueError) as error:
             other.forget("d")
         assert str(error.value) == "no document 'd' is in memory, which holds: 'a', 'b', 'c'"
-        assert other.forget("b") == tokens
-        never = load(folder)
-        never.memorize([DOCUMENTS["a"], DOCUMENTS["c"]], names=["a", "c"], progress=False)
-        assert torch.equal(other.score(TEXT).log_probs, never.score(TEXT).log_probs)
-        assert not torch.equal(other.score(TEXT).log_probs, expected)
-        assert other.retrieved(TEXT) == never.retrieved(TEXT)
-        assert not {"b"} & {p.document for token in other.retrieved(TEXT) for p in token.passages}
+        assert other.forget("b") == lm.tokenizer.indices(DOCUMENTS["b"]).size
+        assert torch.equal(other.score(TEXT).log_probs, without)
+        assert other.retrieved(TEXT) == retrieved
         left = other.memory.single_bank(other.device).held(0)
         assert other.forget() == len(left) and not len(
             other.memory.single_bank(other.device).held(0)
         )
         with other.frozen_memory(), pytest.raises(ValueError, match="the memory is frozen"):
             other.forget("a")
+    assert "b" not in {passage.document for token in retrieved for passage in token.passages}
 
 
 def test_words_are_remembered_without_reading_them(lm):
@@ -275,3 +275,14 @@ def test_kinds_of_loading(folder):
     half = load(folder, dtype="bfloat16")
     half.memorize(DOCUMENTS["a"], names="a", progress=False)
     assert half.score(TEXT).log_probs.isfinite().all()
+
+
+@pytest.mark.gpu
+def test_hit_rates_on_a_gpu(folder):
+    options = {"pointer": "constant", "memory_size": 1024, "tokens_per_sample": WINDOW}
+    found = [
+        hit_rates.hits_of(LongMem.from_pretrained(folder, device=device, **options), TEXT)
+        for device in ("cpu", "cuda")
+    ]
+    for on_cpu, on_gpu in zip(*found, strict=True):
+        assert_close(on_gpu, on_cpu)

@@ -213,7 +213,7 @@ def test_questions_point_to_the_tokens_of_answer_and_mention(tmp_path):
 
 def test_recall_corpus_end_to_end_has_single_token_names_and_values(tmp_path):
     source, dest = tmp_path / "source", tmp_path / "corpus"
-    sizes = ["--train-documents", "60", "--test-documents", "1", "--test-words", "4000"]
+    sizes = ["--train-documents", "15", "--test-documents", "1", "--test-words", "4000"]
     make_recall_corpus.main(["--dest", str(source), *sizes])
     manifest = prepare(source, dest, "--vocab-size", "2000")
     assert manifest["chance"] == 0.025
