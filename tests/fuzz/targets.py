@@ -206,14 +206,12 @@ TARGETS: Dict[str, Target] = {
     "jsonl_zst": Target(seeds.corpus, "source/valid.jsonl.zst", read_corpus),
     "text": Target(seeds.corpus, "source/test/a.txt", read_corpus),
     "latex_archive": Target(
-        seeds.latex, "papers/paper.tar.gz", lambda f: list(latex_papers(f / "papers", False))
+        seeds.latex, "papers/paper.tar.gz", lambda f: list(latex_papers(f / "papers"))
     ),
     "latex_gzip": Target(
-        seeds.latex, "papers/paper.gz", lambda f: list(latex_papers(f / "papers", False))
+        seeds.latex, "papers/paper.gz", lambda f: list(latex_papers(f / "papers"))
     ),
-    "latex": Target(
-        seeds.latex, "papers/one/main.tex", lambda f: list(latex_papers(f / "papers", False))
-    ),
+    "latex": Target(seeds.latex, "papers/one/main.tex", lambda f: list(latex_papers(f / "papers"))),
     "books_table": Target(seeds.tables, "books.csv", read_books),
     "gutenberg": Target(seeds.book, "books/1.txt", extract_book),
     "chapterbreak_offsets": Target(
